@@ -1,0 +1,88 @@
+"""The NumPy backend object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import polyopt.backend as protocol
+from polyopt.backend import LossFunction
+from polyopt.errors import InputError, nearest
+from polyopt.ops import DTYPES
+from polyopt.trace import Program
+from polyopt_numpy import ops
+from polyopt_numpy.lift import lift
+
+
+class NumpyBackend:
+    """NumPy on the CPU."""
+
+    name = "numpy"
+    api_version = protocol.API_VERSION
+    ops = ops
+
+    def versions(self) -> dict[str, str]:
+        return {"numpy": np.__version__}
+
+    def is_array(self, x: object) -> bool:
+        return isinstance(x, np.ndarray | np.generic)
+
+    def is_traced(self, x: object) -> bool:
+        return False
+
+    def dtype_name(self, x: Any) -> str:
+        return str(x.dtype.name)
+
+    def dtype(self, name: str) -> Any:
+        if name not in DTYPES:
+            raise InputError(f"unknown dtype {name!r}; {nearest(name, DTYPES)}")
+        return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+    def from_numpy(self, x: Any, *, dtype: str | None = None, device: str | None = None) -> Any:
+        self.device(device)
+        return np.array(x, dtype=None if dtype is None else self.dtype(dtype))
+
+    def to_numpy(self, x: Any) -> Any:
+        return np.asarray(x)
+
+    def enable_float64(self) -> None:
+        pass
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def device(self, name: str | None) -> Any:
+        if name not in (None, "cpu"):
+            raise InputError(f"device {name!r}: NumPy runs on 'cpu' alone")
+        return "cpu"
+
+    def device_name(self, x: Any) -> str:
+        return "cpu"
+
+    def to_device(self, x: Any, device: str) -> Any:
+        self.device(device)
+        return x
+
+    def synchronize(self, tree: Any = None) -> None:
+        pass
+
+    def stop_gradient(self, x: Any) -> Any:
+        return x
+
+    def value_and_grad(self, loss: LossFunction, *, compiled: bool = True) -> Callable[..., Any]:
+        from polyopt_numpy.grad import value_and_grad
+
+        return value_and_grad(loss)
+
+    def compile(self, function: Callable[..., Any], *, exact: bool = False) -> Callable[..., Any]:
+        return lambda *args: function(ops, *args)
+
+    def lift(self, program: Program, *, compiled: bool = True) -> protocol.Lifted:
+        return lift(self, program, compiled)
+
+    def assign(self, target: Any, value: Any) -> Any:
+        target[...] = value
+        return target

@@ -1,0 +1,46 @@
+"""polyopt: training recipes written once, run on NumPy, PyTorch, TensorFlow and JAX.
+
+Importing it loads no framework, not even NumPy: every public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polyopt.clipping import ClipByGlobalNorm as ClipByGlobalNorm
+    from polyopt.optim import SGD as SGD
+    from polyopt.optim import Adam as Adam
+    from polyopt.optimizer import Optimizer as Optimizer
+    from polyopt.optimizer import apply as apply
+    from polyopt.registry import backend_context as backend_context
+    from polyopt.registry import set_backend as set_backend
+    from polyopt.rule import chain as chain
+    from polyopt.rule import partition as partition
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "polyopt.clipping": "ClipByGlobalNorm",
+    "polyopt.optim": "SGD Adam",
+    "polyopt.optimizer": "Optimizer apply",
+    "polyopt.registry": "backend_context set_backend",
+    "polyopt.rule": "chain partition",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        from polyopt.errors import nearest
+
+        raise AttributeError(f"polyopt has no {name!r}; {nearest(name, _HOME_OF)}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

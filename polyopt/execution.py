@@ -1,0 +1,211 @@
+"""One update: group the leaves that share a pipeline, a dtype and a step, and run their segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import polyopt.scalar as host
+from polyopt import lifting
+from polyopt.backend import Backend
+from polyopt.ops import Array
+from polyopt.plan import Part, Plan, Segment, program
+from polyopt.rule import Global, Leafwise, Rule
+from polyopt.tree import Flat
+
+Resolve = Callable[[str, Rule, Any, Any], SimpleNamespace]
+"""``resolve(key, rule, xp, step)``: a rule's hyperparameters at ``step``, schedules evaluated."""
+
+
+def compute_dtype(dtype: str) -> str:
+    """The dtype in which a leaf of ``dtype`` is updated, and in which its slots are kept.
+
+    >>> compute_dtype("bfloat16"), compute_dtype("float64")
+    ('float32', 'float64')
+    """
+    return "float64" if dtype == "float64" else "float32"
+
+
+@dataclass
+class Group:
+    """Leaves that share a pipeline, a compute dtype, a step count and their scalar slots."""
+
+    pipeline: tuple[Segment, ...]
+    indices: list[int]
+    dtype: str
+    missed: int
+    scalar_slots: dict[str, Any]
+    updates: list[Array]
+    done: int = 0
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def segment(self) -> Segment | None:
+        """The segment that comes next."""
+        return self.pipeline[self.done] if self.done < len(self.pipeline) else None
+
+
+class Execution:
+    """The arrays of one update and how far they have come."""
+
+    def __init__(
+        self, backend: Backend, flat: Flat, state: dict[str, Any], resolve: Resolve, compiled: bool
+    ) -> None:
+        self.backend, self.flat, self.state = backend, flat, state
+        self.resolve, self.compiled = resolve, compiled
+        step = state["step"]
+        self.step = step if backend.is_array(step) and backend.is_traced(step) else int(step)
+        self.measured: dict[str, dict[str, Array]] = {}
+
+    def advance(
+        self, plan: Plan, g: Sequence[Array | None], output: str, donate: bool
+    ) -> tuple[list[Array | None], dict[str, Any]]:
+        """Run every leaf with a gradient through its pipeline: ``(new leaves or updates, new state)``."""
+        groups = self._groups(plan, g)
+        waiting = [group for group in groups if group.pipeline]
+        while waiting:
+            for group in waiting:
+                self._run_until_unmeasured(group, output, donate)
+            waiting = [group for group in waiting if group.segment]
+            if waiting:
+                self._measure(waiting)
+        return self._collect(plan, groups, g, output)
+
+    def _groups(self, plan: Plan, g: Sequence[Array | None]) -> list[Group]:
+        groups: dict[tuple[Any, ...], Group] = {}
+        missed, slots, paths = self.state["missed"], self.state["slots"], self.flat.paths
+        for pipeline, indices in plan.classes:
+            scalar = [
+                name
+                for segment in pipeline
+                for part in segment.parts
+                for name, slot in part.names
+                if slot.shape == "scalar"
+            ]
+            for i in indices:
+                gradient = g[i]
+                if gradient is None:
+                    continue
+                path = paths[i]
+                dtype = compute_dtype(self.backend.dtype_name(self.flat.leaves[i]))
+                values = {name: slots[name][path] for name in scalar}
+                same = tuple(v if isinstance(v, float) else id(v) for v in values.values())
+                key = (id(pipeline), dtype, missed.get(path, 0), same)
+                if key not in groups:
+                    groups[key] = Group(pipeline, [], dtype, missed.get(path, 0), values, [])
+                groups[key].indices.append(i)
+                groups[key].updates.append(gradient)
+        return list(groups.values())
+
+    def _run_until_unmeasured(self, group: Group, output: str, donate: bool) -> None:
+        while (segment := group.segment) is not None:
+            if segment.awaits is not None and segment.parts[0].key not in self.measured:
+                return
+            last = group.done == len(group.pipeline) - 1
+            self._run_segment(group, segment, output if last else "update", donate)
+            group.done += 1
+
+    def _run_segment(self, group: Group, segment: Segment, output: str, donate: bool) -> None:
+        paths = [self.flat.paths[i] for i in group.indices]
+        arrays = {"g": group.updates, "p": [self.flat.leaves[i] for i in group.indices]}
+        for part in segment.parts:
+            for name, slot in part.names:
+                if slot.shape == "like":
+                    arrays[name] = [self.state["slots"][name][path] for path in paths]
+        scalars: dict[str, Any] = {}
+        for part in segment.parts:
+            scalars |= self._scalars(group, part)
+        if segment.leafwise:
+            outputs = self._leafwise(segment.parts[0], arrays, scalars, group.dtype, output)
+        else:
+            code = program(segment.parts, output)
+            lift = lifting.lifted(self.backend, code, self.compiled)
+            wanted = {name: scalars[name] for name in code.scalars}
+            outputs = lift(arrays, wanted, group.dtype, donate=donate)
+        group.updates = outputs.pop(output)
+        group.results |= outputs
+
+    def _leafwise(
+        self, part: Part, arrays: dict[str, Any], scalars: dict[str, Any], dtype: str, output: str
+    ) -> dict[str, list[Array]]:
+        own = {slot.name: name for name, slot in part.names if slot.shape == "like"}
+        inner = {n: arrays[own.get(n, n)] for n in ("g", "p", *own)}
+        assert isinstance(part.rule, Leafwise)
+        run = _leafwise(self.backend, part, output == "p", self.compiled)
+        xp = self.backend.ops
+        c = {
+            n.removeprefix(part.key): v
+            if self.backend.is_array(v)
+            else xp.asarray(v, dtype=self.backend.dtype(dtype))
+            for n, v in scalars.items()
+        }
+        return {own.get(n, n): v for n, v in run(inner, c, dtype).items()}
+
+    def _scalars(self, group: Group, part: Part) -> dict[str, Any]:
+        """The coefficients of ``part`` by their names in the program; scalar slots move on by the way."""
+        if isinstance(self.step, int):
+            xp, t, step = host, self.step + 1 - group.missed, self.step
+        else:
+            xp = lifting.TracedScalars(self.backend, group.dtype)
+            step = lifting.cast(self.backend, self.step, group.dtype)
+            t = step + 1.0 - group.missed
+        h = self.resolve(part.key, part.rule, xp, step)
+        own = {slot.name: name for name, slot in part.names if slot.shape == "scalar"}
+        vars(h).update({slot: group.scalar_slots[name] for slot, name in own.items()})
+        values = part.rule.coefficients(xp, t, h)
+        group.results |= {name: [values[slot]] * len(group.indices) for slot, name in own.items()}
+        return {f"{part.key}{n}": v for n, v in (values | self.measured.get(part.key, {})).items()}
+
+    def _measure(self, waiting: list[Group]) -> None:
+        """Measure for the first rule that groups wait for, over all the leaves that it gets."""
+        segments = [group.segment for group in waiting]
+        part = next(s.parts[0] for s in segments if s is not None)
+        here = [g for g, s in zip(waiting, segments, strict=True) if s and s.parts[0].key == part.key]
+        dtype = "float64" if any(group.dtype == "float64" for group in here) else "float32"
+        by_index = {i: u for group in here for i, u in zip(group.indices, group.updates, strict=True)}
+        leaves = [by_index[i] for i in sorted(by_index)]
+        self.measured[part.key] = _measurement(self.backend, part, dtype, self.compiled)(leaves)
+
+    def _collect(
+        self, plan: Plan, groups: list[Group], g: Sequence[Array | None], output: str
+    ) -> tuple[list[Array | None], dict[str, Any]]:
+        leaves = list(self.flat.leaves) if output == "p" else [None] * len(g)
+        slots = {name: dict(values) for name, values in self.state["slots"].items()}
+        for group in groups:
+            for j, i in enumerate(group.indices):
+                leaves[i] = group.updates[j]
+            for name, values in group.results.items():
+                slots[name].update(zip((self.flat.paths[i] for i in group.indices), values, strict=True))
+        missed = self.state["missed"]
+        idle = [
+            path
+            for path, pipeline, leaf, x in zip(
+                self.flat.paths, plan.pipelines, self.flat.leaves, g, strict=True
+            )
+            if pipeline is not None and leaf is not None and x is None
+        ]
+        if idle:
+            missed = missed | {path: missed.get(path, 0) + 1 for path in idle}
+        return leaves, self.state | {"step": self.step + 1, "missed": missed, "slots": slots}
+
+
+@lru_cache(maxsize=256)
+def _leafwise(backend: Backend, part: Part, final: bool, compiled: bool) -> Callable[..., Any]:
+    assert isinstance(part.rule, Leafwise)
+    return lifting.leafwise(backend, part.rule, final, compiled)
+
+
+@lru_cache(maxsize=256)
+def _measurement(backend: Backend, part: Part, dtype: str, compiled: bool) -> Callable[..., Any]:
+    rule = part.rule
+    assert isinstance(rule, Global)
+
+    def measure(xp: Any, leaves: Sequence[Array]) -> dict[str, Array]:
+        return rule.measure(xp, [lifting.cast(backend, x, dtype) for x in leaves])
+
+    if not compiled:
+        return lambda leaves: measure(backend.ops, leaves)
+    return backend.compile(measure, exact=True)

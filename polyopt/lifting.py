@@ -1,0 +1,133 @@
+"""What lifting has in common on every backend: casts, cached lifts, and reductions in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from polyopt.backend import Arrays, Backend, Lifted, Scalars
+from polyopt.ops import Array
+from polyopt.rule import Leafwise, Slot
+from polyopt.trace import Program, evaluate
+
+
+def cast(backend: Backend, x: Array, dtype: str) -> Array:
+    """``x`` in ``dtype``; ``x`` itself where it is already."""
+    if backend.dtype_name(x) == dtype:
+        return x
+    return backend.ops.astype(x, backend.dtype(dtype))
+
+
+def full_like(backend: Backend, leaf: Array, value: float, dtype: str) -> Array:
+    """A constant with the shape and device of ``leaf``."""
+    return backend.ops.full_like(backend.stop_gradient(leaf), value, dtype=backend.dtype(dtype))
+
+
+def initial(backend: Backend, leaf: Array, slot: Slot, dtype: str) -> Any:
+    """The initial value of ``slot`` for ``leaf``; a scalar slot is a float."""
+    if slot.shape == "scalar":
+        return float(slot.init)
+    if slot.init == "param":
+        return backend.ops.astype(backend.stop_gradient(leaf), backend.dtype(dtype), copy=True)
+    return full_like(backend, leaf, float(slot.init), dtype)
+
+
+@lru_cache(maxsize=512)
+def lifted(backend: Backend, program: Program, compiled: bool) -> Lifted:
+    """``backend.lift``, once for every program."""
+    return backend.lift(program, compiled=compiled)
+
+
+def evaluate_leaves(
+    backend: Backend,
+    xp: Any,
+    program: Program,
+    arrays: Arrays,
+    scalars: Scalars,
+    dtype: str,
+    call: Callable[[str, tuple[Any, ...]], Any] | None = None,
+) -> dict[str, list[Array]]:
+    """A program op by op over a list of leaves: the reference lift, and the body of the compiled ones.
+
+    ``scalars`` are 0-d arrays of ``dtype`` here, constants included.
+    """
+    outputs: dict[str, list[Array]] = {name: [] for name, _ in program.outputs}
+    for i in range(len(arrays["p"])):
+        leaf = {name: arrays[name][i] for name in program.arrays}
+        inputs = {n: cast(backend, x, dtype) for n, x in leaf.items() if n in program.used}
+        results = evaluate(program, xp, {**scalars, **inputs}, call=call)
+        shape = leaf["p"].shape
+        for name, value in results.items():
+            if tuple(value.shape) != tuple(shape):
+                value = xp.broadcast_to(value, tuple(shape))
+            like = backend.dtype_name(leaf[name]) if name in leaf else dtype
+            outputs[name].append(cast(backend, value, like))
+    return outputs
+
+
+def leafwise(
+    backend: Backend, rule: Leafwise, final: bool, compiled: bool
+) -> Callable[[Arrays, Scalars, str], dict[str, list[Array]]]:
+    """Lift a leafwise rule: its leaf function on every leaf, compiled as one function where possible."""
+    from types import SimpleNamespace
+
+    def run(xp: Any, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
+        outputs: dict[str, list[Array]] = {}
+        c = SimpleNamespace(**scalars)
+        names = [slot.name for slot in rule.slots() if slot.shape == "like"]
+        for i, p in enumerate(arrays["p"]):
+            wide = {n: cast(backend, x[i], dtype) for n, x in arrays.items()}
+            slots = {n: wide[n] for n in names}
+            update, new = rule.leaf(xp, wide["g"], wide["p"], slots, c)
+            result = {n: cast(backend, new[n], backend.dtype_name(arrays[n][i])) for n in names}
+            if final:
+                result["p"] = cast(backend, xp.add(wide["p"], update), backend.dtype_name(p))
+            else:
+                result["update"] = update
+            for name, value in result.items():
+                outputs.setdefault(name, []).append(value)
+        return outputs
+
+    return _by_dtype(backend, run, compiled)
+
+
+def _by_dtype(backend: Backend, run: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    if not compiled:
+        return lambda arrays, scalars, dtype: run(backend.ops, arrays, scalars, dtype)
+
+    @lru_cache(maxsize=2)
+    def of(dtype: str) -> Callable[..., Any]:
+        return backend.compile(lambda xp, arrays, scalars: run(xp, arrays, scalars, dtype), exact=True)
+
+    return lambda arrays, scalars, dtype: of(dtype)(arrays, scalars)
+
+
+def all_finite(backend: Backend, leaves: Sequence[Array]) -> Array:
+    """A 0-d bool: whether no element of any leaf is inf or NaN."""
+    xp = backend.ops
+    flag = xp.asarray(True) if not leaves else None
+    for x in leaves:
+        here = xp.all(xp.isfinite(x))
+        flag = here if flag is None else xp.logical_and(flag, here)
+    return flag
+
+
+class TracedScalars:
+    """Scalar arithmetic where the step is traced: the framework's operations, taking floats as well."""
+
+    pi = 3.141592653589793
+
+    def __init__(self, backend: Backend, dtype: str) -> None:
+        self._ops, self._dtype = backend.ops, backend.dtype(dtype)
+
+    def __getattr__(self, op: str) -> Callable[..., Array]:
+        function = getattr(self._ops, op)
+        return lambda *args: function(*(self._scalar(a) for a in args))
+
+    def _scalar(self, x: Any) -> Array:
+        if isinstance(x, bool):
+            return self._ops.asarray(x)
+        if isinstance(x, int | float):
+            return self._ops.asarray(float(x), dtype=self._dtype)
+        return x

@@ -1,0 +1,305 @@
+"""The driver: runs a rule, a chain or a partition over a tree of parameters, on whatever framework they are.
+
+Pure functions of plain data: :meth:`Optimizer.init`, :meth:`Optimizer.update`, :func:`apply`, and
+:meth:`Optimizer.step` for update and apply in one fused kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, Literal, TypeAlias
+
+import polyopt.scalar as host
+from polyopt import accumulation, lifting, registry, tree
+from polyopt.backend import Backend
+from polyopt.errors import InputError, NonFiniteError
+from polyopt.execution import Execution, compute_dtype
+from polyopt.ops import FLOATING, Array
+from polyopt.plan import Plan, plan
+from polyopt.rule import Chain, Partition, Rule, Stage, rules_of
+from polyopt.schedules import Measured, Schedule
+from polyopt.tree import Tree
+
+State: TypeAlias = dict[str, Any]
+"""``{"step": int, "missed": {path: int}, "slots": {slot: {path: array}}, …}``: plain data, see ``init``."""
+
+Policy: TypeAlias = Literal["propagate", "skip", "raise"]
+
+
+class Optimizer:
+    """A rule at work.
+
+    Parameters
+    ----------
+    rule
+        A :class:`~polyopt.rule.Rule`, a :func:`~polyopt.rule.chain` or a :func:`~polyopt.rule.partition`.
+    accumulate
+        Number of gradients to average before each update (1: none is held back). Schedules and bias
+        corrections count updates, not gradients.
+    reduce
+        ``"mean"`` of the accumulated gradients (optax, Keras) or their ``"sum"`` (torch's ``backward``).
+    nonfinite
+        What an inf or NaN in any gradient does: ``"propagate"`` computes on, ``"skip"`` leaves parameters,
+        state and step bit-identical, ``"raise"`` raises :class:`~polyopt.errors.NonFiniteError` naming the leaf.
+    compiled
+        ``False`` runs op by op, in the same bits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, Optimizer
+    >>> opt = Optimizer(SGD(lr=0.5))
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> state = opt.init(params)
+    >>> params, state = opt.step(params, {"w": np.array([1.0, -1.0])}, state)
+    >>> params["w"].tolist(), state["step"]
+    ([0.5, 2.5], 1)
+    """
+
+    def __init__(
+        self,
+        rule: Stage,
+        *,
+        accumulate: int = 1,
+        reduce: Literal["mean", "sum"] = "mean",
+        nonfinite: Policy = "propagate",
+        compiled: bool = True,
+    ) -> None:
+        if not isinstance(rule, Rule | Chain | Partition):
+            raise InputError(f"Optimizer: expected a rule, a chain or a partition, found {rule!r}")
+        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+            raise InputError(f"Optimizer: accumulate = {accumulate!r}; expected an integer >= 1")
+        if nonfinite not in ("propagate", "skip", "raise"):
+            raise InputError(f"Optimizer: nonfinite = {nonfinite!r}; expected 'propagate', 'skip' or 'raise'")
+        if reduce not in ("mean", "sum"):
+            raise InputError(f"Optimizer: reduce = {reduce!r}; expected 'mean' or 'sum'")
+        self.rule = rule
+        self.accumulate = accumulate
+        self.reduce = reduce
+        self.nonfinite: Policy = nonfinite
+        self.compiled = compiled
+        self._plan = lru_cache(maxsize=16)(lambda paths: plan(rule, paths))
+
+    def init(self, params: Tree) -> State:
+        """The state before the first update: a dict of plain data.
+
+        ``step`` counts the updates made; ``missed`` how many of them each leaf had no gradient for (its own
+        bias corrections count without them, as torch's do); ``slots`` holds ``{slot: {path: array}}``.
+        """
+        flat = tree.flatten(params)
+        backend = registry.of(*(x for x in flat.leaves if x is not None))
+        slots: dict[str, dict[str, Any]] = {}
+        pipelines = self._plan(flat.paths).pipelines
+        for path, leaf, pipeline in zip(flat.paths, flat.leaves, pipelines, strict=True):
+            if leaf is None or pipeline is None:
+                continue
+            dtype = compute_dtype(_floating(backend, path, leaf))
+            for part in (part for segment in pipeline for part in segment.parts):
+                for name, slot in part.names:
+                    value = lifting.initial(backend, leaf, slot, slot.dtype or dtype)
+                    slots.setdefault(name, {})[path] = value
+            if self.accumulate > 1:
+                zeros = lifting.full_like(backend, leaf, 0.0, dtype)
+                slots.setdefault("grad_accumulator", {})[path] = zeros
+        state: State = {"step": 0, "missed": {}, "slots": slots}
+        if self.accumulate > 1:
+            state |= {"micro_step": 0, "accumulated": {}}
+        observed = {name: schedule.initial() for name, schedule in self._measured()}
+        return state | ({"observed": observed} if observed else {})
+
+    def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
+        """``(updates to add, next state)``; a leaf without a gradient has the update ``None``.
+
+        Updates are in the compute dtype (float32, or float64 for float64 parameters): add them with
+        :func:`apply`, which rounds once.
+        """
+        return self._run(params, grads, state, "update", donate=False)
+
+    def step(self, params: Tree, grads: Tree, state: State, *, donate: bool = False) -> tuple[Tree, State]:
+        """``(next params, next state)``: update and apply in one.
+
+        The caller's arrays are left as they are unless ``donate=True``, which gives them up: they are
+        changed in place where the framework can (NumPy, PyTorch, ``tf.Variable``) or their memory is reused (JAX).
+        """
+        return self._run(params, grads, state, "p", donate=donate)
+
+    def observe(self, state: State, metric: float) -> State:
+        """The state after a ``metric`` was reported to the schedules that wait for one (plateau)."""
+        observed = {
+            name: schedule.observe(state["observed"][name], float(metric))
+            for name, schedule in self._measured()
+        }
+        return state | ({"observed": observed} if observed else {})
+
+    def hyperparameters(self, state: State) -> dict[str, float]:
+        """``{"lr": value}`` at the coming update; names are qualified by position inside a composition."""
+        values: dict[str, float] = {}
+        for key, rule in rules_of(self.rule):
+            resolved = self._resolve(key, rule, host, int(state["step"]), state)
+            values |= {f"{key}{name}": value for name, value in vars(resolved).items()}
+        return values
+
+    # How it runs
+
+    def _measured(self) -> list[tuple[str, Measured]]:
+        return [
+            (f"{key}{name}", value)
+            for key, rule in rules_of(self.rule)
+            for name, value in rule.hyperparameters().items()
+            if isinstance(value, Measured)
+        ]
+
+    def _resolve(self, key: str, rule: Rule, xp: Any, step: Any, state: State) -> SimpleNamespace:
+        values = rule.hyperparameters()
+        for name, value in values.items():
+            if isinstance(value, Measured):
+                values[name] = value.current(state["observed"][f"{key}{name}"])
+            elif isinstance(value, Schedule):
+                values[name] = value.value(xp, step)
+        return SimpleNamespace(**values)
+
+    def _run(
+        self, params: Tree, grads: Tree, state: State, output: str, *, donate: bool
+    ) -> tuple[Tree, State]:
+        flat = tree.flatten(params)
+        gradients = tree.aligned(grads, flat, "gradients")
+        backend = registry.of(*(x for x in (*flat.leaves, *gradients) if x is not None))
+        plan_ = self._plan(flat.paths)
+        frozen = plan_.pipelines
+        g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
+        _check_shapes(flat.paths, flat.leaves, g)
+        unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
+        ok = self._finite(backend, flat.paths, g)
+        if ok is False:
+            return flat.unflatten(unchanged), state
+        execution = Execution(backend, flat, state, self._resolver(state), self.compiled)
+        give = donate and ok in (None, True)
+        if self.accumulate == 1:
+            leaves, new = execution.advance(plan_, g, output, give)
+        else:
+            leaves, new = self._accumulated(execution, plan_, g, output, give, unchanged)
+        if ok is not None and ok is not True:
+            leaves = select(backend, ok, leaves, unchanged)
+            new = select(backend, ok, new, state)
+        return flat.unflatten(leaves), new
+
+    def _resolver(self, state: State) -> Any:
+        return lambda key, rule, xp, step: self._resolve(key, rule, xp, step, state)
+
+    def _accumulated(
+        self,
+        execution: Execution,
+        plan_: Plan,
+        g: list[Array | None],
+        output: str,
+        donate: bool,
+        unchanged: list[Array | None],
+    ) -> tuple[list[Array | None], State]:
+        """Hold the gradients back, or use those held at the end of a round."""
+        backend, paths, state = execution.backend, execution.flat.paths, execution.state
+        held = accumulation.add(backend, paths, g, state["slots"]["grad_accumulator"], self.compiled)
+        counts = dict(state["accumulated"])
+        for path, x in zip(paths, g, strict=True):
+            if x is not None:
+                counts[path] = counts.get(path, 0) + 1
+        micro = state["micro_step"] + 1
+        slots = state["slots"] | {"grad_accumulator": held}
+        waiting = state | {"micro_step": micro, "accumulated": counts, "slots": slots}
+        traced = backend.is_array(micro) and backend.is_traced(micro)
+        if not traced and int(micro) < self.accumulate:
+            return unchanged, waiting
+        active = [path for path in paths if path in counts]
+        total = self.accumulate if self.reduce == "mean" else 1
+        usable = accumulation.mean(backend, active, held, total, self.compiled)
+        zeros = {path: backend.ops.zeros_like(x) for path, x in held.items()}
+        execution.state = waiting | {
+            "micro_step": micro - self.accumulate,
+            "accumulated": {} if not traced else counts,
+            "slots": slots | {"grad_accumulator": zeros},
+        }
+        leaves, new = execution.advance(plan_, [usable.get(p) for p in paths], output, donate)
+        if not traced:
+            return leaves, new
+        ready = backend.ops.equal(micro, self.accumulate)
+        if output == "update":
+            unchanged = [None if x is None else backend.ops.zeros_like(x) for x in leaves]
+        return select(backend, ready, leaves, unchanged), select(backend, ready, new, waiting)
+
+    def _finite(self, backend: Backend, paths: Sequence[str], g: list[Array | None]) -> Any:
+        """``None``: not asked; ``True``/``False``: known; a traced bool: not known yet."""
+        if self.nonfinite == "propagate":
+            return None
+        present = [(path, x) for path, x in zip(paths, g, strict=True) if x is not None]
+        flag = lifting.all_finite(backend, [x for _, x in present])
+        if backend.is_traced(flag):
+            if self.nonfinite == "raise":
+                raise InputError(
+                    'nonfinite="raise" can\'t look at values inside a traced function; use "skip"'
+                )
+            return flag
+        if bool(flag):
+            return True
+        if self.nonfinite == "raise":
+            bad = next(p for p, x in present if not bool(lifting.all_finite(backend, [x])))
+            raise NonFiniteError(f"the gradient of {bad!r} holds inf or NaN; nothing was changed")
+        return False
+
+
+def apply(params: Tree, updates: Tree) -> Tree:
+    """``params + updates``, rounded once to each parameter's dtype; a leaf whose update is ``None`` stays.
+
+    >>> import numpy as np
+    >>> apply({"w": np.array([1.0])}, {"w": np.array([-0.25])})["w"].tolist()
+    [0.75]
+    """
+    flat = tree.flatten(params)
+    u = tree.aligned(updates, flat, "updates")
+    _check_shapes(flat.paths, flat.leaves, u)
+    backend = registry.of(*(x for x in (*flat.leaves, *u) if x is not None))
+    leaves = list(flat.leaves)
+    for i, (p, x) in enumerate(zip(flat.leaves, u, strict=True)):
+        if p is not None and x is not None:
+            dtype = backend.dtype_name(p)
+            wide = compute_dtype(dtype)
+            p = lifting.cast(backend, backend.stop_gradient(p), wide)
+            leaves[i] = lifting.cast(backend, backend.ops.add(p, lifting.cast(backend, x, wide)), dtype)
+    return flat.unflatten(leaves)
+
+
+def select(backend: Backend, condition: Array, new: Any, old: Any) -> Any:
+    """``new`` where the traced ``condition`` holds, else ``old``: for arrays anywhere in plain data."""
+    if isinstance(new, Mapping):
+        return {key: select(backend, condition, value, old[key]) for key, value in new.items()}
+    if isinstance(new, list):
+        return [select(backend, condition, n, o) for n, o in zip(new, old, strict=True)]
+    if new is None or new is old:
+        return new
+    xp = backend.ops
+    if not backend.is_array(new):
+        new = xp.asarray(new)
+    if not backend.is_array(old):
+        old = xp.zeros_like(new) if old is None else xp.asarray(old)
+    return xp.where(condition, new, xp.astype(old, new.dtype))
+
+
+def _floating(backend: Backend, path: str, leaf: Array) -> str:
+    dtype = backend.dtype_name(leaf)
+    if dtype not in FLOATING:
+        raise InputError(
+            f"parameter {path!r} has dtype {dtype}; expected one of {', '.join(FLOATING)} "
+            "(leave it out, or freeze it with partition)"
+        )
+    return dtype
+
+
+def _check_shapes(
+    paths: Sequence[str], params: Sequence[Array | None], given: Sequence[Array | None]
+) -> None:
+    for path, p, x in zip(paths, params, given, strict=True):
+        if p is not None and x is not None and tuple(p.shape) != tuple(x.shape):
+            raise InputError(
+                f"leaf {path!r}: its gradient or update has shape {tuple(x.shape)}; "
+                f"expected the parameter's {tuple(p.shape)}"
+            )
