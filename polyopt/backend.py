@@ -1,7 +1,8 @@
 """What a backend gives: array operations, gradients, compilation, lifting and conversion.
 
 A backend is one object, found through the entry points ``polyopt.backends`` by name and
-``polyopt.array_types`` by the root module of an array's type. :mod:`polyopt.testing` puts one through its paces.
+``polyopt.array_types`` by the root module of an array's type. :mod:`polyopt.testing` puts one through
+its paces.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Backend(Protocol):
 
     name: str
     api_version: int
+
+    def __hash__(self) -> int:
+        """By identity: there is one object a framework."""
 
     @property
     def ops(self) -> Ops:
@@ -109,7 +113,8 @@ def check_api(backend: Backend) -> None:
 
     if backend.api_version != API_VERSION:
         raise BackendError(
-            f"backend {backend.name!r} has api_version {backend.api_version}; this polyopt needs {API_VERSION}"
+            f"backend {backend.name!r} has api_version {backend.api_version}; "
+            f"this polyopt needs {API_VERSION}"
         )
 
 

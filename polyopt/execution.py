@@ -146,6 +146,7 @@ class Execution:
 
     def _scalars(self, group: Group, part: Part) -> dict[str, Any]:
         """The coefficients of ``part`` by their names in the program; scalar slots move on by the way."""
+        xp: Any
         if isinstance(self.step, int):
             xp, t, step = host, self.step + 1 - group.missed, self.step
         else:

@@ -42,7 +42,8 @@ class Optimizer:
         ``"mean"`` of the accumulated gradients (optax, Keras) or their ``"sum"`` (torch's ``backward``).
     nonfinite
         What an inf or NaN in any gradient does: ``"propagate"`` computes on, ``"skip"`` leaves parameters,
-        state and step bit-identical, ``"raise"`` raises :class:`~polyopt.errors.NonFiniteError` naming the leaf.
+        state and step bit-identical, ``"raise"`` raises :class:`~polyopt.errors.NonFiniteError` naming
+        the leaf.
     compiled
         ``False`` runs op by op, in the same bits.
 
@@ -121,7 +122,8 @@ class Optimizer:
         """``(next params, next state)``: update and apply in one.
 
         The caller's arrays are left as they are unless ``donate=True``, which gives them up: they are
-        changed in place where the framework can (NumPy, PyTorch, ``tf.Variable``) or their memory is reused (JAX).
+        changed in place where the framework can (NumPy, PyTorch, ``tf.Variable``) or their memory is
+        reused (JAX).
         """
         return self._run(params, grads, state, "p", donate=donate)
 

@@ -76,7 +76,7 @@ class Rule(ABC):
     def _fill_in_convention(self) -> None:
         if not self.CONVENTIONS:
             return
-        name = getattr(self, "convention", None)
+        name: Any = getattr(self, "convention", None)
         if name not in self.CONVENTIONS:
             raise InputError(
                 f"{type(self).__name__}: convention = {name!r} is not one of this algorithm's; "

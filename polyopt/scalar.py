@@ -1,4 +1,4 @@
-"""Scalar arithmetic on the host: the ``xp`` that schedules and coefficients get when the step is a Python int.
+"""Scalar arithmetic on the host: the ``xp`` of schedules and coefficients when the step is a Python int.
 
 Everything is a Python float, so double precision, and follows IEEE 754 where :mod:`math` would raise
 (``log(0)`` is ``-inf``). When the step is traced inside a user's own jit, the same formulas get the

@@ -12,15 +12,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-UNARY: Final = frozenset(
-    ["abs", "ceil", "cos", "exp", "expm1", "floor", "isfinite", "isinf", "isnan", "log", "log1p", "logical_not", "negative", "round", "sign", "sqrt", "square", "tanh"]
-)
-BINARY: Final = frozenset(
-    ["add", "divide", "equal", "greater", "greater_equal", "less", "less_equal", "logical_and", "logical_or", "maximum", "minimum", "multiply", "not_equal", "pow", "subtract"]
-)
-PREDICATES: Final = frozenset(
-    ["equal", "greater", "greater_equal", "isfinite", "isinf", "isnan", "less", "less_equal", "logical_and", "logical_not", "logical_or", "not_equal"]
-)
+# fmt: off
+UNARY: Final = frozenset((
+    "abs", "ceil", "cos", "exp", "expm1", "floor", "isfinite", "isinf", "isnan", "log", "log1p",
+    "logical_not", "negative", "round", "sign", "sqrt", "square", "tanh",
+))
+BINARY: Final = frozenset((
+    "add", "divide", "equal", "greater", "greater_equal", "less", "less_equal", "logical_and",
+    "logical_or", "maximum", "minimum", "multiply", "not_equal", "pow", "subtract",
+))
+PREDICATES: Final = frozenset((
+    "equal", "greater", "greater_equal", "isfinite", "isinf", "isnan", "less", "less_equal",
+    "logical_and", "logical_not", "logical_or", "not_equal",
+))
+# fmt: on
+"""Operations whose result is a bool, not of the compute dtype."""
 
 
 @dataclass(frozen=True)

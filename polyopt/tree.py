@@ -1,7 +1,8 @@
 """Named leaves of nested containers: the one place that knows about trees (optree does the work).
 
 A tree is any nesting of dicts, lists, tuples, named tuples and types registered with optree. Its leaves are
-named by their path, joined by dots as PyTorch does: ``{"layers": [{"weight": w}]}`` has ``"layers.0.weight"``.
+named by their path, joined by dots as PyTorch does: the one of ``{"layers": [{"weight": w}]}`` is
+``"layers.0.weight"``.
 ``None`` is a leaf of its own: a parameter without a gradient.
 """
 

@@ -17,7 +17,7 @@ def host(x: Any) -> Any:
 
 
 def assert_close(actual: Any, expected: Any, *, rtol: float = 0.0, atol: float = 0.0, because: str) -> None:
-    """``|actual - expected| <= atol + rtol * |expected|`` everywhere, same shape, NaN and inf in the same places.
+    """``|actual - expected| <= atol + rtol * |expected|``, same shape, NaN and inf in the same places.
 
     ``because`` says why the tolerance is what it is; it is printed when the comparison fails.
 
