@@ -47,7 +47,8 @@ def flatten(tree: Tree) -> Flat:
 @lru_cache(maxsize=256)
 def _paths(structure: Any) -> tuple[str, ...]:
     names = tuple(
-        ".".join(str(key) for key in path) if path else ROOT for path in optree.treespec_paths(structure)
+        ".".join(str(getattr(entry, "field", entry.entry)) for entry in accessor) or ROOT
+        for accessor in optree.treespec_accessors(structure)
     )
     if len(set(names)) != len(names):
         twice = next(n for n in names if names.count(n) > 1)

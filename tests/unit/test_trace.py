@@ -94,7 +94,7 @@ def test_looking_at_a_value_says_what_to_do_instead(look: Any) -> None:
 
 def test_an_operation_that_is_not_elementwise_is_refused() -> None:
     with pytest.raises(AttributeError, match=r"xp\.sum is not an elementwise operation"):
-        Tracer().sum
+        _ = Tracer().sum
 
 
 def test_every_elementwise_operation_is_in_ops() -> None:
