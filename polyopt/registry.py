@@ -16,6 +16,7 @@ from polyopt.errors import BackendError, InputError, nearest
 EXTRAS = {"numpy": "NumPy", "torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 
 _scoped: ContextVar[str | None] = ContextVar("polyopt_backend", default=None)
+_forced: ContextVar[Backend | None] = ContextVar("polyopt_forced_backend", default=None)
 _process: list[str] = []
 _by_name: dict[str, Backend] = {}
 _by_type: dict[type, Backend] = {}
@@ -72,7 +73,9 @@ def of(*arrays: Any) -> Backend:
     >>> of(np.zeros(3)).name
     'numpy'
     """
-    found: Backend | None = None
+    found: Backend | None = _forced.get()
+    if found is not None:
+        return found
     for x in arrays:
         backend = _by_type.get(type(x)) or _find(x)
         if found is not None and backend is not found:
@@ -114,6 +117,20 @@ def backend_context(name: str) -> Iterator[Backend]:
         yield backend
     finally:
         _scoped.reset(token)
+
+
+@contextmanager
+def forced(backend: Backend) -> Iterator[Backend]:
+    """Take every array in the body, in this thread and task alone, for one of ``backend``.
+
+    For a backend object that is not registered, or stands in for a registered one (the conformance kit's
+    use).
+    """
+    token = _forced.set(backend)
+    try:
+        yield backend
+    finally:
+        _forced.reset(token)
 
 
 def _find(x: Any) -> Backend:
