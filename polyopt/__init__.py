@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polyopt.clipping import ClipByGlobalNorm as ClipByGlobalNorm
+    from polyopt.conversion import convert as convert
+    from polyopt.gradients import value_and_grad as value_and_grad
     from polyopt.optim import SGD as SGD
     from polyopt.optim import Adam as Adam
     from polyopt.optimizer import Optimizer as Optimizer
     from polyopt.optimizer import apply as apply
     from polyopt.registry import backend_context as backend_context
+    from polyopt.registry import get_backend as get_backend
     from polyopt.registry import set_backend as set_backend
     from polyopt.rule import chain as chain
     from polyopt.rule import partition as partition
@@ -23,9 +26,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "polyopt.clipping": "ClipByGlobalNorm",
+    "polyopt.conversion": "convert",
+    "polyopt.gradients": "value_and_grad",
     "polyopt.optim": "SGD Adam",
     "polyopt.optimizer": "Optimizer apply",
-    "polyopt.registry": "backend_context set_backend",
+    "polyopt.registry": "backend_context get_backend set_backend",
     "polyopt.rule": "chain partition",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -57,7 +57,7 @@ class Execution:
         self.backend, self.flat, self.state = backend, flat, state
         self.resolve, self.compiled = resolve, compiled
         step = state["step"]
-        self.step = step if backend.is_array(step) and backend.is_traced(step) else int(step)
+        self.step = step if self._traced(step) else int(step)
         self.measured: dict[str, dict[str, Array]] = {}
 
     def advance(
@@ -146,25 +146,37 @@ class Execution:
 
     def _scalars(self, group: Group, part: Part) -> dict[str, Any]:
         """The coefficients of ``part`` by their names in the program; scalar slots move on by the way."""
-        xp: Any
-        if isinstance(self.step, int):
-            xp, t, step = host, self.step + 1 - group.missed, self.step
-        else:
+        xp: Any = host
+        step: Any = self.step
+        given = part.rule.hyperparameters().values()
+        if self._traced(step) or any(map(self._traced, given)):
             xp = lifting.TracedScalars(self.backend, group.dtype)
-            step = lifting.cast(self.backend, self.step, group.dtype)
-            t = step + 1.0 - group.missed
+            step = lifting.cast(self.backend, step, group.dtype) if self._traced(step) else float(step)
+        t = step + 1 - group.missed
         h = self.resolve(part.key, part.rule, xp, step)
+        for name, value in vars(h).items():
+            if self.backend.is_array(value) and not self._traced(value):
+                setattr(h, name, float(value))
         own = {slot.name: name for name, slot in part.names if slot.shape == "scalar"}
         vars(h).update({slot: group.scalar_slots[name] for slot, name in own.items()})
         values = part.rule.coefficients(xp, t, h)
         group.results |= {name: [values[slot]] * len(group.indices) for slot, name in own.items()}
         return {f"{part.key}{n}": v for n, v in (values | self.measured.get(part.key, {})).items()}
 
+    def _traced(self, x: Any) -> bool:
+        return self.backend.is_array(x) and self.backend.is_traced(x)
+
     def _measure(self, waiting: list[Group]) -> None:
-        """Measure for the first rule that groups wait for, over all the leaves that it gets."""
-        segments = [group.segment for group in waiting]
-        part = next(s.parts[0] for s in segments if s is not None)
-        here = [g for g, s in zip(waiting, segments, strict=True) if s and s.parts[0].key == part.key]
+        """Measure for a rule that all of its leaves have come to."""
+        arrived = [(s.parts[0], group) for group in waiting if (s := group.segment) is not None]
+        ahead = {
+            segment.parts[0].key
+            for group in waiting
+            for segment in group.pipeline[group.done + 1 :]
+            if segment.awaits is not None
+        }
+        part = next(part for part, _ in arrived if part.key not in ahead)
+        here = [group for at, group in arrived if at.key == part.key]
         dtype = "float64" if any(group.dtype == "float64" for group in here) else "float32"
         by_index = {i: u for group in here for i, u in zip(group.indices, group.updates, strict=True)}
         leaves = [by_index[i] for i in sorted(by_index)]

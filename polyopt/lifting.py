@@ -105,12 +105,15 @@ def _by_dtype(backend: Backend, run: Callable[..., Any], compiled: bool) -> Call
 
 def all_finite(backend: Backend, leaves: Sequence[Array]) -> Array:
     """A 0-d bool: whether no element of any leaf is inf or NaN."""
-    xp = backend.ops
-    flag = xp.asarray(True) if not leaves else None
-    for x in leaves:
-        here = xp.all(xp.isfinite(x))
-        flag = here if flag is None else xp.logical_and(flag, here)
-    return flag
+    return _all_finite(backend)(list(leaves)) if leaves else backend.ops.asarray(True)
+
+
+@lru_cache(maxsize=16)
+def _all_finite(backend: Backend) -> Callable[[list[Array]], Array]:
+    def run(xp: Any, leaves: list[Array]) -> Array:
+        return xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in leaves]))
+
+    return backend.compile(run)
 
 
 class TracedScalars:

@@ -87,6 +87,17 @@ def of(*arrays: Any) -> Backend:
     return default() if found is None else found
 
 
+def get_backend(which: Any = None) -> Backend:
+    """The backend of a name or of an array; without one, the default.
+
+    >>> get_backend("numpy").devices()
+    ('cpu',)
+    """
+    if which is None:
+        return default()
+    return by_name(which) if isinstance(which, str) else of(which)
+
+
 def default() -> Backend:
     """The backend for code that creates arrays.
 

@@ -101,7 +101,7 @@ class Symbol:
             "may be traced; use xp.where"
         )
 
-    __bool__ = __float__ = __int__ = __index__ = _unknown  # type: ignore[assignment]
+    __bool__ = __float__ = __int__ = __index__ = _unknown
 
 
 class Tracer:
