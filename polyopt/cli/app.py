@@ -1,0 +1,179 @@
+"""The commands and their options. What a command does stands in its own module and is loaded when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polyopt.cli.output import complain
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="polyopt",
+    help="Training recipes written once, run on NumPy, PyTorch, TensorFlow and JAX with the same numbers.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML or JSON file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or float64, instead of the recipe's.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed, instead of the recipe's.")]
+
+
+@app.callback(invoke_without_command=True)
+def polyopt(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from polyopt import __version__
+
+        print(f"polyopt {__version__}")
+        raise typer.Exit(OK)
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    backend: Annotated[str | None, typer.Option("--backend", help="See `polyopt backends`.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, gpu:0, …")] = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Stop after this many steps in all.")] = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    json: Json = False,
+) -> None:
+    """Train RECIPE: a table, a checkpoint and a picture of the training curve."""
+    from polyopt.cli.train import Request
+    from polyopt.cli.train import train as run
+
+    overrides = {"epochs": epochs, "seed": seed, "dtype": dtype}
+    request = Request(recipe, backend, device, out, resume, overwrite, steps, overrides)
+    raise typer.Exit(run(request, json))
+
+
+@app.command()
+def compare(
+    recipe: RecipeFile,
+    backends: Annotated[
+        str | None, typer.Option("--backends", metavar="A,B", help="By default every installed one.")
+    ] = None,
+    dtype: Dtype = None,
+    steps: Annotated[int, typer.Option("--steps", help="How many steps to compare.")] = 200,
+    seed: Seed = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Exit 1 where a relative deviation is larger.")
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Run RECIPE on several backends from the same bits and show how far apart they come."""
+    from polyopt.cli.compare import compare as run
+
+    names = None if backends is None else [name.strip() for name in backends.split(",") if name.strip()]
+    overrides = {"seed": seed, "dtype": dtype}
+    raise typer.Exit(run(recipe, names, steps, overrides, tolerance, out, json))
+
+
+@app.command()
+def backends(json: Json = False) -> None:
+    """List the backends: installed or not, versions, devices, and what to install."""
+    from polyopt.cli.backends import backends as run
+
+    raise typer.Exit(run(json))
+
+
+@app.command()
+def explain(
+    algorithm: Annotated[str, typer.Argument(help="adamw, sgd, … as recipes name them.")],
+    convention: Annotated[
+        str | None, typer.Option("--convention", help="paper, torch, optax or keras.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter; may be repeated."),
+    ] = None,
+    ascii: Annotated[bool, typer.Option("--ascii", help="No mathematical symbols.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the exact formula that an algorithm runs under a convention."""
+    from polyopt.cli.explain import explain as run
+
+    raise typer.Exit(run(algorithm, convention, settings or [], ascii, json))
+
+
+@app.command()
+def conform(
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="NAME", help="May be repeated; default: all.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, in a fraction of the time.")] = False,
+    json: Json = False,
+) -> None:
+    """Put backends through the conformance kit; exit 1 where anything fails or is missing."""
+    from polyopt.cli.conform import conform as run
+
+    raise typer.Exit(run(backend or [], quick, json))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code.
+
+    >>> run(["--version"])
+    polyopt 0.1.0
+    0
+    """
+    from polyopt.errors import NonFiniteError, PolyoptError
+
+    # TensorFlow's start-up remarks would bury a one-line error.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    words = None if arguments is None else list(arguments)
+    try:
+        code = app(words, prog_name="polyopt", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        complain("interrupted")
+        return INTERRUPTED
+    except NonFiniteError as e:
+        complain(str(e))
+        return FAILED
+    except PolyoptError as e:
+        complain(str(e))
+        return BAD_INPUT
+    except BrokenPipeError:
+        # Whoever read our output has left; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as e:
+        complain(f"{e.filename}: {e.strerror}" if e.filename else str(e))
+        return BAD_INPUT
+    except Exception as e:
+        usage = _usage(e)
+        if usage is None:
+            raise
+        complain(usage)
+        return BAD_INPUT
+    return code if isinstance(code, int) else OK
+
+
+def _usage(e: Any) -> str | None:
+    """The message of a usage error. Its class has moved between typer's versions; its method has not."""
+    if not hasattr(e, "format_message"):
+        return None
+    context = getattr(e, "ctx", None)
+    path = context.command_path if context is not None else "polyopt"
+    return f"{e.format_message()} (see {path} --help)"

@@ -1,0 +1,86 @@
+"""What the commands have in common: one JSON object, one-line errors, tables, and progress on a terminal only."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def screen() -> Console:
+    """Where results go: standard output, as wide as it is told to be where that is not a terminal."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def log() -> Console:
+    """Where progress and remarks go: standard error, so that ``--json`` stays one object."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def on_terminal() -> bool:
+    """Whether a person is watching: then, and only then, a progress bar moves."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def say(message: str) -> None:
+    """One remark on standard error."""
+    log().print(Text(message))
+
+
+def complain(message: str) -> None:
+    """``error: …`` on standard error, always on one line."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+
+
+def emit(result: Mapping[str, Any]) -> None:
+    """``result`` as the one JSON object on standard output."""
+    print(json.dumps(plain(result), allow_nan=False, indent=2))
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: inf and NaN become ``null``, 0-d arrays numbers, paths strings.
+
+    >>> plain({"loss": float("nan"), "steps": (1, 2)})
+    {'loss': None, 'steps': [1, 2]}
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Iterable):
+        return [plain(v) for v in value]
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> Table:
+    """A table with its last ``numbers`` columns aligned to the right."""
+    drawn = Table(title=title or None, title_justify="left", title_style="bold")
+    for i, name in enumerate(columns):
+        right = i >= len(columns) - numbers
+        drawn.add_column(name, justify="right" if right else "left", no_wrap=right)
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    return drawn
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A measured figure for a table; a dash where there is none.
+
+    >>> number(0.97222), number(None), number(3.2e-15)
+    ('0.9722', '–', '3.2e-15')
+    """
+    if value is None:
+        return "–"
+    if value != 0 and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{max(digits - 3, 1)}e}"
+    return f"{value:.{digits}f}"
