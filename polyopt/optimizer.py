@@ -107,7 +107,7 @@ class Optimizer:
         state: State = {"step": 0, "missed": {}, "slots": slots}
         if self.accumulate > 1:
             state |= {"micro_step": 0, "accumulated": {}}
-        observed = {name: schedule.initial() for name, schedule in self._measured()}
+        observed = {name: schedule.initial_state() for name, schedule in self._measured()}
         return state | ({"observed": observed} if observed else {})
 
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:

@@ -1,0 +1,137 @@
+"""Schedules made of schedules: joined, warmed up, warm-up/stable/decay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from polyopt.errors import InputError
+from polyopt.schedules.base import Schedule, blend, choice, falling, increasing, inner, number, unit
+from polyopt.schedules.cycle import Cosine
+
+
+@dataclass(frozen=True)
+class Joined(Schedule):
+    """``schedules[i]`` from ``boundaries[i - 1]`` on, each counting from its own start (optax's).
+
+    >>> from polyopt.schedules import Constant, Polynomial
+    >>> s = Joined([Constant(1.0), Polynomial(1.0, steps=10)], boundaries=[100])
+    >>> s(99), s(105), s(110)
+    (1.0, 0.5, 0.0)
+    """
+
+    schedules: tuple[Schedule, ...]
+    boundaries: tuple[int, ...] = number(low=0, whole=True, many=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts = self.schedules if isinstance(self.schedules, tuple | list) else (self.schedules,)
+        checked = tuple(inner("Joined", f"schedules[{i}]", s) for i, s in enumerate(parts))
+        object.__setattr__(self, "schedules", checked)
+        increasing("Joined", "boundaries", self.boundaries)
+        if len(checked) != len(self.boundaries) + 1:
+            raise InputError(
+                f"Joined: {len(checked)} schedules and {len(self.boundaries)} boundaries; "
+                "expected one schedule more than boundaries"
+            )
+
+    def value(self, xp: Any, t: Any) -> Any:
+        value = self.schedules[0].value(xp, t)
+        for schedule, start in zip(self.schedules[1:], self.boundaries, strict=True):
+            later = schedule.value(xp, xp.maximum(t - start, 0))
+            value = xp.where(t >= start, later, value)
+        return value
+
+
+@dataclass(frozen=True)
+class Warmup(Schedule):
+    """A straight line from ``initial`` to where ``then`` starts, over ``steps`` updates; then ``then``.
+
+    ``clock="own"``: ``then`` counts from the end of the warm-up (so does optax's and Keras' warm-up cosine;
+    see :class:`WarmupCosine` for how they count ``decay_steps``). ``clock="shared"``: ``then`` counts from
+    step 0 and the line multiplies it, from ``initial`` as a *fraction* up to 1 (torch's ``LinearLR`` chained
+    to another).
+
+    >>> from polyopt.schedules import Constant
+    >>> s = Warmup(Constant(1.0), steps=4)
+    >>> [s(t) for t in range(6)]
+    [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+
+    then: Schedule
+    steps: int = number(low=0, whole=True)
+    initial: float = number(0.0)
+    clock: str = choice("own", "own", "shared")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        inner("Warmup", "then", self.then)
+
+    def value(self, xp: Any, t: Any) -> Any:
+        rise = unit(xp, t / self.steps) if self.steps else 1.0
+        if self.clock == "shared":
+            return self.then.value(xp, t) * blend(xp, 1.0, self.initial, rise)
+        later = self.then.value(xp, xp.maximum(t - self.steps, 0))
+        line = blend(xp, self.then.value(xp, 0.0 * t), self.initial, rise)
+        return xp.where(t >= self.steps, later, line)
+
+
+@dataclass(frozen=True)
+class WarmupCosine(Schedule):
+    """Linearly from ``initial`` to ``peak`` over ``warmup`` updates, then along a cosine to ``end``.
+
+    ``convention="optax"``: ``steps`` (its ``decay_steps``) includes the warm-up. ``"keras"``: it excludes it.
+
+    >>> WarmupCosine(1.0, steps=110, warmup=10)(60)
+    0.5
+    >>> WarmupCosine(1.0, steps=100, warmup=10, convention="keras")(60)
+    0.5
+    """
+
+    peak: float = number()
+    steps: int = number(low=1, whole=True)
+    warmup: int = number(low=0, whole=True)
+    initial: float = number(0.0)
+    end: float = number(0.0)
+    convention: str = choice("optax", "optax", "keras")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.convention == "optax" and self.steps <= self.warmup:
+            raise InputError(
+                f"WarmupCosine: steps = {self.steps!r} includes warmup = {self.warmup!r} by optax's "
+                'convention; expected more, or convention="keras"'
+            )
+
+    def value(self, xp: Any, t: Any) -> Any:
+        decay = self.steps - self.warmup if self.convention == "optax" else self.steps
+        return Warmup(Cosine(self.peak, decay, end=self.end), self.warmup, self.initial).value(xp, t)
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay(Schedule):
+    """A linear rise to ``peak``, a plateau, and a decay to ``end`` (Hu et al., "MiniCPM", 2024).
+
+    ``warmup``, ``stable`` and ``decay`` are numbers of updates; ``shape`` is that of the decay:
+    ``"linear"``, ``"cosine"`` or ``"sqrt"`` (1 - √, Hägele et al., 2024).
+
+    >>> s = WarmupStableDecay(1.0, warmup=10, stable=80, decay=10)
+    >>> s(5), s(50), s(95), s(100)
+    (0.5, 1.0, 0.5, 0.0)
+    """
+
+    peak: float = number()
+    warmup: int = number(low=0, whole=True)
+    stable: int = number(low=0, whole=True)
+    decay: int = number(low=0, whole=True)
+    initial: float = number(0.0)
+    end: float = number(0.0)
+    shape: str = choice("linear", "linear", "cosine", "sqrt")
+
+    def value(self, xp: Any, t: Any) -> Any:
+        rise = unit(xp, t / self.warmup) if self.warmup else 1.0
+        start = self.warmup + self.stable
+        passed = unit(xp, (t - start) / self.decay) if self.decay else xp.where(t >= start, 1.0, 0.0)
+        up = blend(xp, self.peak, self.initial, rise)
+        down = blend(xp, self.peak, self.end, falling(xp, passed, self.shape))
+        return xp.where(t >= start, down, up)

@@ -1,0 +1,176 @@
+"""Schedules that go one way: constant, exponential, step, polynomial, inverse time, piecewise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from polyopt.errors import InputError
+from polyopt.schedules.base import Schedule, blend, choice, increasing, number, unit
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """``initial`` at every step.
+
+    >>> Constant(0.1)(1000)
+    0.1
+    """
+
+    initial: float = number()
+
+    def value(self, xp: Any, t: Any) -> Any:
+        return self.initial + 0.0 * t
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """``initial · rate^(t / steps)``; with ``staircase``, the exponent is rounded down.
+
+    torch's ``ExponentialLR`` has ``steps=1``; optax and Keras name them ``transition_steps`` and
+    ``decay_steps``. ``end`` stops the decay (or the growth, where ``rate > 1``) there, as in optax.
+
+    >>> Exponential(1.0, rate=0.5, steps=10)(20)
+    0.25
+    """
+
+    initial: float = number()
+    rate: float = number(low=0.0, open_low=True)
+    steps: float = number(1, low=0.0, open_low=True)
+    staircase: bool = choice(False, False, True)
+    end: float | None = number(None, optional=True)
+
+    def value(self, xp: Any, t: Any) -> Any:
+        exponent = t / self.steps
+        if self.staircase:
+            exponent = xp.floor(exponent)
+        value = self.initial * xp.pow(self.rate, exponent)
+        if self.end is None:
+            return value
+        shrinks = (self.rate <= 1) == (self.initial >= 0)
+        return (xp.maximum if shrinks else xp.minimum)(value, self.end)
+
+
+@dataclass(frozen=True)
+class Step(Schedule):
+    """``initial · rate^floor(t / steps)``: torch's ``StepLR``.
+
+    >>> Step(1.0, rate=0.5, steps=10)(19)
+    0.5
+    """
+
+    initial: float = number()
+    steps: int = number(low=1, whole=True)
+    rate: float = number(0.1, low=0.0)
+
+    def value(self, xp: Any, t: Any) -> Any:
+        return self.initial * xp.pow(self.rate, xp.floor(t / self.steps))
+
+
+@dataclass(frozen=True)
+class MultiStep(Schedule):
+    """``initial · rate^k`` from the k-th of ``milestones`` on: torch's ``MultiStepLR``.
+
+    A milestone that is listed twice counts twice.
+
+    >>> MultiStep(1.0, milestones=[5, 8], rate=0.5)(5)
+    0.5
+    """
+
+    initial: float = number()
+    milestones: tuple[int, ...] = number(low=0, whole=True, many=True)
+    rate: float = number(0.1, low=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        increasing("MultiStep", "milestones", self.milestones)
+
+    def value(self, xp: Any, t: Any) -> Any:
+        passed = 0.0 * t
+        for milestone in self.milestones:
+            passed = passed + xp.where(t >= milestone, 1.0, 0.0)
+        return self.initial * xp.pow(self.rate, passed)
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """``initial · (1 - t/steps)^power``, down (or up) to ``end``, which it keeps after ``steps``.
+
+    With ``end``: ``(initial - end) · (1 - t/steps)^power + end``, as in optax and Keras. Linear by default.
+
+    >>> Polynomial(1.0, steps=10, power=2.0)(5)
+    0.25
+    """
+
+    initial: float = number()
+    steps: float = number(low=0.0, open_low=True)
+    power: float = number(1.0, low=0.0, open_low=True)
+    end: float = number(0.0)
+
+    def value(self, xp: Any, t: Any) -> Any:
+        left = 1.0 - unit(xp, t / self.steps)
+        weight = left if self.power == 1 else xp.pow(left, self.power)
+        return blend(xp, self.initial, self.end, weight)
+
+
+@dataclass(frozen=True)
+class InverseTime(Schedule):
+    """``initial / (1 + rate · t / steps)``: Keras' ``InverseTimeDecay``.
+
+    >>> InverseTime(1.0, rate=0.5)(2)
+    0.5
+    """
+
+    initial: float = number()
+    rate: float = number(low=0.0)
+    steps: float = number(1, low=0.0, open_low=True)
+    staircase: bool = choice(False, False, True)
+
+    def value(self, xp: Any, t: Any) -> Any:
+        time = t / self.steps
+        if self.staircase:
+            time = xp.floor(time)
+        return self.initial / (1.0 + self.rate * time)
+
+
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    """``values[i]`` between ``boundaries[i - 1]`` and ``boundaries[i]``.
+
+    At a boundary it has the new value (``convention="optax"``) or still the old one (``"keras"``).
+    With ``shape="linear"`` it goes in straight lines from ``values[i]`` at the i-th boundary to the next,
+    the first value standing at step 0.
+
+    >>> Piecewise([1.0, 0.1], boundaries=[10])(10), Piecewise([1.0, 0.1], [10], convention="keras")(10)
+    (0.1, 1.0)
+    """
+
+    values: tuple[float, ...] = number(many=True)
+    boundaries: tuple[float, ...] = number(low=0.0, many=True)
+    shape: str = choice("constant", "constant", "linear")
+    convention: str = choice("optax", "optax", "keras")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        increasing("Piecewise", "boundaries", self.boundaries)
+        if len(self.values) != len(self.boundaries) + 1:
+            raise InputError(
+                f"Piecewise: {len(self.values)} values and {len(self.boundaries)} boundaries; "
+                "expected one value more than boundaries"
+            )
+
+    def value(self, xp: Any, t: Any) -> Any:
+        value: Any = self.values[0] + 0.0 * t
+        start = 0.0
+        for i, boundary in enumerate(self.boundaries):
+            new: Any = self.values[i + 1]
+            if self.shape == "linear":
+                width = boundary - start
+                weight = 1.0 - unit(xp, (t - start) / width) if width > 0 else 0.0
+                line = blend(xp, self.values[i], new, weight)
+                value = xp.where(t >= start, line, value)
+            else:
+                inside = t >= boundary if self.convention == "optax" else t > boundary
+                value = xp.where(inside, new, value)
+            start = boundary
+        return value
