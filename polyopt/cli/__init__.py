@@ -1,4 +1,4 @@
-"""The ``polyopt`` command. Importing it loads neither typer nor a framework: each command loads what it needs."""
+"""The ``polyopt`` command. Importing it loads neither typer nor a framework: each command does."""
 
 from __future__ import annotations
 

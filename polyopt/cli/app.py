@@ -106,7 +106,7 @@ def explain(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a hyperparameter."),
     ] = None,
     ascii: Annotated[bool, typer.Option("--ascii", help="No mathematical symbols.")] = False,
     json: Json = False,

@@ -1,4 +1,4 @@
-"""What the commands have in common: one JSON object, one-line errors, tables, and progress on a terminal only."""
+"""What the commands share: one JSON object, one-line errors, tables, and progress on a terminal only."""
 
 from __future__ import annotations
 
