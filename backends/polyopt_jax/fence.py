@@ -1,0 +1,83 @@
+"""A fence that keeps XLA from rounding otherwise than one IEEE operation after the other.
+
+XLA contracts ``a * b + c`` to one fused multiply-add, and rewrites ``a / sqrt(b)`` to ``a * rsqrt(b)``,
+``(a / b) / c`` to ``a / (b * c)``, and ``a / s`` with one divisor for all elements to ``a * (1 / s)``.
+Neither ``optimization_barrier`` nor ``reduce_precision`` nor a bit-cast round trip stops it on a CPU. An
+exclusive or of the result's bits with an integer zero does, provided that the compiler can't know that it
+is zero: so it is an argument of the compiled function. It costs nothing where memory is the bottleneck.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from polyopt_jax import ops
+
+_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+
+
+class Fenced:
+    """The operations of :mod:`polyopt_jax.ops`, each rounded by itself when compiled.
+
+    ``zero`` is a 0-d unsigned integer zero, traced. Operators between arrays are not fenced: code that
+    wants NumPy's bits calls ``xp.multiply``, ``xp.divide``, ``xp.sqrt`` and so on.
+    """
+
+    def __init__(self, zero: Any) -> None:
+        self._zero = zero
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ops, name)
+
+    def multiply(self, x1: Any, x2: Any, /) -> Any:
+        return self._fence(ops.multiply(x1, x2))
+
+    def square(self, x: Any, /) -> Any:
+        return self._fence(ops.square(x))
+
+    def sqrt(self, x: Any, /) -> Any:
+        return self._fence(ops.sqrt(x))
+
+    def divide(self, x1: Any, x2: Any, /) -> Any:
+        shape, other = jnp.shape(x1), jnp.shape(x2)
+        smaller = other != shape and jnp.broadcast_shapes(shape, other) == shape
+        if smaller or not hasattr(x2, "dtype"):
+            x2 = self._spread(x2, x1)
+        return self._fence(ops.divide(x1, x2))
+
+    def pow(self, x1: Any, x2: Any, /) -> Any:
+        return self._fence(ops.pow(x1, x2))
+
+    def matmul(self, x1: Any, x2: Any, /) -> Any:
+        return self._fence(ops.matmul(x1, x2))
+
+    def mean(self, x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
+        return self._fence(ops.mean(x, axis=axis, keepdims=keepdims))
+
+    def astype(self, x: Any, dtype: Any, /, *, copy: bool = True) -> Any:
+        # Fenced, because XLA drops a narrowing that is followed by a widening (simplify-fp-conversions).
+        return self._fence(ops.astype(x, dtype, copy=copy))
+
+    def _fence(self, x: Any) -> Any:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        bits = _BITS[x.dtype.itemsize]
+        zero = jnp.full_like(x, self._zero, dtype=bits)
+        return lax.bitcast_convert_type(lax.bitwise_xor(_raw(x), zero), x.dtype)
+
+    def _spread(self, divisor: Any, x: Any) -> Any:
+        """``divisor`` for every element of ``x``, so that XLA no longer sees that it is one number."""
+        dtype = ops.result_type(x, divisor) if hasattr(divisor, "dtype") else x.dtype
+        if not (jnp.issubdtype(dtype, jnp.floating) and jnp.issubdtype(x.dtype, jnp.floating)):
+            return divisor
+        full = jnp.broadcast_to(jnp.asarray(divisor, dtype=dtype), x.shape)
+        own = _raw(x.astype(dtype))
+        zero = lax.bitwise_and(own, jnp.full_like(own, self._zero))
+        return lax.bitcast_convert_type(lax.bitwise_xor(_raw(full), zero), dtype)
+
+
+def _raw(x: Any) -> Any:
+    return lax.bitcast_convert_type(x, _BITS[x.dtype.itemsize])

@@ -1,0 +1,33 @@
+"""Gradients on JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from polyopt import tree
+from polyopt.backend import LossFunction
+from polyopt.errors import InputError
+from polyopt_jax import ops
+
+
+def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[Any, Any]]:
+    """``f(params, *args) -> (loss, gradients)``; compiled, once for each set of shapes and dtypes."""
+
+    def run(params: Any, *args: Any) -> tuple[Any, Any]:
+        _check(params)
+        return jax.value_and_grad(lambda p: loss(ops, p, *args))(params)
+
+    return jax.jit(run) if compiled else run
+
+
+def _check(params: Any) -> None:
+    for path, leaf in tree.named(params).items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InputError(
+                f"parameter {path!r} has dtype {leaf.dtype.name}; expected a floating one: "
+                "it can't be differentiated by (pass it among the other arguments)"
+            )
