@@ -11,9 +11,9 @@ import numpy as np
 import polyopt.backend as protocol
 from polyopt.backend import LossFunction
 from polyopt.errors import InputError, nearest
-from polyopt.ops import DTYPES
+from polyopt.ops import DTYPES, Ops
 from polyopt.trace import Program
-from polyopt_numpy import ops
+from polyopt_numpy import ops as _ops
 from polyopt_numpy.lift import lift
 
 
@@ -21,8 +21,8 @@ class NumpyBackend:
     """NumPy on the CPU."""
 
     name = "numpy"
-    api_version = protocol.API_VERSION
-    ops = ops
+    api_version: int = protocol.API_VERSION
+    ops: Ops = _ops
 
     def versions(self) -> dict[str, str]:
         return {"numpy": np.__version__}
@@ -78,7 +78,7 @@ class NumpyBackend:
         return value_and_grad(loss)
 
     def compile(self, function: Callable[..., Any], *, exact: bool = False) -> Callable[..., Any]:
-        return lambda *args: function(ops, *args)
+        return lambda *args: function(self.ops, *args)
 
     def lift(self, program: Program, *, compiled: bool = True) -> protocol.Lifted:
         return lift(self, program, compiled)
