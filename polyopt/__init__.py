@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from polyopt.conversion import convert as convert
     from polyopt.gradients import value_and_grad as value_and_grad
     from polyopt.optim import SGD as SGD
+    from polyopt.optim import Adadelta as Adadelta
+    from polyopt.optim import AdaGrad as AdaGrad
     from polyopt.optim import Adam as Adam
+    from polyopt.optim import Adamax as Adamax
+    from polyopt.optim import AdamW as AdamW
+    from polyopt.optim import AddDecayedWeights as AddDecayedWeights
+    from polyopt.optim import DecoupledWeightDecay as DecoupledWeightDecay
+    from polyopt.optim import NAdam as NAdam
+    from polyopt.optim import RAdam as RAdam
+    from polyopt.optim import RMSprop as RMSprop
     from polyopt.optimizer import Optimizer as Optimizer
     from polyopt.optimizer import apply as apply
     from polyopt.registry import backend_context as backend_context
@@ -28,7 +37,8 @@ _HOMES = {
     "polyopt.clipping": "ClipByGlobalNorm",
     "polyopt.conversion": "convert",
     "polyopt.gradients": "value_and_grad",
-    "polyopt.optim": "SGD Adam",
+    "polyopt.optim": "Adadelta AdaGrad Adam Adamax AdamW AddDecayedWeights DecoupledWeightDecay NAdam RAdam "
+    "RMSprop SGD",
     "polyopt.optimizer": "Optimizer apply",
     "polyopt.registry": "backend_context get_backend set_backend",
     "polyopt.rule": "chain partition",

@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+from polyopt.optim.adadelta import Adadelta as Adadelta
+from polyopt.optim.adagrad import AdaGrad as AdaGrad
 from polyopt.optim.adam import Adam as Adam
+from polyopt.optim.adam import AdamW as AdamW
+from polyopt.optim.adamax import Adamax as Adamax
+from polyopt.optim.base import Descent as Descent
+from polyopt.optim.decay import AddDecayedWeights as AddDecayedWeights
+from polyopt.optim.decay import DecoupledWeightDecay as DecoupledWeightDecay
+from polyopt.optim.nadam import NAdam as NAdam
+from polyopt.optim.radam import RAdam as RAdam
+from polyopt.optim.rmsprop import RMSprop as RMSprop
 from polyopt.optim.sgd import SGD as SGD
 from polyopt.rule import Rule
 
-OPTIMIZERS: dict[str, type[Rule]] = {"adam": Adam, "sgd": SGD}
+OPTIMIZERS: dict[str, type[Rule]] = {
+    "adadelta": Adadelta,
+    "adagrad": AdaGrad,
+    "adam": Adam,
+    "adamax": Adamax,
+    "adamw": AdamW,
+    "gradient_descent": SGD,
+    "nadam": NAdam,
+    "radam": RAdam,
+    "rmsprop": RMSprop,
+    "sgd": SGD,
+}
+"""By the names that recipes use. ``gradient_descent`` and ``sgd`` are one rule: they differ in the batch."""
