@@ -1,0 +1,24 @@
+"""The programs in the documentation run as they stand there, each page from top to bottom."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "docs/index.md", "docs/rules.md", "docs/backends.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_of_a_page_run(page: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert blocks
+    program = tmp_path / "page.py"
+    program.write_text("\n".join(blocks), "utf-8")
+    # In a process of its own: a page may switch float64 on.
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
