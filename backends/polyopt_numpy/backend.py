@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+from ml_dtypes import bfloat16
 
 import polyopt.backend as protocol
 from polyopt.backend import LossFunction
@@ -15,6 +16,8 @@ from polyopt.ops import DTYPES, Ops
 from polyopt.trace import Program
 from polyopt_numpy import ops as _ops
 from polyopt_numpy.lift import lift
+
+NAMES = {np.dtype(bfloat16 if name == "bfloat16" else name): name for name in DTYPES}
 
 
 class NumpyBackend:
@@ -25,28 +28,30 @@ class NumpyBackend:
     ops: Ops = _ops
 
     def versions(self) -> dict[str, str]:
-        return {"numpy": np.__version__}
+        return {"numpy": np.__version__, "ml_dtypes": version("ml_dtypes")}
 
     def is_array(self, x: object) -> bool:
-        return isinstance(x, np.ndarray | np.generic)
+        """Also a value inside a loss that is being differentiated, which the autograd library boxes."""
+        return isinstance(x, np.ndarray | np.generic) or _boxed(x)
 
     def is_traced(self, x: object) -> bool:
         return False
 
     def dtype_name(self, x: Any) -> str:
-        return str(x.dtype.name)
+        name = NAMES.get(x.dtype)
+        return str(x.dtype.name) if name is None else name
 
     def dtype(self, name: str) -> Any:
         if name not in DTYPES:
             raise InputError(f"unknown dtype {name!r}; {nearest(name, DTYPES)}")
-        return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+        return np.dtype(bfloat16 if name == "bfloat16" else name)
 
     def from_numpy(self, x: Any, *, dtype: str | None = None, device: str | None = None) -> Any:
         self.device(device)
         return np.array(x, dtype=None if dtype is None else self.dtype(dtype))
 
     def to_numpy(self, x: Any) -> Any:
-        return np.asarray(x)
+        return np.asarray(self.stop_gradient(x))
 
     def enable_float64(self) -> None:
         pass
@@ -70,6 +75,8 @@ class NumpyBackend:
         pass
 
     def stop_gradient(self, x: Any) -> Any:
+        while _boxed(x):
+            x = x._value
         return x
 
     def value_and_grad(self, loss: LossFunction, *, compiled: bool = True) -> Callable[..., Any]:
@@ -86,3 +93,8 @@ class NumpyBackend:
     def assign(self, target: Any, value: Any) -> Any:
         target[...] = value
         return target
+
+
+def _boxed(x: object) -> bool:
+    """Whether ``x`` is autograd's, without importing it."""
+    return type(x).__module__.startswith("autograd.") and hasattr(x, "_value")

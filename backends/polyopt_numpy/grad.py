@@ -1,0 +1,88 @@
+"""Gradients on NumPy, through the autograd library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import numpy as np
+from autograd.core import VJPNode, add_outgrads
+from autograd.extend import Box
+from autograd.tracer import isbox, new_box, toposort
+
+from polyopt import tree
+from polyopt.backend import LossFunction
+from polyopt.errors import InputError
+from polyopt.tree import Tree
+from polyopt_numpy import differentiable, ops
+
+_traces = count()
+"""Identities of traces, the inner one the larger. autograd's own counter isn't safe between threads."""
+
+
+def value_and_grad(loss: LossFunction) -> Callable[..., tuple[Any, Tree]]:
+    """``f(params, *args) -> (loss, gradients)``; each gradient has its parameter's dtype and shape.
+
+    A parameter that the loss doesn't depend on has gradient zero, and a leaf that is ``None`` has ``None``.
+
+    Raises :class:`~polyopt.errors.InputError` for a leaf that isn't floating, and for a loss that isn't 0-d.
+    """
+
+    def run(params: Tree, *args: Any) -> tuple[Any, Tree]:
+        flat = tree.flatten(params)
+        present = [i for i, x in enumerate(flat.leaves) if x is not None]
+        leaves = tuple(_leaf(flat.paths[i], flat.leaves[i]) for i in present)
+
+        def of_leaves(values: tuple[Any, ...]) -> Any:
+            filled: list[Any] = [None] * len(flat.leaves)
+            for i, x in zip(present, values, strict=True):
+                filled[i] = x
+            return _checked(loss(differentiable, flat.unflatten(filled), *args))
+
+        with np.errstate(all="ignore"):
+            value, found = _differentiate(of_leaves, leaves)
+            gradients = [_like(g, x) for g, x in zip(found, leaves, strict=True)]
+        by_leaf = dict(zip(present, gradients, strict=True))
+        return value, flat.unflatten(by_leaf.get(i) for i in range(len(flat.leaves)))
+
+    return run
+
+
+def _differentiate(function: Callable[..., Any], leaves: tuple[Any, ...]) -> tuple[Any, Any]:
+    """``function(leaves)`` and its gradients; zeros where it doesn't depend on them."""
+    trace = next(_traces)
+    nodes = [VJPNode.new_root() for _ in leaves]
+    end = function(tuple(new_box(x, trace, node) for x, node in zip(leaves, nodes, strict=True)))
+    if not isbox(end) or end._trace != trace:
+        return end, [np.zeros_like(differentiable.unboxed(x)) for x in leaves]
+    found: dict[Any, Any] = {}
+    gradients = {end._node: (np.ones((), end.dtype), False)}
+    for node in toposort(end._node):
+        outer = gradients.pop(node)
+        if not node.parents:
+            found[node] = outer
+        for parent, g in zip(node.parents, node.vjp(outer[0]), strict=True):
+            gradients[parent] = add_outgrads(gradients.get(parent), g)
+    zeros = (np.zeros_like(differentiable.unboxed(x)) for x in leaves)
+    return end._value, [found.get(node, (z,))[0] for node, z in zip(nodes, zeros, strict=True)]
+
+
+def _leaf(path: str, x: Any) -> Any:
+    if not isinstance(x, np.ndarray | np.generic | Box) or not ops.isdtype(x.dtype, "real floating"):
+        raise InputError(
+            f"parameter {path!r} is {getattr(x, 'dtype', type(x).__name__)}; expected a floating array"
+        )
+    return x
+
+
+def _checked(value: Any) -> Any:
+    if getattr(value, "shape", None) != ():
+        found = f"an array of shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
+        raise InputError(f"the loss is {found}; expected a 0-d array")
+    return value
+
+
+def _like(g: Any, x: Any) -> Any:
+    """autograd gives a float64 where a bare operator widened."""
+    return g if isinstance(g, Box) else np.asarray(g, dtype=x.dtype).reshape(x.shape)
