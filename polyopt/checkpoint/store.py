@@ -1,0 +1,258 @@
+"""Saving and loading: atomic, checksummed, checked by name, on any backend."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polyopt import registry, tree
+from polyopt.backend import Backend
+from polyopt.checkpoint.container import LABELS, as_bytes, pack, parse_json, unpack
+from polyopt.checkpoint.encoding import decode, encode
+from polyopt.conversion import convert
+from polyopt.errors import CheckpointError, InputError, nearest
+from polyopt.files import write_atomic
+from polyopt.tree import Tree
+
+FORMAT = "polyopt"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    ``params`` is ``{path: array}``, or a tree like the one given to :func:`load`; ``state`` the optimizer's,
+    ``None`` where none was saved; ``meta`` whatever plain data was saved along.
+    """
+
+    params: Tree
+    state: dict[str, Any] | None
+    meta: dict[str, Any]
+
+
+def save(
+    path: str | os.PathLike[str],
+    params: Tree,
+    state: dict[str, Any] | None = None,
+    meta: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint: ``path`` holds the whole of it afterwards, or what it held before.
+
+    Parameters
+    ----------
+    path
+        The file; its directory is made where it is missing.
+    params
+        Parameters of any framework and dtype. Stored as ``"params/layers.0.weight"``.
+    state
+        An :class:`~polyopt.optimizer.Optimizer`'s state: arrays are stored as
+        ``"slots/exp_avg/layers.0.weight"``, numbers in the header: integers of any size, floats exactly.
+    meta
+        Plain data: dicts with string keys, lists, tuples, numbers, strings, ``None``.
+
+    Raises
+    ------
+    InputError
+        For what can't be stored, naming it; nothing is written.
+    CheckpointError
+        Where the file can't be written; what was there before is intact.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from polyopt import Adam, Optimizer
+    >>> params = {"layer": {"weight": np.ones((2, 3))}}
+    >>> file = tempfile.mkdtemp() + "/run.safetensors"
+    >>> save(file, params, Optimizer(Adam()).init(params), {"epoch": 7})
+    >>> checkpoint = load(file)
+    >>> list(checkpoint.params), checkpoint.state["step"], checkpoint.meta["epoch"]
+    (['layer.weight'], 0, 7)
+    """
+    tensors: dict[str, Any] = {}
+
+    def store(key: str, x: Any) -> None:
+        if key in tensors:
+            raise InputError(f"checkpoint: two arrays have the key {key!r}")
+        tensors[key] = _storable(key, x)
+
+    for name, leaf in tree.named(params).items():
+        store(f"params/{name}", leaf)
+
+    def no_array(key: str, x: Any) -> None:
+        raise InputError(f"checkpoint: {key} is {type(x).__name__}; expected plain data")
+
+    body: dict[str, Any] = {
+        "version": VERSION,
+        "state": None if state is None else encode(_state_first(state), (), store),
+        "meta": encode(meta or {}, ("meta",), no_array),
+    }
+    body["tensors"] = {key: _describe(x) for key, x in sorted(tensors.items())}
+    text = json.dumps(body, separators=(",", ":"))
+    metadata = {"format": FORMAT, "polyopt": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    write_atomic(path, pack(tensors, metadata), error=CheckpointError)
+
+
+def load(
+    path: str | os.PathLike[str],
+    like: Tree = None,
+    backend: str | Backend | None = None,
+    device: str | None = None,
+    *,
+    state_like: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """Read a checkpoint, whole and unharmed, or not at all.
+
+    Parameters
+    ----------
+    path
+        The file.
+    like
+        Parameters whose names, shapes and dtypes it must have; ``params`` comes back in a tree of their
+        structure, on their framework.
+    backend, device
+        Where the arrays go: by default the framework of ``like``, else the host (NumPy).
+    state_like
+        A state, ``optimizer.init(params)`` say, whose entries it must have.
+
+    Raises
+    ------
+    CheckpointError
+        For a file that is missing, truncated, corrupt or hostile, and, by name, for leaves that are missing,
+        extra, mis-shaped or of another dtype.
+    """
+    tensors, metadata = unpack(path)
+    try:
+        body = _body(metadata, tensors)
+        params = {k.removeprefix("params/"): x for k, x in tensors.items() if k.startswith("params/")}
+        used = {f"params/{name}" for name in params}
+
+        def fetch(key: str) -> Any:
+            if key in used or key not in tensors:
+                raise CheckpointError(f"its state refers to tensor {key!r}, which it can't")
+            used.add(key)
+            return tensors[key]
+
+        state = None if body["state"] is None else decode(body["state"], fetch)
+        meta = decode(body["meta"], _no_tensor)
+        if len(used) != len(tensors):
+            raise CheckpointError(f"tensor {next(k for k in tensors if k not in used)!r} belongs to nothing")
+        if like is not None:
+            _check(params, tree.named(like), "parameter")
+        if state_like is not None:
+            if state is None:
+                raise CheckpointError("it holds no optimizer state")
+            _check(_entries(state), _entries(state_like), "state")
+    except CheckpointError as e:
+        raise CheckpointError(f"{os.fspath(path)}: {e}") from None
+    target = _target(like, backend)
+    found: Tree = params
+    if like is not None:
+        found = tree.rename(like, params)
+    if target is not None:
+        found, state = convert(found, target, device=device), convert(state, target, device=device)
+    return Checkpoint(found, state, meta)
+
+
+def _target(like: Tree, backend: str | Backend | None) -> Backend | None:
+    if backend is not None:
+        return registry.by_name(backend) if isinstance(backend, str) else backend
+    leaves = [] if like is None else list(tree.named(like).values())
+    return registry.of(*leaves) if leaves else None
+
+
+def _storable(key: str, x: Any) -> Any:
+    try:
+        array = np.ascontiguousarray(registry.of(x).to_numpy(x)).reshape(tuple(x.shape))
+    except InputError:
+        raise InputError(
+            f"checkpoint: {key!r} is {type(x).__name__}; expected an array or plain data"
+        ) from None
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    if array.dtype not in LABELS:
+        known = ", ".join(str(d) for d in LABELS)
+        raise InputError(f"checkpoint: {key!r} has dtype {array.dtype}; expected one of {known}")
+    return array
+
+
+def _state_first(state: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(state, dict) or "params" in state:
+        raise InputError("checkpoint: the state is no optimizer's state: see Optimizer.init")
+    return state
+
+
+def _describe(x: Any) -> dict[str, Any]:
+    digest = hashlib.sha256(as_bytes(x)).hexdigest()
+    return {"dtype": LABELS[x.dtype], "shape": list(x.shape), "sha256": digest}
+
+
+def _body(metadata: dict[str, str], tensors: dict[str, Any]) -> dict[str, Any]:
+    """The header's own part, after every checksum has been found right."""
+    if metadata.get("format") != FORMAT or not {"polyopt", "sha256"} <= set(metadata):
+        raise CheckpointError("a safetensors file, but not one that polyopt.checkpoint.save wrote")
+    text = metadata["polyopt"]
+    try:
+        digest = hashlib.sha256(text.encode()).hexdigest()
+    except UnicodeEncodeError:
+        raise CheckpointError("its header is not text") from None
+    if digest != metadata["sha256"]:
+        raise CheckpointError("its header is corrupt: the checksum differs")
+    body = parse_json(text, "its header")
+    if not isinstance(body, dict) or body.get("version") != VERSION:
+        version = body.get("version") if isinstance(body, dict) else None
+        raise CheckpointError(f"format version {str(version)[:40]}; this polyopt reads version {VERSION}")
+    if set(body) != {"version", "tensors", "state", "meta"} or not isinstance(body["tensors"], dict):
+        raise CheckpointError("its header lacks tensors, state or meta")
+    _same_names(set(tensors), set(body["tensors"]), "tensor")
+    for key, x in tensors.items():
+        if _describe(x) != body["tensors"][key]:
+            raise CheckpointError(f"tensor {key!r} is corrupt: its checksum, shape or dtype differs")
+    return body
+
+
+def _no_tensor(key: str) -> Any:
+    raise CheckpointError("its meta refers to a tensor")
+
+
+def _same_names(found: set[str], expected: set[str], what: str) -> None:
+    for name in sorted(expected - found):
+        raise CheckpointError(f"{what} {name!r} is missing; {nearest(name, found - expected or found)}")
+    for name in sorted(found - expected):
+        raise CheckpointError(
+            f"{what} {name!r} is not expected; {nearest(name, expected - found or expected)}"
+        )
+
+
+def _check(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
+    """The same names, and for each the same shape and dtype."""
+    _same_names(set(found), set(expected), what)
+    for name, want in expected.items():
+        have = found[name]
+        if not hasattr(want, "shape") or not hasattr(have, "shape"):
+            if isinstance(want, int | float) != isinstance(have, int | float):
+                raise CheckpointError(f"{what} {name!r} is {_kind(have)}; expected {_kind(want)}")
+            continue
+        if tuple(have.shape) != tuple(want.shape):
+            raise CheckpointError(
+                f"{what} {name!r} has shape {tuple(have.shape)}; expected {tuple(want.shape)}"
+            )
+        dtype = registry.of(want).dtype_name(want)
+        if have.dtype.name != dtype:
+            raise CheckpointError(f"{what} {name!r} has dtype {have.dtype.name}; expected {dtype}")
+
+
+def _kind(x: Any) -> str:
+    return f"an array of shape {tuple(x.shape)}" if hasattr(x, "shape") else f"{type(x).__name__} {x!r:.40}"
+
+
+def _entries(state: dict[str, Any]) -> dict[str, Any]:
+    """What must agree between two states of one optimizer: every slot of every leaf."""
+    slots = state.get("slots")
+    if not isinstance(slots, dict) or not all(isinstance(v, dict) for v in slots.values()):
+        raise CheckpointError("it holds no optimizer state: there are no slots")
+    return {f"slots/{slot}/{path}": x for slot, values in slots.items() for path, x in values.items()}
