@@ -16,7 +16,7 @@ WIDE = ("float64", "int64", "uint64", "complex128")
 
 def wide_enabled() -> bool:
     """Whether 64-bit dtypes exist in this process."""
-    return bool(jax.config.jax_enable_x64)
+    return bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
 
 
 def allowed(dtype: Any) -> Any:

@@ -1,7 +1,7 @@
 """Ops on JAX: ``jax.numpy``, with corrections where it leaves the array API standard.
 
 - 64-bit dtypes are refused where ``jax_enable_x64`` is off; jax.numpy narrows them with a warning at best
-  (https://github.com/jax-ml/jax/issues/8178).
+  (https://github.com/jax-ml/jax/issues/22688).
 - Arrays of two dtypes promote as in the standard also under ``jax_numpy_dtype_promotion="strict"``.
 - ``divide`` by an array of fewer dimensions is a division: XLA turns ``x / broadcast(s)`` into
   ``x * (1 / s)``, which rounds twice (AlgebraicSimplifier::HandleDivide).

@@ -1,0 +1,51 @@
+"""Gradients on TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from polyopt import tree
+from polyopt.backend import LossFunction
+from polyopt.errors import InputError
+from polyopt_tensorflow import ops
+from polyopt_tensorflow.compiling import Trees, tensors
+
+
+def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[Any, Any]]:
+    """``f(params, *args) -> (loss, gradients)``; a parameter that the loss does not use gets zeros."""
+
+    def run(params: Any, *args: Any) -> tuple[Any, list[Any]]:
+        flat = tree.flatten(params)
+        leaves = tensors(flat.leaves)
+        present = [x for x in leaves if x is not None]
+        _check(flat.paths, leaves)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(present)
+            value = loss(ops, flat.unflatten(leaves), *args)
+        if len(value.shape) != 0:
+            raise InputError(f"the loss has shape {tuple(value.shape)}; expected a 0-d array")
+        found = tape.gradient(value, present, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        # The gradient of a gather is IndexedSlices: made dense, repeated rows are added.
+        return value, [tf.convert_to_tensor(x) for x in found]
+
+    traced = Trees(run, jit_compile=False) if compiled else run
+
+    def call(params: Any, *args: Any) -> tuple[Any, Any]:
+        value, found = traced(params, *args)
+        flat = tree.flatten(params)
+        gradients = iter(found)
+        return value, flat.unflatten(None if x is None else next(gradients) for x in flat.leaves)
+
+    return call
+
+
+def _check(paths: tuple[str, ...], leaves: list[Any]) -> None:
+    for path, x in zip(paths, leaves, strict=True):
+        if x is not None and not x.dtype.is_floating:
+            raise InputError(
+                f"parameter {path!r} has dtype {x.dtype.name}; expected a floating one: "
+                "it can't be differentiated by (pass it among the other arguments)"
+            )
