@@ -1,0 +1,100 @@
+"""One thing to check on one backend, and how its outcome becomes a row."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polyopt import registry
+from polyopt.backend import Backend
+from polyopt.errors import BackendError
+from polyopt.testing.report import Outcome, Row
+
+
+class Skip(Exception):
+    """The case can't run here, and need not: the message says why."""
+
+
+class Missing(Exception):
+    """Something that has to be there is not: the message says what."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a case gets: the backend, how thorough to be, and the names that must not be skipped."""
+
+    backend: Backend
+    quick: bool = False
+    required: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Case:
+    """``run`` raises AssertionError, :class:`Skip`, :class:`Missing` or anything else, or gives a remark."""
+
+    check: str
+    name: str
+    run: Callable[[Context], str | None]
+
+
+def run_case(case: Case, context: Context) -> Row:
+    """Run ``case``; nothing that happens inside it stops the run."""
+    start = time.perf_counter()
+    outcome: Outcome = "passed"
+    try:
+        with registry.forced(context.backend), np.errstate(all="ignore"), warnings.catch_warnings():
+            # Frameworks warn of NaN and overflow, which are what many of the cases are about.
+            warnings.simplefilter("ignore")
+            detail = case.run(context) or ""
+    except Skip as e:
+        outcome, detail = "skipped", str(e)
+    except Missing as e:
+        outcome, detail = "missing", str(e)
+    except Exception as e:
+        outcome, detail = "failed", one_line(e)
+    seconds = time.perf_counter() - start
+    return Row(case.check, case.name, context.backend.name, outcome, detail, seconds)
+
+
+def one_line(e: BaseException, limit: int = 400) -> str:
+    """The message of ``e`` on one line, with its type where it is no failed assertion."""
+    text = " ".join(str(e).split())
+    text = text if isinstance(e, AssertionError) else f"{type(e).__name__}: {text}"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def hypothesis() -> Any:
+    """The hypothesis library, or an error that names the extra."""
+    try:
+        import hypothesis
+    except ImportError as e:
+        raise BackendError(
+            f"the conformance kit needs hypothesis, which can't be imported ({e}): "
+            "pip install 'polyopt[testing]'"
+        ) from e
+    return hypothesis
+
+
+def for_all(check: Callable[..., None], examples: int, **strategies: Any) -> None:
+    """Call ``check`` with ``examples`` drawn values of each strategy, the same ones in every run."""
+    h = hypothesis()
+    settings = h.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        print_blob=False,
+        report_multiple_bugs=False,
+        suppress_health_check=list(h.HealthCheck),
+        phases=(h.Phase.generate, h.Phase.shrink),
+    )
+
+    def run(**values: Any) -> None:
+        check(**values)
+
+    settings(h.given(**strategies)(run))()

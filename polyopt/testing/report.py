@@ -1,0 +1,118 @@
+"""What the kit found: rows, counts, a matrix of checks and backends, and plain data for ``--json``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+Outcome: TypeAlias = Literal["passed", "failed", "skipped", "missing"]
+OUTCOMES: Final[tuple[Outcome, ...]] = ("passed", "failed", "skipped", "missing")
+CHECKS: Final = {
+    "backend": "loads, converts, differentiates, compiles, draws",
+    "ops": "array operations against the standard",
+    "reference": "algorithms against float64 references from the papers",
+    "peer": "conventions against the framework's own optimizer",
+    "bits": "the same bits as NumPy, eager and compiled",
+    "properties": "caller's arrays, dtypes, order, absent gradients",
+}
+"""The groups of checks, in the order in which they run, with what each looks at."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case on one backend.
+
+    ``missing`` is something that has to be there and is not: a backend that is required, a check for an
+    operation, a reference for an algorithm. It counts as a failure.
+    """
+
+    check: str
+    case: str
+    backend: str
+    outcome: Outcome
+    detail: str = ""
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome in ("passed", "skipped")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows of a run.
+
+    >>> report = Report((Row("ops", "add", "numpy", "passed"), Row("ops", "sqrt", "numpy", "failed", "why")))
+    >>> report.counts
+    {'passed': 1, 'failed': 1, 'skipped': 0, 'missing': 0}
+    >>> report.ok
+    False
+    """
+
+    rows: tuple[Row, ...]
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """``{"passed": n, "failed": n, "skipped": n, "missing": n}``."""
+        found = Counter(row.outcome for row in self.rows)
+        return {outcome: found[outcome] for outcome in OUTCOMES}
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed and nothing is missing, and something was checked at all."""
+        return all(row.ok for row in self.rows) and any(row.outcome == "passed" for row in self.rows)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.backend for row in self.rows))
+
+    @property
+    def failures(self) -> tuple[Row, ...]:
+        """The rows that failed or are missing."""
+        return tuple(row for row in self.rows if not row.ok)
+
+    def matrix(self) -> str:
+        """A text table, checks by backends: ``✓`` and how many passed, ``✗`` and how many of how many did
+        not, ``–`` where nothing ran.
+
+        >>> print(Report((Row("ops", "add", "numpy", "passed"),)).matrix())
+        check  numpy
+        ops    ✓ 1
+        """
+        checks = [c for c in CHECKS if any(row.check == c for row in self.rows)]
+        lines = [["check", *self.backends]]
+        lines += [[check, *(self._cell(check, backend) for backend in self.backends)] for check in checks]
+        if len(checks) > 1:
+            lines.append(["all", *(self._cell(None, backend) for backend in self.backends)])
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+    def _cell(self, check: str | None, backend: str) -> str:
+        rows = [row for row in self.rows if row.backend == backend and check in (None, row.check)]
+        found = Counter(row.outcome for row in rows)
+        bad = found["failed"] + found["missing"]
+        skipped = f" (–{found['skipped']})" if found["skipped"] else ""
+        if bad:
+            return f"✗ {bad}/{len(rows)}{skipped}"
+        return f"✓ {found['passed']}{skipped}" if found["passed"] else "–" + skipped
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: the counts at the top, then ``ok``, ``seconds``, ``backends`` and every row."""
+        return {
+            **self.counts,
+            "ok": self.ok,
+            "seconds": round(self.seconds, 3),
+            "backends": list(self.backends),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+
+def merged(reports: Iterable[Report]) -> Report:
+    """One report with the rows of all."""
+    found = list(reports)
+    return Report(tuple(row for r in found for row in r.rows), sum(r.seconds for r in found))
