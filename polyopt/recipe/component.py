@@ -1,0 +1,152 @@
+"""A named thing with options: an optimizer, a schedule, an initializer, a way of clipping or averaging.
+
+Its name is looked up in its registry and nowhere else; its options are the fields of the class found there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polyopt.averaging import AVERAGING
+from polyopt.clipping import CLIPPING
+from polyopt.errors import InputError, nearest
+from polyopt.initializers import INITIALIZERS
+from polyopt.optim import OPTIMIZERS
+from polyopt.recipe.problems import Problem, shown, within
+from polyopt.schedules import SCHEDULES
+
+REGISTRIES: dict[str, Mapping[str, Any]] = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "initializer": INITIALIZERS,
+    "clipping": CLIPPING,
+    "averaging": AVERAGING,
+}
+SCHEDULE_KEY = "schedule"
+"""What makes a table a schedule, wherever a number is expected: ``lr = {schedule = "cosine", …}``."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """``name`` out of the registry ``kind``, with ``options`` in the order of the class's fields.
+
+    >>> Component.parse({"name": "sgd", "lr": 0.1}, "optimizer").build().lr
+    0.1
+    """
+
+    kind: str
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def parse(cls, table: Any, kind: str) -> Component:
+        """Read a table, or a bare name; raises :class:`~polyopt.recipe.problems.Problem`."""
+        label = SCHEDULE_KEY if kind == "schedule" else "name"
+        if isinstance(table, str) and kind != "schedule":
+            table = {label: table}
+        if not isinstance(table, Mapping):
+            raise Problem((), f" = {shown(table)}; expected a table with the key {label!r}")
+        if label not in table:
+            raise Problem((label,), f": this key is missing; {nearest('', REGISTRIES[kind])}")
+        name = table[label]
+        target = REGISTRIES[kind].get(name) if isinstance(name, str) else None
+        if target is None:
+            raise Problem(
+                (label,), f" = {shown(name)}: unknown {kind}; {nearest(str(name), REGISTRIES[kind])}"
+            )
+        fields = [f.name for f in dataclasses.fields(target) if f.init]
+        given = {key: value for key, value in table.items() if key != label}
+        for key in given:
+            if key not in fields:
+                raise Problem((key,), f": {name!r} has no such hyperparameter; {nearest(str(key), fields)}")
+        options = []
+        for field in fields:
+            if field in given:
+                try:
+                    options.append((field, _value(given[field])))
+                except Problem as problem:
+                    raise within(field, problem) from None
+        component = cls(kind, name, tuple(options))
+        component.build()
+        return component
+
+    def table(self) -> dict[str, Any]:
+        """As it stands in a recipe."""
+        label = SCHEDULE_KEY if self.kind == "schedule" else "name"
+        return {label: self.name} | {key: _plain(value) for key, value in self.options}
+
+    def build(self) -> Any:
+        """The object itself; raises :class:`~polyopt.recipe.problems.Problem` for an option out of range."""
+        target = REGISTRIES[self.kind][self.name]
+        fields = {f.name: f for f in dataclasses.fields(target)}
+        for key, value in self.options:
+            _check_switch(fields[key], key, value)
+        try:
+            return target(**{key: _built(value) for key, value in self.options})
+        except InputError as e:
+            raise _located(str(e), target.__name__, list(fields)) from None
+        except TypeError as e:
+            missing = re.search(r"missing .*?: '(\w+)'", str(e))
+            if missing is None:
+                raise
+            key = missing.group(1)
+            raise Problem((key,), f": this key is missing; {self.name!r} needs it") from None
+
+
+def _value(value: Any) -> Any:
+    """An option in immutable form: tables are schedules."""
+    if isinstance(value, Mapping):
+        return Component.parse(value, "schedule")
+    if isinstance(value, list | tuple):
+        items = []
+        for i, item in enumerate(value):
+            try:
+                items.append(_value(item))
+            except Problem as problem:
+                raise within(i, problem) from None
+        return tuple(items)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Problem((), f" = {value!r}; expected a finite number")
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise Problem((), f" = {shown(value)}; expected a number, a string, true, false, a list or a schedule")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Component):
+        return value.table()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, Component):
+        return value.build()
+    return tuple(_built(item) for item in value) if isinstance(value, tuple) else value
+
+
+def _check_switch(field: dataclasses.Field[Any], key: str, value: Any) -> None:
+    """A switch takes its choices alone, and 1 is not true; a text field takes no number."""
+    if isinstance(value, Component) and "range" not in field.metadata and "Schedule" not in str(field.type):
+        raise Problem((key,), ": this can't be scheduled; expected a plain value")
+    choices = [c for c in field.metadata.get("choices", ()) if c is not None]
+    if choices and not any(type(value) is type(c) and value == c for c in choices):
+        listed = ", ".join(str(c).lower() if isinstance(c, bool) else repr(c) for c in choices)
+        raise Problem((key,), f" = {shown(value)}; expected one of {listed}")
+    text = field.metadata.get("static") and not choices and "Pattern" in str(field.type)
+    if (text or field.name == "convention") and not isinstance(value, str):
+        raise Problem((key,), f" = {shown(value)}; expected a string")
+
+
+def _located(message: str, owner: str, fields: list[str]) -> Problem:
+    """``"AdamW: lr = -1.0; expected …"`` with the key taken out of the message."""
+    text = message.removeprefix(f"{owner}: ")
+    found = re.match(r"(\w+)(\[(\d+)\])?( = .*)", text, re.DOTALL)
+    if found is None or found.group(1) not in fields:
+        return Problem((), f": {text}")
+    index: tuple[int, ...] = (int(found.group(3)),) if found.group(3) else ()
+    return Problem((found.group(1), *index), found.group(4))

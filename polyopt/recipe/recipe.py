@@ -1,0 +1,233 @@
+"""The recipe itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from polyopt.data import DATASETS, Dataset
+from polyopt.errors import InputError, nearest
+from polyopt.losses import default_loss
+from polyopt.models import MLP, MODELS, Linear
+from polyopt.recipe import text
+from polyopt.recipe.problems import Problem, one_line
+from polyopt.recipe.sections import (
+    AverageTable,
+    ClippingTable,
+    Data,
+    Loss,
+    Model,
+    OptimizerTable,
+    Part,
+    Section,
+    Seed,
+    Train,
+    _tuple,
+)
+
+if TYPE_CHECKING:
+    from polyopt.optimizer import Optimizer
+
+TRAIN_KEYS = ("epochs", "steps", "batch_size")
+
+
+class Recipe(Section):
+    """Everything that decides the numbers of a run; immutable, and the same as TOML, JSON, dict and object.
+
+    Read one with :meth:`load`, :meth:`parse` or :meth:`from_dict`: they raise
+    :class:`~polyopt.errors.InputError` with one line that names the key, what was found and the remedy.
+
+    Examples
+    --------
+    >>> recipe = Recipe.from_dict({
+    ...     "data": {"name": "digits"},
+    ...     "model": {"name": "softmax"},
+    ...     "optimizer": {"name": "sgd", "lr": {"schedule": "step", "initial": 0.1, "steps": 100}},
+    ...     "train": {"epochs": 3},
+    ... })
+    >>> recipe.loss.name, recipe.total_steps(100), recipe.replace(steps=5).total_steps(100)
+    ('cross_entropy', 12, 5)
+    >>> Recipe.parse(recipe.to_toml(), "toml") == recipe
+    True
+    """
+
+    name: str = "recipe"
+    seed: Seed = 0
+    """Decides the initial weights and the order of the samples."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of the parameters and the data."""
+    data: Data
+    model: Model
+    loss: Loss
+    """By default the one that suits the data."""
+    optimizer: OptimizerTable
+    """Of all parameters that no partition takes."""
+    partition: Annotated[tuple[Part, ...], BeforeValidator(_tuple)] = Field(())
+    clip: ClippingTable | None = None
+    ema: AverageTable | None = None
+    train: Train
+
+    @model_validator(mode="before")
+    @classmethod
+    def _infer_loss(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        data, loss = table.get("data"), table.get("loss", {})
+        name = data.get("name") if isinstance(data, Mapping) else None
+        if isinstance(name, str) and name in DATASETS and isinstance(loss, Mapping):
+            return {**table, "loss": {"name": default_loss(DATASETS[name].task), **loss}}
+        return table
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        task = DATASETS[self.data.name].task
+        if task not in MODELS[self.model.name].tasks:
+            fitting = [name for name, model in MODELS.items() if task in model.tasks]
+            raise Problem(
+                ("model", "name"),
+                f" = {self.model.name!r} does no {task}, which {self.data.name!r} is for; "
+                f"expected one of {', '.join(map(repr, fitting))}",
+            )
+        if self.loss.name != default_loss(task):
+            raise Problem(
+                ("loss", "name"),
+                f" = {self.loss.name!r} is not for {task}; expected {default_loss(task)!r}, or leave it out",
+            )
+        return self
+
+    # Reading
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """The recipe in a ``.toml`` or ``.json`` file."""
+        table = text.read(path)
+        try:
+            return cls.from_dict(table)
+        except InputError as e:
+            raise InputError(f"{path}: {e}") from None
+
+    @classmethod
+    def parse(cls, source: str, format: str = "toml") -> Recipe:
+        """The recipe in a text; ``format`` is ``"toml"`` or ``"json"``."""
+        return cls.from_dict(text.parse(source, format))
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
+        """The recipe in a nested dict of plain data."""
+        text.check_plain(table)
+        try:
+            return cls.model_validate(table)
+        except ValidationError as e:
+            raise one_line(e, _fields_of) from None
+
+    # Writing
+
+    def to_dict(self) -> dict[str, Any]:
+        """A nested dict of plain data, defaults spelled out."""
+        found: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        if not self.partition:
+            del found["partition"]
+        return found
+
+    def to_toml(self) -> str:
+        """TOML, defaults spelled out."""
+        return text.to_toml(self.to_dict())
+
+    def to_json(self) -> str:
+        """JSON, defaults spelled out."""
+        import json
+
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def replace(self, **changes: Any) -> Recipe:
+        """The recipe with another ``name``, ``seed``, ``dtype``, ``epochs``, ``steps`` or ``batch_size``.
+
+        ``None`` keeps what the recipe says. ``steps`` takes the place of ``epochs``, and the other way round.
+        """
+        table = self.to_dict()
+        for key, value in changes.items():
+            if value is None:
+                continue
+            if key in TRAIN_KEYS:
+                if key != "batch_size":
+                    table["train"] = {k: v for k, v in table["train"].items() if k not in ("epochs", "steps")}
+                table["train"][key] = value
+            elif key in ("name", "seed", "dtype"):
+                table[key] = value
+            else:
+                raise InputError(f"replace: {nearest(key, ('name', 'seed', 'dtype', *TRAIN_KEYS))}")
+        return type(self).from_dict(table)
+
+    # What it says
+
+    def steps_per_epoch(self, n_train: int) -> int:
+        """Batches in a pass over ``n_train`` samples."""
+        size = self.batch(n_train)
+        return n_train // size if self.train.drop_last else -(-n_train // size)
+
+    def batch(self, n_train: int) -> int:
+        """Samples in a batch."""
+        size = self.train.batch_size
+        if size == "full":
+            return n_train
+        if size > n_train:
+            raise InputError(
+                f'train.batch_size = {size}; expected at most the {n_train} training samples, or "full"'
+            )
+        return int(size)
+
+    def total_steps(self, n_train: int) -> int:
+        """Batches in the whole run, for ``n_train`` training samples."""
+        if self.train.steps is not None:
+            return self.train.steps
+        assert self.train.epochs is not None
+        return self.train.epochs * self.steps_per_epoch(n_train)
+
+    def build_model(self, dataset: Dataset) -> MLP | Linear:
+        """The model, with as many inputs and outputs as ``dataset`` has."""
+        section = self.model
+        kind = MODELS[section.name]
+        starts = {"weight": section.init.build(), "bias": section.bias_init.build()}
+        if issubclass(kind, MLP):
+            starts |= {"hidden": section.hidden, "activation": section.activation}
+        return kind(dataset.features, dataset.outputs, **starts)
+
+    def build_optimizer(self) -> Optimizer:
+        """Clipping, the optimizer or a partition of them, and the average of the weights, in this order."""
+        from polyopt.optimizer import Optimizer
+        from polyopt.rule import Pattern, Stage, chain, partition
+
+        stage: Stage = self.optimizer.build()
+        if self.partition:
+            members: list[tuple[Pattern, Stage | None]] = [
+                (part.pattern, None if part.optimizer is None else part.optimizer.build())
+                for part in self.partition
+            ]
+            stage = partition([*members, (".*", stage)])
+        before = [self.clip.build()] if self.clip else []
+        after = [self.ema.build()] if self.ema else []
+        stages = [*before, stage, *after]
+        return Optimizer(
+            chain(*stages) if len(stages) > 1 else stage,
+            accumulate=self.train.accumulate,
+            reduce=self.train.reduce,
+            nonfinite=self.train.nonfinite,
+        )
+
+
+_TABLES: dict[tuple[str, ...], type[Section]] = {
+    (): Recipe,
+    ("data",): Data,
+    ("model",): Model,
+    ("loss",): Loss,
+    ("partition",): Part,
+    ("train",): Train,
+}
+
+
+def _fields_of(key: Sequence[str | int]) -> list[str]:
+    names = tuple(part for part in key if isinstance(part, str))
+    return list(_TABLES[names].model_fields) if names in _TABLES else []

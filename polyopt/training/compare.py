@@ -1,0 +1,131 @@
+"""One recipe on several backends, from the same bits: how far apart do they come?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from polyopt import registry
+from polyopt.backend import Backend
+from polyopt.errors import InputError
+from polyopt.recipe import Recipe
+from polyopt.training.events import Result
+from polyopt.training.run import Listener, train
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How far two backends came apart."""
+
+    first: str
+    second: str
+    loss_deviation: float
+    parameter_deviation: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A recipe on several backends.
+
+    ``loss_deviation[backend][i]`` is that backend's relative deviation from the first one in the loss of
+    batch i + 1, |a - b| / |a|; ``max_relative_loss_deviation`` the largest over batches and *pairs*.
+    ``max_relative_parameter_deviation`` is the largest over leaves and pairs of max|a - b| / max|a|, after
+    the last step: a leaf's largest difference against its largest element. Two values that are the same, NaN
+    included, deviate by 0; where one alone is NaN, or infinite, the deviation is infinite.
+    """
+
+    backends: tuple[str, ...]
+    steps: int
+    dtype: str
+    losses: dict[str, list[float]]
+    loss_deviation: dict[str, list[float]]
+    pairs: tuple[Pair, ...]
+    max_relative_loss_deviation: float
+    max_relative_parameter_deviation: float
+    results: dict[str, Result]
+
+
+def compare(
+    recipe: Recipe,
+    backends: Sequence[str | Backend] | None = None,
+    *,
+    dtype: str | None = None,
+    steps: int | None = None,
+    on_event: Listener | None = None,
+) -> Comparison:
+    """Run ``recipe`` on each of ``backends``, by default all that are installed, NumPy first.
+
+    Parameters
+    ----------
+    recipe
+        What to run.
+    backends
+        Names, or backend objects; the first one is what the curves are measured against.
+    dtype
+        ``"float32"`` or ``"float64"`` in the place of the recipe's.
+    steps
+        Number of batches, in the place of the recipe's (which may go on longer than the recipe does).
+    on_event
+        As of :func:`train`; an event says which backend it is of.
+    """
+    if backends is None:
+        backends = sorted(registry.installed(), key=lambda name: name != "numpy")
+    if not backends:
+        raise InputError("compare: no backends given")
+    recipe = recipe.replace(dtype=dtype, steps=steps)
+    results: dict[str, Result] = {}
+    for backend in backends:
+        result = train(recipe, backend=backend, on_event=on_event)
+        if result.backend in results:
+            raise InputError(f"compare: backend {result.backend!r} is given twice")
+        results[result.backend] = result
+    names = tuple(results)
+    pairs = tuple(
+        Pair(
+            a,
+            b,
+            max(losses_apart(results[a], results[b]), default=0.0),
+            parameters_apart(results[a], results[b]),
+        )
+        for a, b in combinations(names, 2)
+    )
+    return Comparison(
+        backends=names,
+        steps=results[names[0]].steps,
+        dtype=recipe.dtype,
+        losses={name: result.history.loss for name, result in results.items()},
+        loss_deviation={name: losses_apart(results[names[0]], result) for name, result in results.items()},
+        pairs=pairs,
+        max_relative_loss_deviation=max((p.loss_deviation for p in pairs), default=0.0),
+        max_relative_parameter_deviation=max((p.parameter_deviation for p in pairs), default=0.0),
+        results=results,
+    )
+
+
+def losses_apart(a: Result, b: Result) -> list[float]:
+    """The relative deviation of ``b`` from ``a``, batch by batch."""
+    return [_apart(x, y, x) for x, y in zip(a.history.loss, b.history.loss, strict=True)]
+
+
+def parameters_apart(a: Result, b: Result) -> float:
+    """The largest over the leaves of max|a - b| / max|a|."""
+    largest = 0.0
+    for path, x in a.params.items():
+        x, y = (np.asarray(v, np.float64) for v in (x, b.params[path]))
+        differs = ~((x == y) | (np.isnan(x) & np.isnan(y)))
+        if differs.any():
+            gap, size = np.max(np.abs(x - y)[differs]), np.max(np.abs(x))
+            largest = max(largest, _apart(float(gap), 0.0, float(size)))
+    return largest
+
+
+def _apart(x: float, y: float, size: float) -> float:
+    if x == y or (math.isnan(x) and math.isnan(y)):
+        return 0.0
+    if size == 0 or not (math.isfinite(x) and math.isfinite(y) and math.isfinite(size)):
+        return math.inf
+    return abs(x - y) / abs(size)

@@ -1,0 +1,68 @@
+"""What a run reports while it goes on, and what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+Kind: TypeAlias = Literal["started", "step", "evaluated", "checkpointed", "finished"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened: ``started``, ``step``, ``evaluated``, ``checkpointed`` or ``finished``.
+
+    ``step`` counts the batches done so far, of ``steps``; ``epoch`` the passes over the data begun so far, of
+    ``epochs``. ``loss`` is the last training loss known on the host (it lags some steps behind, so as not to
+    wait for the device), ``evaluation`` the last test, ``path`` the file written.
+    """
+
+    kind: Kind
+    backend: str
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float | None = None
+    evaluation: Evaluation | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A test after ``step`` batches; ``test_accuracy`` is ``None`` for regression."""
+
+    step: int
+    epoch: int
+    test_loss: float
+    test_accuracy: float | None
+
+
+@dataclass
+class History:
+    """``loss[i]`` is the training loss of batch i + 1, before its update; ``evaluations`` the tests."""
+
+    loss: list[float] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that ended. ``params`` is ``{path: host array}``; ``state`` the optimizer's, on the backend.
+
+    ``steps`` counts the batches from the very start, also where the run was resumed; ``seconds`` only the
+    time of this call. ``average`` holds the averaged weights where the recipe has ``[ema]``.
+    """
+
+    backend: str
+    device: str
+    steps: int
+    history: History
+    test_loss: float
+    test_accuracy: float | None
+    seconds: float
+    checkpoint: Path | None
+    params: dict[str, Any]
+    state: dict[str, Any]
+    average: dict[str, Any] | None = None

@@ -1,0 +1,139 @@
+"""A run's folder: its recipe, its checkpoint and its history, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from polyopt import checkpoint
+from polyopt.errors import CheckpointError, InputError
+from polyopt.files import read_bounded, write_atomic
+from polyopt.recipe import Recipe
+from polyopt.recipe.problems import shown
+from polyopt.training.engine import Engine, Progress
+from polyopt.training.events import Evaluation, History
+
+CHECKPOINT, HISTORY, RECIPE = "checkpoint.safetensors", "history.json", "recipe.toml"
+MAX_HISTORY = 1 << 30
+EXTENDABLE = ("name", "train.epochs", "train.steps")
+"""Keys that may differ when a run is resumed."""
+
+
+class Folder:
+    """Where a run is kept.
+
+    The history is written before the checkpoint and is cut to the checkpoint's step when it is read, so a
+    run that is killed at any moment finds the two in agreement.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / CHECKPOINT
+
+    def begin(self) -> None:
+        """Write the recipe."""
+        write_atomic(self.path / RECIPE, [self.recipe.to_toml().encode()])
+
+    def save(self, engine: Engine, at: Progress) -> Path:
+        """Write history and checkpoint as of now."""
+        engine.fetch(at)
+        meta = {
+            "recipe": self.recipe.to_dict(),
+            "backend": engine.backend.name,
+            "versions": engine.backend.versions(),
+            "record": engine.record,
+            "step": at.step,
+            "loss_sum": at.loss_sum,
+            "loss_count": at.loss_count,
+        }
+        write_atomic(self.path / HISTORY, [_history_text(engine, at)])
+        checkpoint.save(self.checkpoint, at.params, at.state, meta)
+        return self.checkpoint
+
+    def resume(self, engine: Engine) -> Progress:
+        """The run as the checkpoint has it; refuses one of another recipe, naming the key that differs."""
+        if not self.checkpoint.exists():
+            raise InputError(f"{self.checkpoint}: no checkpoint to resume from; start without resume")
+        fresh = engine.start()
+        try:
+            found = checkpoint.load(self.checkpoint, backend=None)
+            self._check_recipe(found.meta.get("recipe"))
+            found = checkpoint.load(
+                self.checkpoint, fresh.params, engine.backend, engine.device, state_like=fresh.state
+            )
+            meta = found.meta
+            assert found.state is not None
+            at = Progress(found.params, found.state, meta["step"], meta["loss_sum"], meta["loss_count"])
+        except KeyError as e:
+            raise CheckpointError(f"{self.checkpoint}: not one of a training run: it has no {e}") from None
+        if meta.get("record") != engine.record:
+            raise InputError(f"record = {engine.record!r}; the run began with {meta.get('record')!r}")
+        if at.step > engine.steps:
+            raise InputError(
+                f"{self.checkpoint} is at step {at.step}, beyond the recipe's {engine.steps}; "
+                "give more train.epochs or train.steps"
+            )
+        at.history = self._history(at.step, engine.record)
+        return at
+
+    def _check_recipe(self, earlier: Any) -> None:
+        was, now = flat(earlier if isinstance(earlier, dict) else {}), flat(self.recipe.to_dict())
+        for key in sorted({*was, *now} - set(EXTENDABLE)):
+            if was.get(key) != now.get(key):
+                raise InputError(
+                    f"{key} = {shown(now.get(key))}; the run in {self.path} began with "
+                    f"{shown(was.get(key))}: only train.epochs and train.steps may change when it is resumed"
+                )
+
+    def _history(self, step: int, record: str) -> History:
+        file = self.path / HISTORY
+        text = read_bounded(file, MAX_HISTORY, "history")
+        try:
+            table = json.loads(text)
+            loss = [float(x) for x in table["loss"]][:step]
+            tests = [Evaluation(**_finite(e, float)) for e in table["evaluations"] if e["step"] <= step]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise InputError(
+                f"{file}: not a history that a run wrote; remove the folder and start again"
+            ) from None
+        if record == "step" and len(loss) != step:
+            raise InputError(f"{file}: holds {len(loss)} losses; the checkpoint is at step {step}")
+        return History(loss, tests)
+
+
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as ``{dotted key: value}``.
+
+    >>> flat({"train": {"epochs": 3}})
+    {'train.epochs': 3}
+    """
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _history_text(engine: Engine, at: Progress) -> bytes:
+    table = {
+        "backend": engine.backend.name,
+        "step": at.step,
+        "loss": [_number(x) for x in at.history.loss],
+        "evaluations": [_finite(asdict(e), _number) for e in at.history.evaluations],
+    }
+    return json.dumps(table, allow_nan=False).encode()
+
+
+def _number(x: Any) -> Any:
+    """JSON has no NaN nor infinities: they are ``"nan"``, ``"inf"`` and ``"-inf"``."""
+    return repr(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _finite(evaluation: dict[str, Any], change: Any) -> dict[str, Any]:
+    keys = ("test_loss", "test_accuracy")
+    return {k: change(v) if k in keys and v is not None else v for k, v in evaluation.items()}
