@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from polyopt.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +86,8 @@ def training_curve(
 def comparison(
     path: Path,
     losses: Mapping[str, Series],
-    deviations: Mapping[str, tuple[Series, Series]],
+    deviations: Mapping[str, Series],
+    parameters: Mapping[str, float],
     *,
     reference: str,
     title: str,
@@ -98,8 +102,10 @@ def comparison(
     losses
         For each backend ``[(step, training loss)]``.
     deviations
-        For each backend but the reference, the largest relative deviation of its loss and of its parameters
-        from the reference's, at each step. Drawn is the largest so far; zero lies on the axis' floor.
+        For each backend but the reference, the relative deviation of its loss from the reference's at each
+        step. Drawn is the largest so far; zero lies on the axis' floor.
+    parameters
+        For each of them the largest relative deviation of its parameters after the last step.
     reference
         The backend that the others are held against.
     title
@@ -117,15 +123,16 @@ def comparison(
         axes[0].legend(loc="upper right")
         _logarithmic_if_wide(axes[0], [v for s in losses.values() for v in _finite(s)[1]])
         floor = resolution / 10
-        for name, pair in deviations.items():
-            for series, dash in zip(pair, ("-", "--"), strict=True):
-                steps, values = _finite(series)
-                largest = accumulate((max(v, floor) for v in values), max)
-                axes[1].plot(steps, list(largest), color=colours[name], linestyle=dash)
+        for name, series in deviations.items():
+            steps, values = _finite(series)
+            largest = list(accumulate((max(v, floor) for v in values), max))
+            axes[1].plot(steps, largest, color=colours[name])
+            last = steps[-1:] if math.isfinite(parameters[name]) else []
+            axes[1].plot(last, [max(parameters[name], floor)] * len(last), "D", color=colours[name])
         _key(axes[1], resolution)
         axes[1].set_yscale("log")
         axes[1].set_ylim(bottom=floor / 1.5)
-        axes[1].set_ylabel(f"largest relative deviation\nfrom {reference} so far")
+        axes[1].set_ylabel(f"relative deviation from {reference}")
         axes[1].set_xlabel("step")
 
 
@@ -163,10 +170,9 @@ def _figure(path: Path, panels: int, title: str) -> Iterator[list[Any]]:
         axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
         axes[0].set_title(title)
         yield axes
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.tmp")
-        figure.savefig(unfinished, format="png", dpi=130)
-        unfinished.replace(path)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=130)
+    write_atomic(path, [png.getvalue()])
 
 
 def _finite(series: Series) -> tuple[list[int], list[float]]:
@@ -181,10 +187,10 @@ def _logarithmic_if_wide(axis: Any, values: Sequence[float]) -> None:
 
 
 def _key(axis: Any, resolution: float) -> None:
-    """What solid and dashed mean (the colours are those above), and how much one rounding is."""
+    """What lines and marks mean (the colours are those above), and how much one rounding is."""
     grey = "#555555"
-    for dash, what in (("-", "loss"), ("--", "parameters")):
-        axis.plot([], [], color=grey, linestyle=dash, label=what)
+    axis.plot([], [], color=grey, label="loss, the largest so far")
+    axis.plot([], [], "D", color=grey, label="parameters, after the last step")
     axis.legend(loc="lower right")
     axis.axhline(resolution, color=grey, linewidth=0.8)
     axis.annotate(

@@ -53,7 +53,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Stop after this many steps in all.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Batches in all, instead of epochs.")] = None,
     seed: Seed = None,
     dtype: Dtype = None,
     json: Json = False,
@@ -62,8 +62,8 @@ def train(
     from polyopt.cli.train import Request
     from polyopt.cli.train import train as run
 
-    overrides = {"epochs": epochs, "seed": seed, "dtype": dtype}
-    request = Request(recipe, backend, device, out, resume, overwrite, steps, overrides)
+    overrides = {"epochs": epochs, "steps": steps, "seed": seed, "dtype": dtype}
+    request = Request(recipe, backend, device, out, resume, overwrite, overrides)
     raise typer.Exit(run(request, json))
 
 
@@ -83,11 +83,12 @@ def compare(
     json: Json = False,
 ) -> None:
     """Run RECIPE on several backends from the same bits and show how far apart they come."""
+    from polyopt.cli.compare import Request
     from polyopt.cli.compare import compare as run
 
     names = None if backends is None else [name.strip() for name in backends.split(",") if name.strip()]
     overrides = {"seed": seed, "dtype": dtype}
-    raise typer.Exit(run(recipe, names, steps, overrides, tolerance, out, json))
+    raise typer.Exit(run(Request(recipe, names, steps, overrides, tolerance, out), json))
 
 
 @app.command()
@@ -100,7 +101,9 @@ def backends(json: Json = False) -> None:
 
 @app.command()
 def explain(
-    algorithm: Annotated[str, typer.Argument(help="adamw, sgd, … as recipes name them.")],
+    algorithm: Annotated[
+        str, typer.Argument(metavar="ALGORITHM", help="adamw, sgd, … as recipes name them.")
+    ],
     convention: Annotated[
         str | None, typer.Option("--convention", help="paper, torch, optax or keras.")
     ] = None,

@@ -65,10 +65,11 @@ def test_comparison_draws_every_backend(tmp_path: Path) -> None:
     small = [(step, 1e-16 * step) for step, _ in LOSS]
     exact = [(step, 0.0) for step, _ in LOSS]
     path = tmp_path / "compare.png"
-    deviations = {"torch": (small, small), "tensorflow": (small, exact), "jax": (exact, exact)}
-    comparison(path, losses, deviations, reference="numpy", title="digits", resolution=2.2e-16)
+    deviations = {"torch": small, "tensorflow": small, "jax": exact}
+    parameters = {"torch": 1e-14, "tensorflow": 0.0, "jax": math.inf}
+    comparison(path, losses, deviations, parameters, reference="numpy", title="t", resolution=2.2e-16)
     assert ink(path) > 0.005
-    comparison(path, {"numpy": LOSS}, {}, reference="numpy", title="alone", resolution=2.2e-16)
+    comparison(path, {"numpy": LOSS}, {}, {}, reference="numpy", title="alone", resolution=2.2e-16)
     assert ink(path) > 0.005
 
 

@@ -1,0 +1,46 @@
+"""The folder that a run writes to: checked before anything is computed, so that bad input writes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from polyopt.errors import InputError
+
+
+def check(folder: Path, files: tuple[str, ...], *, resume: bool = False, overwrite: bool = False) -> None:
+    """See that the run may write to ``folder``.
+
+    Raises :class:`~polyopt.errors.InputError` where it is a file, can't be written to, or holds one of
+    ``files``, an earlier run's, without leave to go on from it or to replace it.
+    """
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite: give one, to go on from a run or to replace it")
+    for part in (folder, *folder.parents):
+        if part.exists():
+            if not part.is_dir():
+                raise InputError(f"--out {folder}: {part} is a file; give a folder")
+            if not os.access(part, os.W_OK | os.X_OK):
+                raise InputError(f"--out {folder}: no permission to write in {part}; give another folder")
+            break
+    held = [name for name in files if (folder / name).exists()]
+    if held and not (resume or overwrite):
+        raise InputError(
+            f"--out {folder}: {held[0]} of an earlier run is there; "
+            "add --resume to go on from it or --overwrite to replace it"
+        )
+    if resume and not held:
+        raise InputError(f"--resume: no run to go on from in {folder} ({files[0]} is missing)")
+
+
+def draw(figure: Callable[..., None], picture: Path, *args: Any, **kwargs: Any) -> str | None:
+    """Draw ``picture``; where matplotlib is missing, a remark that says what to install instead."""
+    try:
+        figure(picture, *args, **kwargs)
+    except ModuleNotFoundError as e:
+        if (e.name or "").split(".")[0] != "matplotlib":
+            raise
+        return "no picture: matplotlib is missing: pip install 'polyopt[plot]'"
+    return None

@@ -1,0 +1,193 @@
+"""``polyopt train``: a recipe on one backend."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from polyopt.cli import folder, output
+from polyopt.errors import InputError
+
+if TYPE_CHECKING:
+    from polyopt.recipe import Recipe
+    from polyopt.training import Event, Result
+
+PICTURE = "curve.png"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, as the command line has it."""
+
+    recipe: Path
+    backend: str | None
+    device: str | None
+    out: Path | None
+    resume: bool
+    overwrite: bool
+    overrides: Mapping[str, Any]
+
+
+def train(request: Request, as_json: bool) -> int:
+    """Train, draw the curve and show what came out; 1 where the loss ends in NaN or inf."""
+    from polyopt import registry, training
+
+    recipe = load(request.recipe, request.overrides)
+    backend = registry.get_backend(request.backend).name
+    out = request.out or Path("runs") / file_name(f"{recipe.name}-{backend}")
+    files = (training.CHECKPOINT, training.HISTORY, training.RECIPE, PICTURE)
+    folder.check(out, files, resume=request.resume, overwrite=request.overwrite)
+    output.say(f"{recipe.name} on {backend}, into {out}")
+    begun = 0
+    try:
+        with progress(backend) as show:
+
+            def on_event(event: Event) -> None:
+                nonlocal begun
+                if event.kind == "started":
+                    begun = event.step
+                show(event)
+
+            result = training.train(
+                recipe,
+                backend=backend,
+                device=request.device,
+                out=out,
+                resume=request.resume,
+                on_event=on_event,
+            )
+    except KeyboardInterrupt:
+        output.complain(_interrupted(out / training.CHECKPOINT))
+        return 130
+    remark = folder.draw(_curve, out / PICTURE, recipe, result)
+    if remark:
+        output.say(remark)
+    found = summary(recipe, result, begun) | {"picture": None if remark else out / PICTURE}
+    if as_json:
+        output.emit(found)
+    else:
+        _show(found)
+    if not math.isfinite(result.test_loss):
+        output.complain(f"the test loss ended as {result.test_loss}; try a smaller learning rate or clipping")
+        return 1
+    return 0
+
+
+def load(path: Path, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe at ``path`` with the values given on the command line in the place of its own."""
+    from polyopt.recipe import Recipe
+
+    if overrides.get("epochs") is not None and overrides.get("steps") is not None:
+        raise InputError("--epochs and --steps: give one of the two")
+    return Recipe.load(path).replace(**overrides)
+
+
+def file_name(name: str) -> str:
+    """``name`` without what could lead to another folder.
+
+    >>> file_name("../my digits-numpy")
+    'my-digits-numpy'
+    """
+    return re.sub(r"[^\w.]+", "-", name).strip("-.") or "run"
+
+
+def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
+    """A run's figures, under the names that ``--json`` has; ``begun`` is the step that it was resumed at."""
+    steps = result.steps - begun
+    found = {
+        "recipe": recipe.name,
+        "backend": result.backend,
+        "device": result.device,
+        "dtype": recipe.dtype,
+        "steps": result.steps,
+        "train_loss": result.history.loss[-1] if result.history.loss else None,
+        "test_loss": result.test_loss,
+        "test_accuracy": result.test_accuracy,
+        "seconds": result.seconds,
+        "ms_per_step": 1000 * result.seconds / steps if steps else None,
+        "checkpoint": result.checkpoint,
+    }
+    return {key: value for key, value in found.items() if key != "test_accuracy" or value is not None}
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[Event], None]]:
+    """A bar with the loss and the last test, on a terminal; elsewhere nothing."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=output.log(), disable=not output.on_terminal()) as bar:
+        task = bar.add_task(description, total=None, figures="starting …")
+
+        def show(event: Event) -> None:
+            bar.update(
+                task,
+                description=event.backend,
+                total=event.steps,
+                completed=event.step,
+                figures=_figures(event),
+            )
+
+        yield show
+
+
+def _figures(event: Event) -> str:
+    parts = [f"epoch {event.epoch}/{event.epochs}"]
+    if event.loss is not None:
+        parts.append(f"loss {output.number(event.loss)}")
+    if event.evaluation and event.evaluation.test_accuracy is not None:
+        parts.append(f"test accuracy {event.evaluation.test_accuracy:.2%}")
+    elif event.evaluation:
+        parts.append(f"test loss {output.number(event.evaluation.test_loss)}")
+    return " · ".join(parts)
+
+
+def _curve(picture: Path, recipe: Recipe, result: Result) -> None:
+    from polyopt.plots import training_curve
+
+    tests = result.history.evaluations
+    accuracy = [(e.step, e.test_accuracy) for e in tests if e.test_accuracy is not None]
+    training_curve(
+        picture,
+        list(enumerate(result.history.loss, 1)),
+        title=f"{recipe.name} on {result.backend} ({result.device}, {recipe.dtype})",
+        metric=accuracy or [(e.step, e.test_loss) for e in tests],
+        metric_name="test accuracy" if accuracy else "test loss",
+    )
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    rows = [
+        ("backend", f"{found['backend']} ({found['device']}, {found['dtype']})"),
+        ("steps", str(found["steps"])),
+        ("train loss", output.number(found["train_loss"])),
+        ("test loss", output.number(found["test_loss"])),
+    ]
+    if "test_accuracy" in found:
+        rows.append(("test accuracy", f"{found['test_accuracy']:.2%}"))
+    rows += [
+        ("seconds", output.number(found["seconds"], 2)),
+        ("ms/step", output.number(found["ms_per_step"], 3)),
+    ]
+    screen = output.screen()
+    screen.print(output.table(found["recipe"], ("", "result"), rows, numbers=1))
+    for what in ("checkpoint", "picture"):
+        if found[what]:
+            print(f"{what:10s} {found[what]}")
+
+
+def _interrupted(checkpoint: Path) -> str:
+    if not checkpoint.exists():
+        return "interrupted before the first step; nothing was saved"
+    return f"interrupted; {checkpoint} is saved: the same command with --resume goes on from there"

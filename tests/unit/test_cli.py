@@ -1,0 +1,155 @@
+"""The command line: what it prints and where, its exit codes, and that bad input writes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyopt import registry
+from polyopt.cli import main, output
+from polyopt.cli.app import run
+from polyopt.optim import OPTIMIZERS
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error; nothing was printed on standard output."""
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert printed.out == ""
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def result(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The one JSON object on standard output: strictly JSON, so no NaN."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    found: dict[str, Any] = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    return found
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["trian"], "trian"),
+        (["train"], "RECIPE"),
+        (["train", "x.toml", "--epochs", "many"], "--epochs"),
+        (["train", "x.toml", "--epoch", "3"], "--epochs"),
+        (["compare", "x.toml", "--steps"], "--steps"),
+        (["explain"], "ALGORITHM"),
+    ],
+)
+def test_usage_errors(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    assert named in error(capsys)
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == "polyopt 0.1.0\n"
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in ("train", "compare", "backends", "explain", "conform"):
+        assert command in shown
+    assert run([]) == 2
+
+
+def test_without_typer_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from polyopt.cli import main; main(['--version'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: the command line needs typer: pip install 'polyopt[cli]'\n"
+
+
+def test_main_exits_with_the_code() -> None:
+    with pytest.raises(SystemExit) as e:
+        main(["explain", "adma"])
+    assert e.value.code == 2
+
+
+def test_json_has_no_nan() -> None:
+    assert output.plain({"a": [float("inf"), 1.5], "b": Path("x")}) == {"a": [None, 1.5], "b": "x"}
+
+
+# backends
+
+
+def test_backends_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["backends", "--json"]) == 0
+    found = {b["name"]: b for b in result(capsys)["backends"]}
+    assert set(found) >= {"numpy", "torch", "tensorflow", "jax"}
+    for name in ("numpy", "torch", "tensorflow", "jax"):
+        about = found[name]
+        assert about["installed"], about["error"]
+        assert about["float64"]
+        assert about["devices"][0] == "cpu"
+        assert name in about["versions"]
+        assert about["extra"] == ("polyopt" if name == "numpy" else f"polyopt[{name}]")
+
+
+def test_backends_table_names_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyopt.errors import BackendError
+
+    def absent(name: str) -> Any:
+        raise BackendError(f"backend {name!r} needs PyTorch")
+
+    monkeypatch.setattr(registry, "names", lambda: ("torch",))
+    monkeypatch.setattr(registry, "by_name", absent)
+    assert run(["backends"]) == 0
+    printed = capsys.readouterr()
+    assert "pip install 'polyopt[torch]'" in printed.out
+    assert "needs PyTorch" in printed.err
+
+
+# explain
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("ascii", [False, True])
+def test_explain_every_optimizer(name: str, ascii: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", name, *(["--ascii"] if ascii else [])]) == 0
+    shown = capsys.readouterr().out
+    assert shown.strip()
+    assert shown.isascii() or not ascii
+
+
+def test_explain_conventions_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    formulas = set()
+    for convention in ("torch", "keras"):
+        assert run(["explain", "adamw", "--convention", convention, "--set", "eps=1e-3", "--json"]) == 0
+        found = result(capsys)
+        assert found["convention"] == convention
+        assert found["hyperparameters"]["eps"] == 1e-3
+        formulas.add(found["formula"])
+    assert len(formulas) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["adma"], "did you mean 'adam'?"),
+        (["adam", "--convention", "kears"], "did you mean 'keras'?"),
+        (["adam", "--set", "esp=1"], "did you mean 'eps'?"),
+        (["adam", "--set", "eps"], "expected key=value"),
+        (["adam", "--set", "eps=-1"], "eps = -1"),
+        (["adam", "--set", "eps=small"], "eps = 'small'"),
+        (["adam", "--set", "eps=nan"], "eps = nan"),
+        (["adam", "--set", "eps=true"], "eps = True"),
+    ],
+)
+def test_explain_refuses(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", *arguments]) == 2
+    assert named in error(capsys)
