@@ -3,8 +3,9 @@
     python benchmarks/parity.py [--steps 10000] [--json]
 
 Every pair gets the same gradients, fixed beforehand, and a learning rate that falls by ten in mid-run. The
-deviation is relative to the largest parameter of its leaf; "element" is the worst of any single element relative
-to itself, which grows without bound where one passes through zero. The bounds are those that polyopt promises.
+deviation is relative to the largest parameter of its leaf; "element" is the worst of any single element
+relative to itself, which grows without bound where one passes through zero. The bounds are those that polyopt
+promises.
 """
 
 from __future__ import annotations

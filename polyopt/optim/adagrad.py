@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar
 
+from polyopt.errors import InputError
 from polyopt.ops import Array
-from polyopt.optim.base import Descent, quotient, root
+from polyopt.optim.base import Descent, is_zero, quotient, root
 from polyopt.rule import Slot, Slots, hyper, static
 
 _TORCH: dict[str, Any] = {
@@ -77,8 +79,8 @@ class AdaGrad(Descent):
         return (Slot("sum", init=float(self.initial_accumulator)),)
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        values = {"scale": -(h.lr / (1 + (t - 1) * h.lr_decay))}
-        return values | {"inside" if self.eps_placement == "inside" else "eps": h.eps}
+        lr = h.lr if is_zero(self.lr_decay) else h.lr / (1 + (t - 1) * h.lr_decay)
+        return {"scale": -lr} | {"inside" if self.eps_placement == "inside" else "eps": h.eps}
 
     def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
         s = slots["sum"] + g * g
@@ -89,9 +91,5 @@ class AdaGrad(Descent):
 
 def check_accumulator(owner: str, value: Any) -> None:
     """Refuse an initial accumulator that is not a finite number >= 0."""
-    from math import isfinite
-
-    from polyopt.errors import InputError
-
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value >= 0 and isfinite(value)):
         raise InputError(f"{owner}: initial_accumulator = {value!r}; expected a finite number in [0.0, inf)")

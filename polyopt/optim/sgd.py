@@ -22,10 +22,11 @@ _PAPER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SGD(Descent):
-    """Gradient descent with momentum (Robbins & Monro, 1951; Polyak, 1964; Sutskever et al., 2013, eq. 1-4).
+    """Gradient descent with momentum (Robbins & Monro, 1951; Polyak, 1964; Sutskever et al., 2013).
 
     Without momentum ``p -= lr·g``. Whether that is gradient descent, mini-batch or stochastic gradient
-    descent is a matter of how many samples ``g`` is the gradient of. With momentum μ and dampening τ, by ``form``:
+    descent is a matter of how many samples ``g`` is the gradient of. With momentum μ and dampening
+    τ, by ``form``:
 
     - ``"heavy_ball"``: ``b = μb + (1-τ)g``, ``p -= lr·b``; Nesterov: ``p -= lr·(g + μb)``.
     - ``"averaged"``: ``b = μb + (1-μ)g``, ``p -= lr·b``; Nesterov: ``p -= lr·(μb + (1-μ)g)``.
