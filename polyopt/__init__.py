@@ -9,7 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polyopt.averaging import EMA as EMA
+    from polyopt.averaging import PolyakAverage as PolyakAverage
+    from polyopt.averaging import averaged as averaged
+    from polyopt.clipping import AdaptiveGradientClip as AdaptiveGradientClip
     from polyopt.clipping import ClipByGlobalNorm as ClipByGlobalNorm
+    from polyopt.clipping import ClipByNorm as ClipByNorm
+    from polyopt.clipping import ClipByValue as ClipByValue
+    from polyopt.clipping import global_norm as global_norm
     from polyopt.conversion import convert as convert
     from polyopt.gradients import value_and_grad as value_and_grad
     from polyopt.optim import SGD as SGD
@@ -34,7 +41,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "polyopt.clipping": "ClipByGlobalNorm",
+    "polyopt.averaging": "EMA PolyakAverage averaged",
+    "polyopt.clipping": "AdaptiveGradientClip ClipByGlobalNorm ClipByNorm ClipByValue global_norm",
     "polyopt.conversion": "convert",
     "polyopt.gradients": "value_and_grad",
     "polyopt.optim": "Adadelta AdaGrad Adam Adamax AdamW AddDecayedWeights DecoupledWeightDecay NAdam RAdam "

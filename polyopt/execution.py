@@ -146,22 +146,27 @@ class Execution:
 
     def _scalars(self, group: Group, part: Part) -> dict[str, Any]:
         """The coefficients of ``part`` by their names in the program; scalar slots move on by the way."""
-        xp: Any = host
-        step: Any = self.step
-        given = part.rule.hyperparameters().values()
-        if self._traced(step) or any(map(self._traced, given)):
-            xp = lifting.TracedScalars(self.backend, group.dtype)
-            step = lifting.cast(self.backend, step, group.dtype) if self._traced(step) else float(step)
+        xp, step, h = self._hyperparameters(part, group.dtype)
         t = step + 1 - group.missed
-        h = self.resolve(part.key, part.rule, xp, step)
-        for name, value in vars(h).items():
-            if self.backend.is_array(value) and not self._traced(value):
-                setattr(h, name, float(value))
         own = {slot.name: name for name, slot in part.names if slot.shape == "scalar"}
         vars(h).update({slot: group.scalar_slots[name] for slot, name in own.items()})
         values = part.rule.coefficients(xp, t, h)
         group.results |= {name: [values[slot]] * len(group.indices) for slot, name in own.items()}
         return {f"{part.key}{n}": v for n, v in (values | self.measured.get(part.key, {})).items()}
+
+    def _hyperparameters(self, part: Part, dtype: str) -> tuple[Any, Any, SimpleNamespace]:
+        """``(xp, step, values)``: on the host, unless the step or one of them is traced."""
+        xp: Any = host
+        step: Any = self.step
+        given = part.rule.hyperparameters().values()
+        if self._traced(step) or any(map(self._traced, given)):
+            xp = lifting.TracedScalars(self.backend, dtype)
+            step = lifting.cast(self.backend, step, dtype) if self._traced(step) else float(step)
+        h = self.resolve(part.key, part.rule, xp, step)
+        for name, value in vars(h).items():
+            if self.backend.is_array(value) and not self._traced(value):
+                setattr(h, name, float(value))
+        return xp, step, h
 
     def _traced(self, x: Any) -> bool:
         return self.backend.is_array(x) and self.backend.is_traced(x)
@@ -180,7 +185,13 @@ class Execution:
         dtype = "float64" if any(group.dtype == "float64" for group in here) else "float32"
         by_index = {i: u for group in here for i, u in zip(group.indices, group.updates, strict=True)}
         leaves = [by_index[i] for i in sorted(by_index)]
-        self.measured[part.key] = _measurement(self.backend, part, dtype, self.compiled)(leaves)
+        _, _, h = self._hyperparameters(part, dtype)
+        xp, kind = self.backend.ops, self.backend.dtype(dtype)
+        c = {
+            name: lifting.cast(self.backend, x, dtype) if self._traced(x) else xp.asarray(x, dtype=kind)
+            for name, x in vars(h).items()
+        }
+        self.measured[part.key] = _measurement(self.backend, part, dtype, self.compiled)(leaves, c)
 
     def _collect(
         self, plan: Plan, groups: list[Group], g: Sequence[Array | None], output: str
@@ -216,9 +227,9 @@ def _measurement(backend: Backend, part: Part, dtype: str, compiled: bool) -> Ca
     rule = part.rule
     assert isinstance(rule, Global)
 
-    def measure(xp: Any, leaves: Sequence[Array]) -> dict[str, Array]:
-        return rule.measure(xp, [lifting.cast(backend, x, dtype) for x in leaves])
+    def measure(xp: Any, leaves: Sequence[Array], c: dict[str, Array]) -> dict[str, Array]:
+        return rule.measure(xp, [lifting.cast(backend, x, dtype) for x in leaves], SimpleNamespace(**c))
 
     if not compiled:
-        return lambda leaves: measure(backend.ops, leaves)
+        return lambda leaves, c: measure(backend.ops, leaves, c)
     return backend.compile(measure, exact=True)

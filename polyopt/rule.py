@@ -130,8 +130,12 @@ class Global(Elementwise):
     """An elementwise rule with scalars measured over all the leaves it gets (a global norm, say)."""
 
     @abstractmethod
-    def measure(self, xp: Any, leaves: Sequence[Array]) -> dict[str, Array]:
-        """0-d arrays by name, which :meth:`leaf` finds in ``c``. Products through ``xp.multiply``."""
+    def measure(self, xp: Any, leaves: Sequence[Array], c: Any) -> dict[str, Array]:
+        """0-d arrays by name, which :meth:`leaf` finds in ``c``. Products through ``xp.multiply``.
+
+        ``leaves`` (at least one) are of one dtype, the widest compute dtype among them; ``c`` holds the
+        hyperparameters as 0-d arrays of it.
+        """
 
 
 @dataclass(frozen=True)
