@@ -1,11 +1,15 @@
-"""Lifting on NumPy."""
+"""Lifting on NumPy: blocked, in place and packed, or op by op."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
+from polyopt.backend import Arrays, Lifted, Scalars
+from polyopt.hostlift import HostLift, Shapes, disjoint
 from polyopt.lifting import evaluate_leaves
 from polyopt.trace import Program
 from polyopt_numpy import ops
@@ -14,18 +18,72 @@ if TYPE_CHECKING:
     from polyopt_numpy.backend import NumpyBackend
 
 
-def lift(backend: NumpyBackend, program: Program, compiled: bool) -> Any:
-    def run(arrays: Any, scalars: Any, dtype: str, donate: bool = False) -> Any:
+def lift(backend: NumpyBackend, program: Program, compiled: bool) -> Lifted:
+    """``program`` over a list of arrays."""
+    if compiled:
+        return HostLift(program, NumpyMemory())
+
+    def run(arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False) -> dict[str, list[Any]]:
         kind = np.dtype(dtype).type
-        values = {n: kind(v) for n, v in (*scalars.items(), *program.constants)}
         with np.errstate(all="ignore"):
+            values = {n: kind(v) for n, v in (*scalars.items(), *program.constants)}
             out = evaluate_leaves(backend, ops, program, arrays, values, dtype)
-        if donate:
-            for name in out:
-                if name in arrays:
-                    for target, value in zip(arrays[name], out[name], strict=True):
-                        target[...] = value
-                    out[name] = list(arrays[name])
+        for name in out:
+            if name in arrays:
+                out[name] = [_owned(y, x, donate) for x, y in zip(arrays[name], out[name], strict=True)]
         return out
 
     return run
+
+
+def _owned(value: Any, old: Any, donate: bool) -> Any:
+    """``value`` in the memory of ``old``, or in none of the caller's."""
+    if donate and isinstance(old, np.ndarray) and old.flags.writeable:
+        old[...] = value
+        return old
+    return np.array(value) if value is old else value
+
+
+class NumpyMemory:
+    """Host memory is NumPy's own."""
+
+    def dtype(self, kind: Any) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = kind
+        return dtype
+
+    def host(self, x: Any) -> Any:
+        return np.asarray(x)
+
+    def wrap(self, x: Any, like: Any) -> Any:
+        return x
+
+    def assign(self, target: Any, value: Any) -> None:
+        target[...] = value
+
+    def views(self, buffer: Any, shapes: Shapes) -> Sequence[Any]:
+        sizes = [int(np.prod(s)) for s in shapes]
+        parts = np.split(buffer, np.cumsum(sizes)[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def gather(self, buffer: Any, views: Sequence[Any], leaves: Sequence[Any]) -> None:
+        np.concatenate(leaves, axis=None, out=buffer, casting="unsafe")
+
+    def scatter(self, views: Sequence[Any], leaves: Sequence[Any]) -> None:
+        for view, leaf in zip(views, leaves, strict=True):
+            leaf[...] = view
+
+    def fresh(self, views: Sequence[Any], like: Sequence[Any] | None) -> list[Any]:
+        if like is None:
+            return [view.copy() for view in views]
+        return [view.astype(x.dtype) for view, x in zip(views, like, strict=True)]
+
+    def writable(self, leaves: Sequence[Any]) -> bool:
+        return set(map(type, leaves)) <= {np.ndarray} and all(x.flags.writeable for x in leaves)
+
+    def disjoint(self, targets: Sequence[Any], others: Sequence[Any]) -> bool:
+        # An array and its views have one owner, so memory with different owners is different memory.
+        # NumPy keeps the base of a view of a view; looking up addresses would take as long as the step.
+        owners = [x if x.base is None else x.base for x in (*targets, *others)]
+        if len(set(map(id, owners))) == len(owners) and set(map(type, owners)) <= {np.ndarray}:
+            return True
+        return disjoint([byte_bounds(x) for x in targets], [byte_bounds(np.asarray(x)) for x in others])

@@ -1,52 +1,133 @@
-"""Lifting on PyTorch."""
+"""Lifting on PyTorch: through the host's memory on CPU, op by op elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+import numpy as np
 import torch
 
-from polyopt.backend import Lifted
+from polyopt.backend import Arrays, Lifted, Scalars
+from polyopt.hostlift import HostLift, Shapes, disjoint
 from polyopt.lifting import evaluate_leaves
 from polyopt.trace import Program
 from polyopt_torch import ops
+from polyopt_torch.memory import NAMES, host_view, tensor_view
 
 if TYPE_CHECKING:
     from polyopt_torch.backend import TorchBackend
 
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+
 
 def lift(backend: TorchBackend, program: Program, compiled: bool) -> Lifted:
-    """Op by op."""
+    """``program`` over a list of tensors, none of which joins a graph."""
+    host = HostLift(program, TorchMemory())
 
-    def run(arrays: Any, scalars: Any, dtype: str, donate: bool = False) -> Any:
-        return op_by_op(backend, program, arrays, scalars, dtype, donate)
+    def run(
+        arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
+    ) -> dict[str, list[torch.Tensor]]:
+        with torch.no_grad():
+            if compiled and _in_host_memory(arrays):
+                known = {
+                    n: v.detach().item() if isinstance(v, torch.Tensor) else v for n, v in scalars.items()
+                }
+                return host(arrays, known, dtype, donate)
+            return _op_by_op(backend, program, arrays, scalars, dtype, donate)
 
     return run
 
 
-@torch.no_grad()
-def op_by_op(
-    backend: TorchBackend, program: Program, arrays: Any, scalars: Any, dtype: str, donate: bool
+def _in_host_memory(arrays: Arrays) -> bool:
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(
+        set(map(type, leaves)) <= _PLAIN and all(x.is_cpu and x.layout is torch.strided for x in leaves)
+        for leaves in arrays.values()
+    )
+
+
+def _op_by_op(
+    backend: TorchBackend,
+    program: Program,
+    arrays: Arrays,
+    scalars: Scalars,
+    dtype: str,
+    donate: bool,
 ) -> dict[str, list[torch.Tensor]]:
     """The reference, for tensors on any device and for placeholders."""
     leaves = arrays["p"]
-    device = leaves[0].device if leaves else None
     kind = backend.dtype(dtype)
+    device = leaves[0].device if leaves else None
     values = {n: ops.asarray(v, dtype=kind, device=device) for n, v in (*scalars.items(), *program.constants)}
     detached = {n: [x.detach() for x in xs] for n, xs in arrays.items()}
     out = evaluate_leaves(backend, ops, program, detached, values, dtype)
     for name, results in out.items():
-        if name not in arrays:
-            continue
-        if donate:
-            for target, value in zip(arrays[name], results, strict=True):
-                target.copy_(value)
-            out[name] = list(arrays[name])
-        else:
-            out[name] = [
-                value.clone() if value.data_ptr() == x.data_ptr() else value
-                for x, value in zip(arrays[name], results, strict=True)
-            ]
-            for x, value in zip(arrays[name], out[name], strict=True):
-                value.requires_grad_(x.requires_grad)
+        if name in arrays:
+            pairs = zip(arrays[name], detached[name], results, strict=True)
+            out[name] = [_owned(value, x, alias, donate) for x, alias, value in pairs]
     return out
+
+
+def _owned(value: torch.Tensor, old: torch.Tensor, alias: torch.Tensor, donate: bool) -> torch.Tensor:
+    """``value`` in the memory of ``old``, or in none of the caller's, with its ``requires_grad``."""
+    if donate:
+        return old.copy_(value)
+    return (value.clone() if value is alias else value).requires_grad_(old.requires_grad)
+
+
+class TorchMemory:
+    """The memory of CPU tensors. Called under ``no_grad``."""
+
+    def dtype(self, kind: torch.dtype) -> np.dtype[Any]:
+        name = NAMES[kind]
+        return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+    def host(self, x: torch.Tensor) -> Any:
+        return host_view(x)
+
+    def wrap(self, x: Any, like: torch.Tensor | None) -> torch.Tensor:
+        result = tensor_view(x)
+        return result.requires_grad_() if like is not None and like.requires_grad else result
+
+    def assign(self, target: torch.Tensor, value: torch.Tensor) -> None:
+        target.copy_(value)
+
+    def views(self, buffer: Any, shapes: Shapes) -> Sequence[torch.Tensor]:
+        sizes = [int(np.prod(s)) for s in shapes]
+        parts = torch.split(torch.from_numpy(buffer), sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def gather(self, buffer: Any, views: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
+        torch._foreach_copy_(list(views), list(leaves))
+
+    def scatter(self, views: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
+        torch._foreach_copy_(list(leaves), list(views))
+
+    def fresh(self, views: Sequence[torch.Tensor], like: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
+        if like is None:
+            return [view.clone() for view in views]
+        return [
+            view.to(x.dtype, copy=True).requires_grad_(x.requires_grad)
+            for view, x in zip(views, like, strict=True)
+        ]
+
+    def writable(self, leaves: Sequence[torch.Tensor]) -> bool:
+        return True
+
+    def disjoint(self, targets: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+        return disjoint(_bounds(targets), _bounds(others))
+
+
+def _bounds(leaves: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """First byte and the one after the last, for each."""
+    return [(start := x.data_ptr(), start + _span(x)) for x in leaves]
+
+
+def _span(x: torch.Tensor) -> int:
+    if x.is_contiguous() or not x.numel():
+        return x.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return int((1 + last) * x.itemsize)
