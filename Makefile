@@ -32,7 +32,7 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 
 docs: .venv/.docs
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 clean:
 	rm -rf .venv site runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

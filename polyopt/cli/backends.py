@@ -17,17 +17,19 @@ def backends(as_json: bool) -> int:
         output.emit({"backends": found})
         return 0
     rows = [
-        (
+        [
             b["name"],
             "yes" if b["installed"] else "no",
             ", ".join(f"{k} {v}" for k, v in b["versions"].items()) or "–",
             ", ".join(b["devices"]) or "–",
             "yes" if b["float64"] else "–",
             "" if b["installed"] else f"pip install '{b['extra']}'",
-        )
+        ]
         for b in found
     ]
-    columns = ("backend", "installed", "versions", "devices", "float64", "to install")
+    columns = ["backend", "installed", "versions", "devices", "float64", "to install"]
+    if all(b["installed"] for b in found):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     output.screen().print(output.table("", columns, rows))
     for b in found:
         if b["error"]:

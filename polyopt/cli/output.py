@@ -15,13 +15,13 @@ from rich.text import Text
 
 
 def screen() -> Console:
-    """Where results go: standard output, as wide as it is told to be where that is not a terminal."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Where results go: standard output, wide enough for any table where that is not a terminal."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def log() -> Console:
     """Where progress and remarks go: standard error, so that ``--json`` stays one object."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else 10_000)
 
 
 def on_terminal() -> bool:

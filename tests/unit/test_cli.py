@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_output import error, result
 
 from polyopt import registry
 from polyopt.cli import main, output
 from polyopt.cli.app import run
 from polyopt.optim import OPTIMIZERS
-
-
-def error(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error; nothing was printed on standard output."""
-    printed = capsys.readouterr()
-    lines = printed.err.splitlines()
-    assert printed.out == ""
-    assert len(lines) == 1, printed.err
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
-def result(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """The one JSON object on standard output: strictly JSON, so no NaN."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is not JSON")
-
-    found: dict[str, Any] = json.loads(capsys.readouterr().out, parse_constant=refuse)
-    return found
-
+from polyopt.testing.report import Report, Row
 
 # Usage
 
@@ -140,7 +120,7 @@ def test_explain_conventions_differ(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["adma"], "did you mean 'adam'?"),
+        (["adamww"], "did you mean 'adamw'?"),
         (["adam", "--convention", "kears"], "did you mean 'keras'?"),
         (["adam", "--set", "esp=1"], "did you mean 'eps'?"),
         (["adam", "--set", "eps"], "expected key=value"),
@@ -153,3 +133,44 @@ def test_explain_conventions_differ(capsys: pytest.CaptureFixture[str]) -> None:
 def test_explain_refuses(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["explain", *arguments]) == 2
     assert named in error(capsys)
+
+
+# conform
+
+
+def row(outcome: str) -> Any:
+    return Row("ops", "add", "numpy", outcome, "" if outcome == "passed" else "why")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [(["passed"], 0), (["passed", "skipped"], 0), (["passed", "failed"], 1), (["passed", "missing"], 1)],
+)
+def test_conform_exit_codes(
+    outcomes: list[str], code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def conform(names: list[str], *, quick: bool, on_result: Any) -> Report:
+        asked.update(names=names, quick=quick)
+        rows = tuple(row(outcome) for outcome in outcomes)
+        for one in rows:
+            on_result(one)
+        return Report(rows)
+
+    monkeypatch.setattr("polyopt.testing.conform", conform)
+    assert run(["conform", "--backend", "numpy", "--quick", "--json"]) == code
+    found = result(capsys)
+    assert asked == {"names": ["numpy"], "quick": True}
+    for outcome in ("passed", "failed", "skipped", "missing"):
+        assert found[outcome] == outcomes.count(outcome)
+    assert run(["conform"]) == code
+    printed = capsys.readouterr()
+    assert "1 passed" in printed.out
+    assert ("why" in printed.err) == bool(code)
+    assert set(asked["names"]) >= {"numpy", "torch", "tensorflow", "jax"}
+
+
+def test_conform_refuses_an_unknown_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["conform", "--backend", "nmupy"]) == 2
+    assert "did you mean 'numpy'?" in error(capsys)
