@@ -1,4 +1,4 @@
-"""The optimizers' switches: weight decay and its masks, slots, refusals, zero and NaN gradients, traced steps."""
+"""The optimizers' switches: weight decay and its masks, slots, zero and NaN gradients, traced steps."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_traced_step(name: str, convention: str) -> None:
         (lambda: SGD(lr="fast"), "expected a number or a schedule"),
         (lambda: Adam(b1=1.0), "b1 = 1.0"),
         (lambda: Adam(amsgrad=True, amsgrad_max="corrected", eps_placement="hat"), 'expected "outside"'),
-        (lambda: Adam(decay="l1"), "did you mean 'l2'"),
+        (lambda: Adam(decay="l1"), "known: 'decoupled', 'independent', 'l2', 'none'"),
         (lambda: AdaGrad(initial_accumulator=-1.0), "initial_accumulator = -1.0"),
         (lambda: AdamW(mask="("), "not a regular expression"),
         (lambda: AddDecayedWeights(0.1, mask="["), "not a regular expression"),
