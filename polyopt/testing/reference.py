@@ -1,10 +1,10 @@
 """Every algorithm in plain float64, the naive textbook form, by each convention.
 
-Written from the papers and from the frameworks' documented formulas, not from :mod:`polyopt.optim`: nothing is
-imported from there, bias corrections are ``1 - b**t``, and every convention is spelt out. A function takes the
-state (a dict that it changes), parameter, gradient, step (from 1), rate and hyperparameters ``h``, and gives
-the new parameter. Where a paper has no formula for a switch (momentum in Adagrad's descendants, decay before
-2017), the "paper" convention is the paper's step with the switch put in as PyTorch does.
+Written from the papers and from the frameworks' documented formulas, not from :mod:`polyopt.optim`: nothing
+is imported from there, bias corrections are ``1 - b**t``, and every convention is spelt out. A function takes
+the state (a dict that it changes), parameter, gradient, step (from 1), rate and hyperparameters ``h``, and
+gives the new parameter. Where a paper has no formula for a switch (momentum in Adagrad's descendants,
+decay before 2017), the "paper" convention is the paper's step with the switch put in as PyTorch does.
 """
 
 from __future__ import annotations
@@ -248,8 +248,8 @@ REFERENCES: Final[dict[str, dict[str, Step]]] = {
 def reference(algorithm: str, convention: str, hyperparameters: Mapping[str, Any]) -> Step:
     """One step of ``algorithm`` with weight decay as ``hyperparameters["decay"]`` says.
 
-    ``"l2"`` adds ``weight_decay * p`` to the gradient; ``"decoupled"`` takes ``lr * weight_decay * p`` off the
-    parameter beside the step (Loshchilov & Hutter, 2019, Algorithm 2, with the rate as both of its factors);
+    ``"l2"`` adds ``weight_decay * p`` to the gradient; ``"decoupled"`` takes ``lr * weight_decay * p`` off
+    the parameter beside the step (Loshchilov & Hutter, 2019, Algorithm 2, the rate being both its factors);
     ``"independent"`` takes ``weight_decay * p`` off.
 
     Raises KeyError where there is no reference.

@@ -53,7 +53,7 @@ DEFAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "rmsprop": _each(alpha={"paper": 0.9, "torch": 0.99, "optax": 0.9, "keras": 0.9}, eps=_EPS, decay=_L2),
     "sgd": _SGD,
 }
-"""What the fields are where the user sets nothing (conventions.md; the papers; the frameworks' signatures)."""
+"""What the fields are where the user sets nothing (from the papers and the frameworks' signatures)."""
 
 RATES: Final = {
     "torch": {"sgd": 1e-3, "gradient_descent": 1e-3, "adagrad": 1e-2, "adadelta": 1.0, "rmsprop": 1e-2}
@@ -112,13 +112,16 @@ def applies(algorithm: str, convention: str, fields: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Halved(Schedule):
-    """``before`` for the first ``at`` updates, then half of it: tests at a constant rate hide differences."""
+    """``first``, and half of what it was at each update of ``at``: a constant rate hides differences."""
 
-    before: float
-    at: int
+    first: float
+    at: tuple[int, ...]
 
     def value(self, xp: Any, t: Any) -> Any:
-        return xp.where(t < self.at, self.before, 0.5 * self.before)
+        rate = self.first
+        for k in self.at:
+            rate = xp.where(t < k, rate, 0.5 * rate)
+        return rate
 
 
 RATE: Final = 0.03125
@@ -131,12 +134,12 @@ class Setting:
 
     algorithm: str
     convention: str
-    fields: Mapping[str, Any]
+    fields: tuple[tuple[str, Any], ...]
 
     def rule(self, lr: Any = RATE) -> Rule:
         from polyopt.optim import OPTIMIZERS
 
-        return OPTIMIZERS[self.algorithm](convention=self.convention, lr=lr, **self.fields)
+        return OPTIMIZERS[self.algorithm](convention=self.convention, lr=lr, **dict(self.fields))
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class Setting:
         return DEFAULTS[self.algorithm][self.convention] | dict(self.fields)
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{k}={v}" for k, v in self.fields.items())
+        shown = ", ".join(f"{k}={v}" for k, v in self.fields)
         return f"{self.algorithm}({self.convention}{', ' + shown if shown else ''})"
 
 
@@ -161,9 +164,8 @@ def settings(algorithm: str, convention: str) -> list[Setting]:
     """The cases of one algorithm and convention; empty where the kit knows none."""
     if convention not in DEFAULTS.get(algorithm, {}):
         return []
-    found = [
-        Setting(algorithm, convention, fields)
+    return [
+        Setting(algorithm, convention, tuple(fields.items()))
         for fields in VARIANTS.get(algorithm, ())
         if applies(algorithm, convention, fields)
     ]
-    return found

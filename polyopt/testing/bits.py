@@ -1,0 +1,69 @@
+"""The same gradients give the same bits as NumPy op by op: parameters and slots, eager and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+
+from polyopt import registry
+from polyopt.rule import Elementwise
+from polyopt.testing import trajectories
+from polyopt.testing.case import Case, Context
+from polyopt.testing.rules_cases import Setting, pairs
+from polyopt.testing.rules_checks import STEPS, STEPS_QUICK, known
+from polyopt.testing.trajectories import Trajectory
+
+STEPS_EAGER: Final = 20
+"""Op by op, the first setting of an algorithm and convention takes all the steps, the others this many."""
+
+
+def cases() -> Iterator[Case]:
+    from polyopt.optim import OPTIMIZERS
+
+    for algorithm, convention in pairs():
+        if issubclass(OPTIMIZERS[algorithm], Elementwise):
+            for how, compiled in (("compiled", True), ("eager", False)):
+                name = f"{algorithm}/{convention}: {how}"
+                yield Case("bits", name, partial(check, algorithm, convention, compiled))
+
+
+def check(algorithm: str, convention: str, compiled: bool, context: Context) -> str:
+    """All leaves and slots after the last step, for every setting."""
+    found = known(algorithm, convention)
+    for i, setting in enumerate(found):
+        steps = STEPS_QUICK if context.quick else STEPS
+        if not compiled and i:
+            steps = min(steps, STEPS_EAGER)
+        numpy = registry.by_name("numpy")
+        got = trajectories.run(context.backend, setting, steps, compiled=compiled, eager_tree=not compiled)
+        want = trajectories.run(numpy, setting, steps, compiled=False, eager_tree=not compiled)
+        _same(setting, steps, got, want)
+    return f"{len(found)} settings"
+
+
+def _same(setting: Setting, steps: int, got: Trajectory, want: Trajectory) -> None:
+    for dtype, leaves in got.params.items():
+        for leaf, a in leaves.items():
+            _same_bits(
+                f"{setting} on {dtype}, leaf {leaf!r}, after {steps} steps", a, want.params[dtype][leaf]
+            )
+    for slot, values in got.slots.items():
+        for path, a in values.items():
+            _same_bits(f"{setting} slot {slot} of {path!r}, after {steps} steps", a, want.slots[slot][path])
+
+
+def _same_bits(what: str, got: Any, want: Any) -> None:
+    kinds = f"{got.dtype}{list(got.shape)}", f"{want.dtype}{list(want.shape)}"
+    assert kinds[0] == kinds[1], f"{what}: {kinds[0]}; NumPy has {kinds[1]}"
+    kind = f"u{got.dtype.itemsize}"
+    a, w = (np.ascontiguousarray(x).reshape(-1) for x in (got, want))
+    wrong = (a.view(kind) != w.view(kind)) & ~(np.isnan(a) & np.isnan(w))
+    if wrong.any():
+        i = int(np.flatnonzero(wrong)[0])
+        raise AssertionError(
+            f"{what}: element {i} is {a[i].item()!r}; NumPy has {w[i].item()!r} "
+            f"({int(wrong.sum())} of {wrong.size} differ in their bits)"
+        )
