@@ -40,13 +40,15 @@ def compare(request: Request, as_json: bool) -> int:
     if request.tolerance is not None and not request.tolerance >= 0:
         raise InputError(f"--tolerance {request.tolerance}: expected a number >= 0")
     recipe = load(request.recipe, request.overrides)
+    if request.backends is not None and not request.backends:
+        raise InputError(f"--backends: name at least one; known: {', '.join(registry.names())}")
     for name in request.backends or ():
         if name not in registry.names():
             raise BackendError(f"--backends: unknown backend {name!r}; {nearest(name, registry.names())}")
     out = request.out or Path("runs") / file_name(f"{recipe.name}-compare")
     folder.check(out, (PICTURE,), overwrite=True)
     try:
-        with progress("loading the frameworks …") as show:
+        with progress() as show:
             found = training.compare(recipe, request.backends, dtype=None, steps=request.steps, on_event=show)
     except KeyboardInterrupt:
         output.complain("interrupted; nothing was written")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from polyopt.cli import folder, output
 from polyopt.errors import InputError
@@ -44,10 +45,9 @@ def train(request: Request, as_json: bool) -> int:
     out = request.out or Path("runs") / file_name(f"{recipe.name}-{backend}")
     files = (training.CHECKPOINT, training.HISTORY, training.RECIPE, PICTURE)
     folder.check(out, files, resume=request.resume, overwrite=request.overwrite)
-    output.say(f"{recipe.name} on {backend}, into {out}")
     begun = 0
     try:
-        with progress(backend) as show:
+        with progress(f"{recipe.name} on {backend}, into {out}") as show:
 
             def on_event(event: Event) -> None:
                 nonlocal begun
@@ -118,8 +118,8 @@ def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Callable[[Event], None]]:
-    """A bar with the loss and the last test, on a terminal; elsewhere nothing."""
+def progress(announcement: str = "") -> Iterator[Callable[[Event], None]]:
+    """A bar with the loss and the last test, on a terminal; elsewhere the announcement of a run alone."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -128,9 +128,12 @@ def progress(description: str) -> Iterator[Callable[[Event], None]]:
         TextColumn("{task.fields[figures]}"),
     )
     with Progress(*columns, console=output.log(), disable=not output.on_terminal()) as bar:
-        task = bar.add_task(description, total=None, figures="starting …")
+        task = bar.add_task("", total=None, figures="starting …")
 
         def show(event: Event) -> None:
+            # Only now: what was refused before the first step has written nothing, and says one line.
+            if event.kind == "started" and announcement:
+                bar.console.print(Text(announcement))
             bar.update(
                 task,
                 description=event.backend,
