@@ -69,22 +69,7 @@ class Rule(ABC):
     """For each named convention, the values of the fields that the user left at ``None``."""
 
     def __post_init__(self) -> None:
-        self._fill_in_convention()
-        for field in dataclasses.fields(self):
-            _check(type(self).__name__, field, getattr(self, field.name))
-
-    def _fill_in_convention(self) -> None:
-        if not self.CONVENTIONS:
-            return
-        name: Any = getattr(self, "convention", None)
-        if name not in self.CONVENTIONS:
-            raise InputError(
-                f"{type(self).__name__}: convention = {name!r} is not one of this algorithm's; "
-                f"{nearest(str(name), self.CONVENTIONS)}"
-            )
-        for key, value in self.CONVENTIONS[name].items():
-            if getattr(self, key) is None:
-                object.__setattr__(self, key, value)
+        check_fields(self)
 
     def slots(self) -> tuple[Slot, ...]:
         """The slots, from the switches alone: never from an array."""
@@ -221,6 +206,23 @@ def rules_of(stage: Stage, key: str = "") -> Iterator[tuple[str, Rule]]:
         for i, (_, member) in enumerate(stage.members):
             if member is not None:
                 yield from rules_of(member, f"{key}{i}.")
+
+
+def check_fields(instance: Any) -> None:
+    """Fill in the fields that the convention decides, then hold each to its range or its choices."""
+    owner = type(instance).__name__
+    if instance.CONVENTIONS:
+        name: Any = getattr(instance, "convention", None)
+        if name not in instance.CONVENTIONS:
+            raise InputError(
+                f"{owner}: convention = {name!r} is not one of this algorithm's; "
+                f"{nearest(str(name), instance.CONVENTIONS)}"
+            )
+        for key, value in instance.CONVENTIONS[name].items():
+            if getattr(instance, key) is None:
+                object.__setattr__(instance, key, value)
+    for field in dataclasses.fields(instance):
+        _check(owner, field, getattr(instance, field.name))
 
 
 def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
