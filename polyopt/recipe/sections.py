@@ -122,9 +122,10 @@ class Model(Section):
         if not isinstance(table, Mapping):
             return table
         mlp = table.get("name") == "mlp"
-        filled = {"hidden": (64,), "activation": "relu"} if mlp else {}
+        filled: dict[str, Any] = {"hidden": (64,), "activation": "relu"} if mlp else {}
         smooth = not mlp or table.get("activation") == "tanh"
-        filled |= {"init": "glorot_normal" if smooth else "he_normal", "bias_init": "zeros"}
+        init = {"name": "glorot" if smooth else "he", "distribution": "normal"}
+        filled |= {"init": init, "bias_init": "zeros"}
         return filled | dict(table)
 
     @model_validator(mode="after")

@@ -201,7 +201,7 @@ BAD_RECIPES = {
     "not TOML": ("name = ", "small.toml"),
     "unknown key": (RECIPE + "epocs = 3\n", "did you mean 'epochs'?"),
     "unknown table": (RECIPE + "[optimiser]\nlr = 1\n", "did you mean 'optimizer'?"),
-    "missing table": (RECIPE.replace("[train]", "[ema]"), "train"),
+    "missing table": (RECIPE.partition("[train]")[0], "train: this key is missing"),
     "unknown algorithm": (RECIPE.replace('"adam"', '"adamm"'), "did you mean 'adam'?"),
     "unknown hyperparameter": (RECIPE.replace("lr = ", "epss = 1.0\nlr = "), "did you mean 'eps'?"),
     "unknown convention": (RECIPE.replace("lr = ", 'convention = "kears"\nlr = '), "did you mean 'keras'?"),
