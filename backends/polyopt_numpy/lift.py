@@ -28,20 +28,26 @@ def lift(backend: NumpyBackend, program: Program, compiled: bool) -> Lifted:
         with np.errstate(all="ignore"):
             values = {n: kind(v) for n, v in (*scalars.items(), *program.constants)}
             out = evaluate_leaves(backend, ops, program, arrays, values, dtype)
+        given = {id(x) for leaves in arrays.values() for x in leaves}
+        # An output may be an input as it is, or one scalar for all elements: it gets memory of its own.
+        out = {
+            n: [np.array(x) if id(x) in given or not x.flags.writeable else x for x in xs]
+            for n, xs in out.items()
+        }
         for name in out:
-            if name in arrays:
-                out[name] = [_owned(y, x, donate) for x, y in zip(arrays[name], out[name], strict=True)]
+            if donate and name in arrays:
+                out[name] = [_written(x, y) for x, y in zip(arrays[name], out[name], strict=True)]
         return out
 
     return run
 
 
-def _owned(value: Any, old: Any, donate: bool) -> Any:
-    """``value`` in the memory of ``old``, or in none of the caller's."""
-    if donate and isinstance(old, np.ndarray) and old.flags.writeable:
-        old[...] = value
-        return old
-    return np.array(value) if value is old else value
+def _written(target: Any, value: Any) -> Any:
+    """``target`` with ``value`` in it; ``value`` where the target can't be written to."""
+    if not isinstance(target, np.ndarray) or not target.flags.writeable:
+        return value
+    target[...] = value
+    return target
 
 
 class NumpyMemory:

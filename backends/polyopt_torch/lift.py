@@ -64,18 +64,20 @@ def _op_by_op(
     values = {n: ops.asarray(v, dtype=kind, device=device) for n, v in (*scalars.items(), *program.constants)}
     detached = {n: [x.detach() for x in xs] for n, xs in arrays.items()}
     out = evaluate_leaves(backend, ops, program, detached, values, dtype)
-    for name, results in out.items():
+    given = {id(x) for leaves in detached.values() for x in leaves}
+    # An output may be an input as it is, or one scalar for all elements: it gets memory of its own.
+    out = {n: [x.clone() if id(x) in given else x.contiguous() for x in xs] for n, xs in out.items()}
+    for name in out:
         if name in arrays:
-            pairs = zip(arrays[name], detached[name], results, strict=True)
-            out[name] = [_owned(value, x, alias, donate) for x, alias, value in pairs]
+            out[name] = [_owned(x, y, donate) for x, y in zip(arrays[name], out[name], strict=True)]
     return out
 
 
-def _owned(value: torch.Tensor, old: torch.Tensor, alias: torch.Tensor, donate: bool) -> torch.Tensor:
-    """``value`` in the memory of ``old``, or in none of the caller's, with its ``requires_grad``."""
+def _owned(old: torch.Tensor, value: torch.Tensor, donate: bool) -> torch.Tensor:
+    """``value`` in the memory of ``old``, or with its ``requires_grad``."""
     if donate:
         return old.copy_(value)
-    return (value.clone() if value is alias else value).requires_grad_(old.requires_grad)
+    return value.requires_grad_() if old.requires_grad else value
 
 
 class TorchMemory:
