@@ -37,6 +37,21 @@ if TYPE_CHECKING:
     from polyopt.registry import set_backend as set_backend
     from polyopt.rule import chain as chain
     from polyopt.rule import partition as partition
+    from polyopt.schedules import Cosine as Cosine
+    from polyopt.schedules import Exponential as Exponential
+    from polyopt.schedules import InverseTime as InverseTime
+    from polyopt.schedules import Joined as Joined
+    from polyopt.schedules import MultiStep as MultiStep
+    from polyopt.schedules import OneCycle as OneCycle
+    from polyopt.schedules import Piecewise as Piecewise
+    from polyopt.schedules import Plateau as Plateau
+    from polyopt.schedules import Polynomial as Polynomial
+    from polyopt.schedules import Schedule as Schedule
+    from polyopt.schedules import Step as Step
+    from polyopt.schedules import WarmRestarts as WarmRestarts
+    from polyopt.schedules import Warmup as Warmup
+    from polyopt.schedules import WarmupCosine as WarmupCosine
+    from polyopt.schedules import WarmupStableDecay as WarmupStableDecay
 
 __version__ = "0.1.0"
 
@@ -50,6 +65,8 @@ _HOMES = {
     "polyopt.optimizer": "Optimizer apply",
     "polyopt.registry": "backend_context get_backend set_backend",
     "polyopt.rule": "chain partition",
+    "polyopt.schedules": "Cosine Exponential InverseTime Joined MultiStep OneCycle Piecewise Plateau Polynomial "
+    "Schedule Step Warmup WarmRestarts WarmupCosine WarmupStableDecay",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605

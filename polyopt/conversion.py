@@ -20,7 +20,7 @@ def convert(values: Tree, backend: str | Backend, *, device: str | None = None) 
 
     >>> import numpy as np
     >>> convert({"w": np.ones(2), "step": 3}, "numpy")
-    {'step': 3, 'w': array([1., 1.])}
+    {'w': array([1., 1.]), 'step': 3}
     """
     target = registry.by_name(backend) if isinstance(backend, str) else backend
     flat = tree.flatten(values)
