@@ -65,8 +65,8 @@ _HOMES = {
     "polyopt.optimizer": "Optimizer apply",
     "polyopt.registry": "backend_context get_backend set_backend",
     "polyopt.rule": "chain partition",
-    "polyopt.schedules": "Cosine Exponential InverseTime Joined MultiStep OneCycle Piecewise Plateau Polynomial "
-    "Schedule Step Warmup WarmRestarts WarmupCosine WarmupStableDecay",
+    "polyopt.schedules": "Cosine Exponential InverseTime Joined MultiStep OneCycle Piecewise Plateau "
+    "Polynomial Schedule Step Warmup WarmRestarts WarmupCosine WarmupStableDecay",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605
