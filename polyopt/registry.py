@@ -73,9 +73,10 @@ def of(*arrays: Any) -> Backend:
     >>> of(np.zeros(3)).name
     'numpy'
     """
-    found: Backend | None = _forced.get()
-    if found is not None:
-        return found
+    forced = _forced.get()
+    if forced is not None and all(map(forced.is_array, arrays)):
+        return forced
+    found: Backend | None = None
     for x in arrays:
         backend = _by_type.get(type(x)) or _find(x)
         if found is not None and backend is not found:
@@ -132,7 +133,7 @@ def backend_context(name: str) -> Iterator[Backend]:
 
 @contextmanager
 def forced(backend: Backend) -> Iterator[Backend]:
-    """Take every array in the body, in this thread and task alone, for one of ``backend``.
+    """Take arrays that ``backend`` calls its own for its, in the body, in this thread and task alone.
 
     For a backend object that is not registered, or stands in for a registered one (the conformance kit's
     use).

@@ -139,7 +139,9 @@ class Setting:
     def rule(self, lr: Any = RATE) -> Rule:
         from polyopt.optim import OPTIMIZERS
 
-        return OPTIMIZERS[self.algorithm](convention=self.convention, lr=lr, **dict(self.fields))
+        kind: Any = OPTIMIZERS[self.algorithm]
+        rule: Rule = kind(convention=self.convention, lr=lr, **dict(self.fields))
+        return rule
 
     @property
     def hyperparameters(self) -> dict[str, Any]:

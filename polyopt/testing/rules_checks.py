@@ -20,9 +20,9 @@ STEPS: Final = 200
 STEPS_QUICK: Final = 20
 TOLERANCE: Final = {"float64": 1e-11, "float32": 3e-5, "bfloat16": 3e-5, "float16": 3e-5}
 """Relative to the size of the step and of those just before. float64: the textbook's 1 - b**t loses 2e-13,
-eps/(1-b2), over some operations, and the centred v - a**2 two digits more. float32, in which all smaller dtypes
-are computed: about ten roundings of 6e-8, and the same cancellation. To it comes one unit of the parameter's
-own dtype, for its rounding after the addition."""
+eps/(1-b2), over some operations, and the centred v - a**2 two digits more. float32, in which smaller dtypes
+are computed too: about ten roundings of 6e-8, and the same cancellation. One unit of the parameter's
+own dtype is allowed on top, for its rounding after the addition."""
 
 
 def cases() -> Iterator[Case]:
@@ -52,7 +52,8 @@ def check(algorithm: str, convention: str, context: Context) -> str:
 def check_defaults(algorithm: str, convention: str) -> None:
     from polyopt.optim import OPTIMIZERS
 
-    rule = OPTIMIZERS[algorithm](convention=convention)
+    kind: Any = OPTIMIZERS[algorithm]
+    rule = kind(convention=convention)
     expected = dict(DEFAULTS[algorithm][convention])
     if algorithm in RATES[convention]:
         expected["lr"] = RATES[convention][algorithm]
