@@ -85,7 +85,12 @@ class NumpyBackend:
         return value_and_grad(loss)
 
     def compile(self, function: Callable[..., Any], *, exact: bool = False) -> Callable[..., Any]:
-        return lambda *args: function(self.ops, *args)
+        def run(*args: Any) -> Any:
+            # Infinities and NaNs go on silently, as on the other backends.
+            with np.errstate(all="ignore"):
+                return function(self.ops, *args)
+
+        return run
 
     def lift(self, program: Program, *, compiled: bool = True) -> protocol.Lifted:
         return lift(self, program, compiled)

@@ -18,6 +18,7 @@ from polyopt.errors import InputError, nearest
 from polyopt.initializers import INITIALIZERS
 from polyopt.optim import OPTIMIZERS
 from polyopt.recipe.problems import Problem, shown, within
+from polyopt.rule import compiled
 from polyopt.schedules import SCHEDULES
 
 REGISTRIES: dict[str, Mapping[str, Any]] = {
@@ -137,9 +138,14 @@ def _check_switch(field: dataclasses.Field[Any], key: str, value: Any) -> None:
     if choices and not any(type(value) is type(c) and value == c for c in choices):
         listed = ", ".join(str(c).lower() if isinstance(c, bool) else repr(c) for c in choices)
         raise Problem((key,), f" = {shown(value)}; expected one of {listed}")
-    text = field.metadata.get("static") and not choices and "Pattern" in str(field.type)
-    if (text or field.name == "convention") and not isinstance(value, str):
+    pattern = "Pattern" in str(field.type)
+    if (pattern or field.name == "convention") and not isinstance(value, str):
         raise Problem((key,), f" = {shown(value)}; expected a string")
+    if pattern:
+        try:
+            compiled(value)
+        except InputError as e:
+            raise Problem((key,), f": {e}") from None
 
 
 def _located(message: str, owner: str, fields: list[str]) -> Problem:

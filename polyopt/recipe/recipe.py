@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +14,7 @@ from polyopt.errors import InputError, nearest
 from polyopt.losses import default_loss
 from polyopt.models import MLP, MODELS, Linear
 from polyopt.recipe import text
+from polyopt.recipe.component import Component
 from polyopt.recipe.problems import Problem, one_line
 from polyopt.recipe.sections import (
     AverageTable,
@@ -190,7 +192,7 @@ class Recipe(Section):
         """The model, with as many inputs and outputs as ``dataset`` has."""
         section = self.model
         kind = MODELS[section.name]
-        starts = {"weight": section.init.build(), "bias": section.bias_init.build()}
+        starts = {"weight": _start(section.init), "bias": _start(section.bias_init)}
         if issubclass(kind, MLP):
             starts |= {"hidden": section.hidden, "activation": section.activation}
         return kind(dataset.features, dataset.outputs, **starts)
@@ -216,6 +218,14 @@ class Recipe(Section):
             reduce=self.train.reduce,
             nonfinite=self.train.nonfinite,
         )
+
+
+def _start(component: Component) -> Any:
+    """An initializer. Models have weights of shape (inputs, outputs), also under torch's convention."""
+    start = component.build()
+    fans = any(f.name == "layout" for f in dataclasses.fields(start))
+    chosen = "layout" in dict(component.options)
+    return dataclasses.replace(start, layout="in_out") if fans and not chosen else start
 
 
 _TABLES: dict[tuple[str, ...], type[Section]] = {
