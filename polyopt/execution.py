@@ -11,7 +11,8 @@ from typing import Any
 import polyopt.scalar as host
 from polyopt import lifting
 from polyopt.backend import Backend
-from polyopt.ops import Array
+from polyopt.errors import InputError
+from polyopt.ops import FLOATING, Array
 from polyopt.plan import Part, Plan, Segment, program
 from polyopt.rule import Global, Leafwise, Rule
 from polyopt.tree import Flat
@@ -36,7 +37,7 @@ class Group:
     pipeline: tuple[Segment, ...]
     indices: list[int]
     dtype: str
-    missed: int
+    missed: Any
     scalar_slots: dict[str, Any]
     updates: list[Array]
     done: int = 0
@@ -57,6 +58,11 @@ class Execution:
         self.backend, self.flat, self.state = backend, flat, state
         self.resolve, self.compiled = resolve, compiled
         step = state["step"]
+        if self._traced(step) and backend.dtype_name(step) in FLOATING:
+            raise InputError(
+                f"state['step'] is traced and of dtype {backend.dtype_name(step)}; expected an integer: a "
+                "floating counter sticks (float32 at 2^24)"
+            )
         self.step = step if self._traced(step) else int(step)
         self.measured: dict[str, dict[str, Array]] = {}
 
@@ -93,9 +99,10 @@ class Execution:
                 dtype = compute_dtype(self.backend.dtype_name(self.flat.leaves[i]))
                 values = {name: slots[name][path] for name in scalar}
                 same = tuple(v if isinstance(v, float) else id(v) for v in values.values())
-                key = (id(pipeline), dtype, missed.get(path, 0), same)
+                late = missed.get(path, 0)
+                key = (id(pipeline), dtype, id(late) if self._traced(late) else int(late), same)
                 if key not in groups:
-                    groups[key] = Group(pipeline, [], dtype, missed.get(path, 0), values, [])
+                    groups[key] = Group(pipeline, [], dtype, late, values, [])
                 groups[key].indices.append(i)
                 groups[key].updates.append(gradient)
         return list(groups.values())
@@ -147,7 +154,12 @@ class Execution:
     def _scalars(self, group: Group, part: Part) -> dict[str, Any]:
         """The coefficients of ``part`` by their names in the program; scalar slots move on by the way."""
         xp, step, h = self._hyperparameters(part, group.dtype)
-        t = step + 1 - group.missed
+        missed = group.missed
+        if self._traced(missed):
+            missed = lifting.cast(self.backend, missed, group.dtype)
+        elif self.backend.is_array(missed):
+            missed = int(missed)
+        t = step + 1 - missed
         own = {slot.name: name for name, slot in part.names if slot.shape == "scalar"}
         vars(h).update({slot: group.scalar_slots[name] for slot, name in own.items()})
         values = part.rule.coefficients(xp, t, h)
@@ -193,6 +205,13 @@ class Execution:
         }
         self.measured[part.key] = _measurement(self.backend, part, dtype, self.compiled)(leaves, c)
 
+    def _next_step(self) -> Any:
+        """One more; a traced counter stays at its dtype's largest value rather than wrap around."""
+        if isinstance(self.step, int):
+            return self.step + 1
+        xp = self.backend.ops
+        return xp.where(xp.greater(self.step + 1, self.step), self.step + 1, self.step)
+
     def _collect(
         self, plan: Plan, groups: list[Group], g: Sequence[Array | None], output: str
     ) -> tuple[list[Array | None], dict[str, Any]]:
@@ -213,7 +232,7 @@ class Execution:
         ]
         if idle:
             missed = missed | {path: missed.get(path, 0) + 1 for path in idle}
-        return leaves, self.state | {"step": self.step + 1, "missed": missed, "slots": slots}
+        return leaves, self.state | {"step": self._next_step(), "missed": missed, "slots": slots}
 
 
 @lru_cache(maxsize=256)

@@ -106,7 +106,7 @@ class Optimizer:
                 slots.setdefault("grad_accumulator", {})[path] = zeros
         state: State = {"step": 0, "missed": {}, "slots": slots}
         if self.accumulate > 1:
-            state |= {"micro_step": 0, "accumulated": {}}
+            state |= {"micro_step": 0, "accumulated": dict.fromkeys(slots.get("grad_accumulator", {}), 0)}
         observed = {name: schedule.initial_state() for name, schedule in self._measured()}
         return state | ({"observed": observed} if observed else {})
 
@@ -205,20 +205,22 @@ class Optimizer:
         counts = dict(state["accumulated"])
         for path, x in zip(paths, g, strict=True):
             if x is not None:
-                counts[path] = counts.get(path, 0) + 1
+                counts[path] = counts[path] + 1
         micro = state["micro_step"] + 1
         slots = state["slots"] | {"grad_accumulator": held}
         waiting = state | {"micro_step": micro, "accumulated": counts, "slots": slots}
         traced = backend.is_array(micro) and backend.is_traced(micro)
         if not traced and int(micro) < self.accumulate:
             return unchanged, waiting
-        active = [path for path in paths if path in counts]
+        # A traced count has no value; but a leaf with a gradient in this trace gets one at every step.
+        present = {path for path, x in zip(paths, g, strict=True) if x is not None}
+        active = [path for path in paths if (path in present if traced else counts.get(path, 0) > 0)]
         total = self.accumulate if self.reduce == "mean" else 1
         usable = accumulation.mean(backend, active, held, total, self.compiled)
         zeros = {path: backend.ops.zeros_like(x) for path, x in held.items()}
         execution.state = waiting | {
             "micro_step": micro - self.accumulate,
-            "accumulated": {} if not traced else counts,
+            "accumulated": {path: count - count for path, count in counts.items()},
             "slots": slots | {"grad_accumulator": zeros},
         }
         leaves, new = execution.advance(plan_, [usable.get(p) for p in paths], output, donate)
@@ -283,7 +285,7 @@ def select(backend: Backend, condition: Array, new: Any, old: Any) -> Any:
         new = xp.asarray(new)
     if not backend.is_array(old):
         old = xp.zeros_like(new) if old is None else xp.asarray(old)
-    return xp.where(condition, new, xp.astype(old, new.dtype))
+    return xp.where(condition, new, lifting.cast(backend, old, backend.dtype_name(new)))
 
 
 def _floating(backend: Backend, path: str, leaf: Array) -> str:
