@@ -18,7 +18,7 @@ help:
 	@echo "make clean   remove .venv and everything built"
 
 demo: .venv/.demo
-	$(BIN)/polyopt train recipes/digits.toml --overwrite
+	@$(BIN)/polyopt train recipes/digits.toml --overwrite
 
 # Two processes: one thread of arithmetic each, or they would fight for the cores.
 test: .venv/.dev
@@ -42,26 +42,28 @@ clean:
 	@test -n "$(PYTHON)" || { echo "error: no python found; install Python 3.11 or newer" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is older than Python 3.11; run make with PYTHON=/path/to/python3.11" >&2; exit 2; }
-	"$(PYTHON)" -m venv .venv || { \
+	@echo "Making .venv with $(PYTHON) ..."
+	@"$(PYTHON)" -m venv .venv || { \
 	  echo "error: $(PYTHON) can't make virtual environments; install its venv module" >&2; exit 2; }
-	$(PIP) install --quiet --upgrade "pip>=25.1"
+	@$(PIP) install --quiet --upgrade "pip>=25.1"
 	@touch $@
 
 .venv/.demo: .venv/.made pyproject.toml
 	@echo "Installing polyopt with NumPy ..."
-	$(PIP) install --quiet -e ".[cli,plot]"
+	@$(PIP) install --quiet -e ".[cli,plot]"
 	@touch $@
 
 # PyPI's torch for Linux brings gigabytes of CUDA: where pip would not find the CPU build, show it where.
 .venv/.dev: .venv/.made pyproject.toml
 	@echo "Installing NumPy, PyTorch, TensorFlow and JAX: some minutes ..."
-	torch=$$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml); extra=; \
+	@torch=$$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml); extra=; \
 	if [ "$$(uname -s)" = Linux ]; then \
 	  $(PIP) install --quiet --dry-run --no-deps --ignore-installed --report - "$$torch" \
 	    | grep -q '"version": "[0-9.]*+cpu"' || extra="--extra-index-url $(TORCH_CPU_INDEX)"; fi; \
-	$(PIP) install --quiet $$extra -e ".[cli,plot,numba]" --group frameworks --group test --group lint
+	$(PIP) install --quiet $$extra -e ".[cli,plot,numba,testing]" --group frameworks --group test --group lint
 	@touch $@
 
 .venv/.docs: .venv/.made pyproject.toml
-	$(PIP) install --quiet -e . --group docs
+	@echo "Installing mkdocs ..."
+	@$(PIP) install --quiet -e . --group docs
 	@touch $@

@@ -125,13 +125,19 @@ def conform(
     backend: Annotated[
         list[str] | None, typer.Option("--backend", metavar="NAME", help="May be repeated; default: all.")
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require", metavar="NAME", help="May not be absent; default: POLYOPT_REQUIRED_BACKENDS."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, in a fraction of the time.")] = False,
     json: Json = False,
 ) -> None:
     """Put backends through the conformance kit; exit 1 where anything fails or is missing."""
     from polyopt.cli.conform import conform as run
 
-    raise typer.Exit(run(backend or [], quick, json))
+    raise typer.Exit(run(backend or [], require or [], quick, json))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

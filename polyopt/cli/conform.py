@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,17 +13,22 @@ from rich.text import Text
 from polyopt.cli import output
 
 
-def conform(names: Sequence[str], quick: bool, as_json: bool) -> int:
+def conform(names: Sequence[str], required: Sequence[str], quick: bool, as_json: bool) -> int:
     """Check the backends ``names``, or all that are registered; 1 where anything failed or is missing."""
     from polyopt import registry
     from polyopt.errors import BackendError, nearest
     from polyopt.testing import conform as check
 
+    required = required or os.environ.get("POLYOPT_REQUIRED_BACKENDS", "").replace(",", " ").split()
+    for option, given in (("--backend", names), ("--require", required)):
+        for name in given:
+            if name not in registry.names():
+                raise BackendError(f"{option}: unknown backend {name!r}; {nearest(name, registry.names())}")
     for name in names:
-        if name not in registry.names():
-            raise BackendError(f"--backend: unknown backend {name!r}; {nearest(name, registry.names())}")
+        registry.by_name(name)  # asked for by name and not installed: an error that says what to install
+    chosen = dict.fromkeys([*(names or registry.names()), *required])
     with _progress() as on_result:
-        report = check(list(names or registry.names()), quick=quick, on_result=on_result)
+        report = check(list(chosen), required=required, quick=quick, on_result=on_result)
     if as_json:
         output.emit(report.to_json())
         return 0 if report.ok else 1

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_output import error, result
 
-from polyopt import registry
+from polyopt import registry, testing
 from polyopt.cli import main, output
 from polyopt.cli.app import run
+from polyopt.errors import BackendError
 from polyopt.optim import OPTIMIZERS
 from polyopt.testing.report import Report, Row
 
@@ -81,8 +83,6 @@ def test_backends_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
 def test_backends_table_names_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyopt.errors import BackendError
-
     def absent(name: str) -> Any:
         raise BackendError(f"backend {name!r} needs PyTorch")
 
@@ -151,20 +151,23 @@ def test_conform_exit_codes(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def conform(names: list[str], *, quick: bool, on_result: Any) -> Report:
-        asked.update(names=names, quick=quick)
+    def conform(names: list[str], *, required: list[str], quick: bool, on_result: Any) -> Report:
+        asked.update(names=names, required=required, quick=quick)
         rows = tuple(row(outcome) for outcome in outcomes)
         for one in rows:
             on_result(one)
         return Report(rows)
 
     monkeypatch.setattr("polyopt.testing.conform", conform)
+    monkeypatch.delenv("POLYOPT_REQUIRED_BACKENDS", raising=False)
     assert run(["conform", "--backend", "numpy", "--quick", "--json"]) == code
     found = result(capsys)
-    assert asked == {"names": ["numpy"], "quick": True}
+    assert asked == {"names": ["numpy"], "required": [], "quick": True}
     for outcome in ("passed", "failed", "skipped", "missing"):
         assert found[outcome] == outcomes.count(outcome)
+    monkeypatch.setenv("POLYOPT_REQUIRED_BACKENDS", "numpy,jax")
     assert run(["conform"]) == code
+    assert asked["required"] == ["numpy", "jax"]
     printed = capsys.readouterr()
     assert "1 passed" in printed.out
     assert ("why" in printed.err) == bool(code)
@@ -174,3 +177,23 @@ def test_conform_exit_codes(
 def test_conform_refuses_an_unknown_backend(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["conform", "--backend", "nmupy"]) == 2
     assert "did you mean 'numpy'?" in error(capsys)
+
+
+def test_conform_on_a_backend_that_is_not_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> Any:
+        raise BackendError(f"backend {name!r} needs PyTorch: pip install 'polyopt[torch]'")
+
+    monkeypatch.setattr(registry, "by_name", absent)
+    assert run(["conform", "--backend", "torch"]) == 2
+    assert "polyopt[torch]" in error(capsys)
+
+
+def test_conform_runs_the_kit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real thing, of which only the first group of checks is let through: it is tested elsewhere."""
+    monkeypatch.setattr("polyopt.testing.conform", partial(testing.conform, checks=["backend"]))
+    assert run(["conform", "--backend", "numpy", "--quick", "--json"]) == 0
+    found = result(capsys)
+    assert found["passed"] > 0
+    assert found["failed"] == found["missing"] == 0
