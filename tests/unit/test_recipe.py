@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyopt.initializers import INITIALIZERS
 
 from polyopt import tree
 from polyopt.averaging import AVERAGING
 from polyopt.clipping import CLIPPING
 from polyopt.data import DATASETS
 from polyopt.errors import InputError
+from polyopt.initializers import INITIALIZERS
 from polyopt.optim import OPTIMIZERS, AdamW
 from polyopt.recipe import Recipe
 from polyopt.recipe.text import MAX_BYTES, parse, to_toml
