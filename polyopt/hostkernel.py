@@ -2,17 +2,14 @@
 
 The intermediate values of a block stay in the cache, in registers (buffers of one block) that are allocated
 by liveness; results are written where they belong. One instruction is one ufunc call, so the bits are those
-of the program evaluated op by op. Long runs are shared between threads: a ufunc lets go of Python's lock.
+of the program evaluated op by op.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,9 +18,6 @@ from polyopt.trace import Instruction, Program
 
 BLOCK = 1 << 14
 """Elements of a block: a dozen float32 registers fit in a megabyte of L2 cache."""
-
-PART = 1 << 17
-"""Elements from which a thread of its own is worth its while."""
 
 Value: TypeAlias = Any
 """A host array or scalar."""
@@ -77,9 +71,10 @@ def _dtypes(program: Program, dtype: str) -> dict[str, np.dtype[Any]]:
     one = np.ones(1, dtype)
     values = dict.fromkeys(program.arrays, one)
     values |= dict.fromkeys(program.scalars, one[0]) | {n: one[0] for n, _ in program.constants}
-    for i in program.body:
-        args = [values[a] for a in i.args]
-        values[i.name] = np.where(*args) if i.op == "where" else _function(i.op)(*args)
+    with np.errstate(all="ignore"):
+        for i in program.body:
+            args = [values[a] for a in i.args]
+            values[i.name] = np.where(*args) if i.op == "where" else _function(i.op)(*args)
     return {name: np.asarray(v).dtype for name, v in values.items()}
 
 
@@ -123,29 +118,15 @@ class Kernel:
 
     def run(self, arrays: Sequence[Value], scalars: Mapping[str, Value]) -> None:
         """Compute the outputs. ``arrays``: flat inputs, then flat outputs, all of one length."""
-        n = len(arrays[0])
-        parts = min(_threads(), n // PART)
-        if parts < 2:
-            self._run(arrays, scalars, 0, n)
-            return
-        size = -(-n // (parts * BLOCK)) * BLOCK
-        work = [
-            _pool().submit(self._run, arrays, scalars, at, min(at + size, n)) for at in range(size, n, size)
-        ]
-        self._run(arrays, scalars, 0, size)
-        for part in work:
-            part.result()
-
-    def _run(self, arrays: Sequence[Value], scalars: Mapping[str, Value], begin: int, end: int) -> None:
         try:
             file = self._files.pop()
         except IndexError:
             file = [None] * self._fixed + [np.empty(BLOCK, d) for d in self._register_dtypes]
-        registers = file[self._fixed :]
+        n, registers = len(arrays[0]), file[self._fixed :]
         file[len(arrays) : self._fixed] = [scalars[name] for name in self._scalars]
         with np.errstate(all="ignore"):
-            for start in range(begin, end, BLOCK):
-                stop = min(start + BLOCK, end)
+            for start in range(0, n, BLOCK):
+                stop = min(start + BLOCK, n)
                 if stop - start < BLOCK:
                     file[self._fixed :] = [r[: stop - start] for r in registers]
                 for i, x in enumerate(arrays):
@@ -155,23 +136,6 @@ class Kernel:
         file[: len(arrays)] = [None] * len(arrays)  # keep no caller's memory alive
         file[self._fixed :] = registers
         self._files.append(file)
-
-
-@lru_cache(maxsize=1)
-def _threads() -> int:
-    """Threads for one run: those that OMP_NUM_THREADS allows, as in other numerical libraries, up to 8."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(int(limit) if limit.isdecimal() else usable, usable, 8))
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_threads() - 1, thread_name_prefix="polyopt")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads don't survive a fork
 
 
 class _Compiler:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyopt import SGD, Adam, ClipByGlobalNorm, Optimizer, chain, registry
-from polyopt.hostkernel import BLOCK, PART
+from polyopt.hostkernel import BLOCK
 from polyopt.hostlift import SMALL, disjoint
 from polyopt.testing import assert_same_bits
 from polyopt.trace import Program, Symbol, Tracer
@@ -192,7 +192,7 @@ def test_several_threads_at_once() -> None:
     lift = NUMPY.lift(_adam_like(), compiled=True)
     rng = np.random.default_rng(0)
     inputs = [
-        {n: [rng.normal(size=s) for s in ((30, 30), (2 * PART + 7,), (5,))] for n in ("g", "p")}
+        {n: [rng.normal(size=s) for s in ((30, 30), (10 * BLOCK + 7,), (5,))] for n in ("g", "p")}
         for _ in range(8)
     ]
     expected = [NUMPY.lift(_adam_like(), compiled=False)(x, {"k": 0.5}, "float64") for x in inputs]
