@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/index.md", "docs/rules.md", "docs/backends.md"]
+PAGES = ["README.md", "docs/index.md", "docs/rules.md", "docs/backends.md", "docs/recipes.md", "docs/checkpoints.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
