@@ -90,8 +90,8 @@ class Engine:
         self._waiting.clear()
 
     def due(self, step: int) -> bool:
-        """Whether the recipe asks for a test after ``step`` batches."""
-        return step % (self.per_epoch * self.recipe.train.evaluate_every) == 0 or step == self.steps
+        """Whether the recipe asks for a test after ``step`` batches, however long the run is."""
+        return step % (self.per_epoch * self.recipe.train.evaluate_every) == 0
 
     def observe(self, at: Progress) -> None:
         """Tell schedules that wait for a metric the mean training loss since the last time."""

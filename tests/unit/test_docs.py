@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/index.md", "docs/rules.md", "docs/backends.md", "docs/recipes.md", "docs/checkpoints.md"]
+PAGES = [
+    "README.md",
+    "docs/backends.md",
+    "docs/checkpoints.md",
+    "docs/index.md",
+    "docs/recipes.md",
+    "docs/rules.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
