@@ -15,6 +15,7 @@ from polyopt.trace import Program
 from polyopt_tensorflow import ops
 from polyopt_tensorflow.compiling import xla
 from polyopt_tensorflow.fence import Fenced
+from polyopt_tensorflow.packing import pack, unpack
 
 if TYPE_CHECKING:
     from polyopt_tensorflow.backend import TensorFlowBackend
@@ -23,7 +24,8 @@ _BITS = {"float32": tf.int32, "float64": tf.int64}
 
 
 def lift(backend: TensorFlowBackend, program: Program, compiled: bool) -> Lifted:
-    """``compiled``: one XLA computation over all leaves for each set of shapes; else op by op.
+    """``compiled``: one XLA computation over all leaves for each set of shapes, small leaves of
+    one shape stacked; else op by op.
 
     Host scalars, constants and the fence's zero cross to the device as one vector a call. Inside the
     user's own ``tf.function`` the operations join the user's graph.
@@ -47,7 +49,8 @@ def lift(backend: TensorFlowBackend, program: Program, compiled: bool) -> Lifted
             measured = {n: v for n, v in scalars.items() if tf.is_tensor(v)}
             host = [scalars[n] for n in program.scalars if n not in measured]
             vector = tf.constant(np.array([*host, *(v for _, v in program.constants), 0.0], dtype=dtype))
-            out = compiled_for(dtype)(values, measured, vector)
+            packed, members = pack(values)
+            out = unpack(compiled_for(dtype)(packed, measured, vector), members)
         else:
             kind = backend.dtype(dtype)
             numbers = {

@@ -191,3 +191,19 @@ def test_special_values_of_the_ops(backend: Backend) -> None:
         xp.max(xp.zeros((0, 3)), axis=0)
     assert xp.add(xp.asarray([1.0]), xp.asarray([1.0], dtype=xp.float64)).dtype == xp.float64
     assert xp.multiply(xp.asarray([1], dtype=xp.int8), 2.5).dtype == xp.float32
+
+
+def test_stacked_small_leaves_keep_their_bits_and_places(backend: Backend) -> None:
+    rng = np.random.default_rng(3)
+    shapes = [(3,), (), (200, 200), (3,), (2, 2), (3,), (), (3,), (0, 3), (3,)]
+    host = {f"p{i}": rng.standard_normal(s).astype("float32") for i, s in enumerate(shapes)}
+    host["half"] = np.ones(3, dtype="float16")
+    params = {k: backend.from_numpy(x) for k, x in host.items()}
+    results = []
+    for start, compiled in ((params, True), (host, False)):
+        optimizer = Optimizer(Adam(lr=0.1), compiled=compiled)
+        moved, state = optimizer.step(start, start, optimizer.init(start))
+        results.append((moved, state["slots"]["exp_avg_sq"]))
+    for got, want in zip(*results, strict=True):
+        for name in host:
+            assert_same_bits(got[name], want[name], what=name)
