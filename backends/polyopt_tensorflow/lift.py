@@ -44,9 +44,12 @@ def lift(backend: TensorFlowBackend, program: Program, compiled: bool) -> Lifted
         return traced
 
     def run(arrays: Any, scalars: Any, dtype: str, donate: bool = False) -> Any:
-        values = {n: [tf.convert_to_tensor(x) for x in group] for n, group in arrays.items()}
+        values = {
+            n: [x if isinstance(x, tf.Tensor) else tf.convert_to_tensor(x) for x in group]
+            for n, group in arrays.items()
+        }
         if compiled and tf.executing_eagerly() and xla():
-            measured = {n: v for n, v in scalars.items() if tf.is_tensor(v)}
+            measured = {n: v for n, v in scalars.items() if backend.is_array(v)}
             host = [scalars[n] for n in program.scalars if n not in measured]
             vector = tf.constant(np.array([*host, *(v for _, v in program.constants), 0.0], dtype=dtype))
             packed, members = pack(values)
@@ -54,7 +57,7 @@ def lift(backend: TensorFlowBackend, program: Program, compiled: bool) -> Lifted
         else:
             kind = backend.dtype(dtype)
             numbers = {
-                n: cast(backend, v, dtype) if tf.is_tensor(v) else tf.constant(v, kind)
+                n: cast(backend, v, dtype) if backend.is_array(v) else tf.constant(v, kind)
                 for n, v in (*scalars.items(), *program.constants)
             }
             out = evaluate_leaves(backend, ops, program, values, numbers, dtype)
