@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from polyopt.clipping import ClipByValue as ClipByValue
     from polyopt.clipping import global_norm as global_norm
     from polyopt.conversion import convert as convert
+    from polyopt.explanation import explain as explain
     from polyopt.gradients import value_and_grad as value_and_grad
     from polyopt.optim import SGD as SGD
     from polyopt.optim import Adadelta as Adadelta
@@ -59,6 +60,7 @@ _HOMES = {
     "polyopt.averaging": "EMA PolyakAverage averaged",
     "polyopt.clipping": "AdaptiveGradientClip ClipByGlobalNorm ClipByNorm ClipByValue global_norm",
     "polyopt.conversion": "convert",
+    "polyopt.explanation": "explain",
     "polyopt.gradients": "value_and_grad",
     "polyopt.optim": "Adadelta AdaGrad Adam Adamax AdamW AddDecayedWeights DecoupledWeightDecay NAdam RAdam "
     "RMSprop SGD",

@@ -17,7 +17,7 @@ def explain(
     algorithm: str, convention: str | None, settings: Sequence[str], ascii: bool, as_json: bool
 ) -> int:
     """Print the formula of ``algorithm`` under ``convention`` with ``settings`` (``key=value``)."""
-    from polyopt.explain import explain as formula
+    from polyopt.explanation import explain as formula
 
     rule = build(algorithm, convention, settings)
     text = formula(rule, ascii=ascii)

@@ -32,7 +32,7 @@ def cases() -> Iterator[Case]:
 
 def check(algorithm: str, convention: str, compiled: bool, context: Context) -> str:
     """All leaves and slots after the last step, for every setting."""
-    found = known(algorithm, convention)
+    found = known(algorithm, convention, context)
     for i, setting in enumerate(found):
         steps = STEPS_QUICK if context.quick else STEPS
         if not compiled and i:

@@ -26,10 +26,15 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """What a case gets: the backend, how thorough to be, and the names that must not be skipped."""
+    """What a case gets: the backend, how thorough to be, and the names that must not be skipped.
+
+    ``quick``: fewer examples, 20 steps instead of 200. ``sparse`` (``quick`` implies it): an algorithm's
+    defaults in every convention, but each of its other settings in one convention alone, in turn.
+    """
 
     backend: Backend
     quick: bool = False
+    sparse: bool = False
     required: frozenset[str] = frozenset()
 
 

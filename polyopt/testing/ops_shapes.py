@@ -41,10 +41,6 @@ def _unravel(k: int, shape: Index) -> Index:
 # Where an element of the result comes from: functions of its index, their first arguments bound by partial.
 
 
-def _modulo(k: int, n: int, at: Index) -> Index:
-    return (*at[:k], at[k] % n, *at[k + 1 :])
-
-
 def _without(k: int, at: Index) -> Index:
     return (*at[:k], *at[k + 1 :])
 
@@ -95,15 +91,18 @@ def concat(context: Context, name: str) -> None:
     xp, backend = context.backend.ops, context.backend
 
     def one(x: Any, host: Any) -> Any:
-        flat = np.array([v for _ in range(2) for v in host.reshape(-1)], dtype=host.dtype)
-        yield ", axis=None", xp.concat([x, x], axis=None), flat
+        other = sample(77, host.dtype.name, host.shape)
+        y = backend.from_numpy(other)
+        flat = np.array([*host.reshape(-1), *other.reshape(-1)], dtype=host.dtype)
+        yield ", axis=None", xp.concat([x, y], axis=None), flat
         for axis in range(-host.ndim, host.ndim):
-            n = host.shape[axis]
-            shape = tuple(3 * m if a == axis % host.ndim else m for a, m in enumerate(host.shape))
             k = axis % host.ndim
-            want = gathered(host, shape, partial(_modulo, k, n))
-            copy = backend.from_numpy(host)
-            yield f", axis={axis}", xp.concat([x, copy, x], axis=axis), want
+            n = host.shape[k]
+            shape = (*host.shape[:k], 3 * n, *host.shape[k + 1 :])
+            want = np.zeros(shape, dtype=host.dtype)
+            for i, part in enumerate((host, other, host)):
+                want[(slice(None),) * k + (slice(i * n, (i + 1) * n),)] = part
+            yield f", axis={axis}", xp.concat([x, y, x], axis=axis), want
 
     _each(context, name, ((2,), (2, 3), (2, 0), (2, 1, 3)), one)
 
@@ -141,14 +140,17 @@ def squeeze(context: Context, name: str) -> None:
 
 
 def stack(context: Context, name: str) -> None:
-    xp = context.backend.ops
+    xp, backend = context.backend.ops, context.backend
 
     def one(x: Any, host: Any) -> Any:
+        other = sample(77, host.dtype.name, host.shape)
+        y = backend.from_numpy(other)
         for axis in range(-host.ndim - 1, host.ndim + 1):
             k = axis % (host.ndim + 1)
-            shape = (*host.shape[:k], 3, *host.shape[k:])
-            want = gathered(host, shape, partial(_without, k))
-            yield f", axis={axis}", xp.stack([x, x, x], axis=axis), want
+            want = np.zeros((*host.shape[:k], 3, *host.shape[k:]), dtype=host.dtype)
+            for i, part in enumerate((host, other, host)):
+                want[(slice(None),) * k + (i,)] = part
+            yield f", axis={axis}", xp.stack([x, y, x], axis=axis), want
 
     _each(context, name, ((), (3,), (2, 3), (0, 2)), one)
 

@@ -48,7 +48,7 @@ def check(algorithm: str, convention: str, context: Context) -> str:
     except ImportError as e:
         kind = Missing if context.backend.name in context.required else Skip
         raise kind(f"the peer {convention!r} can't be imported: {e}") from e
-    found = settings(algorithm, convention)
+    found = settings(algorithm, convention, sparse=context.sparse or context.quick)
     if not found:
         raise Missing(f"the kit knows no setting of {algorithm!r} by the convention {convention!r}")
     for setting in found:

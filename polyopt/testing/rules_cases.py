@@ -162,12 +162,18 @@ def pairs() -> Iterator[tuple[str, str]]:
             yield algorithm, convention
 
 
-def settings(algorithm: str, convention: str) -> list[Setting]:
-    """The cases of one algorithm and convention; empty where the kit knows none."""
-    if convention not in DEFAULTS.get(algorithm, {}):
+def settings(algorithm: str, convention: str, *, sparse: bool = False) -> list[Setting]:
+    """The cases of one algorithm and convention; empty where the kit knows none.
+
+    ``sparse``: all but the first of an algorithm in one convention alone, in turn.
+    """
+    known = DEFAULTS.get(algorithm, {})
+    if convention not in known:
         return []
-    return [
-        Setting(algorithm, convention, tuple(fields.items()))
-        for fields in VARIANTS.get(algorithm, ())
-        if applies(algorithm, convention, fields)
-    ]
+    found = []
+    for i, fields in enumerate(VARIANTS.get(algorithm, ())):
+        having = [c for c in known if applies(algorithm, c, fields)]
+        chosen = having[i % len(having)] if sparse and i else convention
+        if convention in having and convention == chosen:
+            found.append(Setting(algorithm, convention, tuple(fields.items())))
+    return found

@@ -32,9 +32,9 @@ def cases() -> Iterator[Case]:
         yield Case("reference", f"{name}: inf and NaN", partial(check_nonfinite, algorithm, convention))
 
 
-def known(algorithm: str, convention: str) -> list[Setting]:
+def known(algorithm: str, convention: str, context: Context) -> list[Setting]:
     """The settings to check, or :class:`Missing`."""
-    found = settings(algorithm, convention)
+    found = settings(algorithm, convention, sparse=context.sparse or context.quick)
     if not found or convention not in REFERENCES.get(algorithm, {}):
         raise Missing(f"no float64 reference for {algorithm!r} by the convention {convention!r}")
     return found
@@ -42,7 +42,7 @@ def known(algorithm: str, convention: str) -> list[Setting]:
 
 def check(algorithm: str, convention: str, context: Context) -> str:
     """Defaults, then every variant against the reference, all dtypes at once."""
-    found = known(algorithm, convention)
+    found = known(algorithm, convention, context)
     check_defaults(algorithm, convention)
     for setting in found:
         _follow(context, setting)
@@ -103,7 +103,7 @@ def _compare(setting: Setting, dtype: str, leaf: str, t: int, values: tuple[Any,
 
 def check_nonfinite(algorithm: str, convention: str, context: Context) -> None:
     """An inf or NaN in one element leaves the others as they are, and does there what the formula says."""
-    setting, backend = known(algorithm, convention)[0], context.backend
+    setting, backend = known(algorithm, convention, context)[0], context.backend
     optimizer = Optimizer(setting.rule(RATE))
     step = reference(setting.algorithm, setting.convention, setting.hyperparameters)
     p, memory = np.random.default_rng(5).normal(size=(6,)), State()

@@ -28,7 +28,7 @@ from polyopt import (
     partition,
 )
 from polyopt.errors import InputError
-from polyopt.explain import explain
+from polyopt.explanation import explain
 from polyopt.optim import OPTIMIZERS
 from polyopt.rule import Elementwise, Leafwise, Rule, Slot
 from polyopt.schedules import Exponential

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polyopt import AdamW
-from polyopt.explain import explain
+from polyopt.explanation import explain
 from polyopt.optim import OPTIMIZERS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "conventions.md").read_text(encoding="utf-8")
