@@ -1,0 +1,53 @@
+"""The conformance kit on the four backends: one test for every check, case and backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from polyopt.testing import trajectories
+from polyopt.testing.case import Case, Context, run_case
+from polyopt.testing.kit import all_cases, load
+from polyopt.testing.report import Row
+from tests.conftest import ALL, REQUIRED
+
+# XLA compiles every setting of every algorithm, about a second each. `polyopt conform` runs them all.
+SPARSE = () if os.environ.get("POLYOPT_CONFORMANCE") == "full" else ("jax", "tensorflow")
+TABLE = [(name, case) for name in ALL for case in all_cases(name)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    trajectories.forget()
+
+
+def promotion(name: str) -> Any:
+    """JAX with the standard's promotion: the rest of the suite has it refuse to promote at all."""
+    if name != "jax":
+        return nullcontext()
+    import jax
+
+    return jax.numpy_dtype_promotion("standard")
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    TABLE,
+    ids=[f"{name}-{case.check}-{case.name}".replace(" ", "_") for name, case in TABLE],
+)
+def test_conforms(name: str, case: Case) -> None:
+    backend = load(name, REQUIRED)
+    if isinstance(backend, Row):
+        if backend.outcome == "skipped":
+            pytest.skip(backend.detail)
+        pytest.fail(f"{backend.outcome}: {backend.detail}")
+    with promotion(name):
+        row = run_case(case, Context(backend, sparse=name in SPARSE, required=frozenset(REQUIRED)))
+    if row.outcome == "skipped":
+        pytest.skip(row.detail)
+    assert row.ok, f"{row.outcome}: {row.detail}"
