@@ -82,7 +82,7 @@ def _rows(entry: str | Backend, required: frozenset[str], quick: bool, wanted: s
     if isinstance(loaded, Row):
         yield loaded
         return
-    context = Context(loaded, quick, required)
+    context = Context(loaded, quick, required=required)
     for case in all_cases(loaded.name):
         if case.check in wanted:
             yield run_case(case, context)

@@ -211,6 +211,19 @@ def test_a_required_backend_is_missing_and_another_skipped() -> None:
     assert isinstance(load("nope"), Row)
 
 
+def test_required_reaches_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    from polyopt.testing import peers
+
+    def absent(convention: str) -> str:
+        raise ImportError(convention)
+
+    monkeypatch.setattr(peers, "_version", absent)
+    monkeypatch.setitem(peers.HOMES, "torch", "numpy")
+    for required, outcome in (((), "skipped"), (("numpy",), "missing")):
+        report = conform("numpy", required=required, quick=True, checks=["peer"])
+        assert {row.outcome for row in report.rows} == {outcome}
+
+
 def test_exceptions_become_rows() -> None:
     def outcome(error: Exception) -> Row:
         def run(context: Context) -> None:
