@@ -28,8 +28,9 @@ class Missing(Exception):
 class Context:
     """What a case gets: the backend, how thorough to be, and the names that must not be skipped.
 
-    ``quick``: fewer examples, 20 steps instead of 200. ``sparse`` (``quick`` implies it): an algorithm's
-    defaults in every convention, but each of its other settings in one convention alone, in turn.
+    ``quick``: fewer examples, 20 steps instead of 200. ``sparse`` (``quick`` implies it), for backends that
+    compile slowly: an algorithm's defaults in every convention, but each of its other settings in one
+    convention alone, in turn; and fewer drawn shapes of elementwise operations.
     """
 
     backend: Backend

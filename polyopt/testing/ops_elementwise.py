@@ -114,7 +114,7 @@ def _drawn(context: Context, name: str, dtypes: tuple[str, ...]) -> None:
 
     for_all(
         one,
-        examples=EXAMPLES_QUICK if context.quick else EXAMPLES,
+        examples=EXAMPLES_QUICK if context.quick or context.sparse else EXAMPLES,
         dtype=st.sampled_from(dtypes),
         shapes=st.sampled_from(PAIRS if binary else tuple((s,) for s in SHAPES)),
         layouts=st.sampled_from(LAYOUTS),
