@@ -6,36 +6,34 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from polyopt.errors import InputError, PolyoptError
 
 
-def write_atomic(
-    path: str | os.PathLike[str], chunks: Iterable[Any], *, error: type[PolyoptError] = InputError
-) -> None:
-    """Write ``chunks`` (bytes or buffers) to ``path``: all of them, or it keeps what it held before.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *, error: type[PolyoptError] = InputError) -> Iterator[str]:
+    """A temporary file's path, to be written to: it takes the place of ``path`` where the block ends well.
 
-    They go to a temporary file in the same directory, which is fsynced and renamed; the directory is fsynced
-    too, so that the rename survives a power cut. A missing directory is made. Raises ``error`` with one line
-    where that fails (a full disk, say): no temporary file is left, the old file is intact.
+    It lies in the same directory, is fsynced and renamed; the directory is fsynced too, so that the rename
+    survives a power cut. A missing directory is made. Raises ``error`` with one line where that fails (a full
+    disk, say) and for an ``OSError`` in the block: no temporary file is left, the old file is intact.
     """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.close(handle)
     except OSError as e:
         raise error(f"can't write {target}: {_reason(e)}") from None
     try:
-        with os.fdopen(handle, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-            # mkstemp makes a private file; a run's files have the modes that any other file would get.
-            os.chmod(temporary, 0o666 & ~_umask())
+        # mkstemp makes a private file; a run's files have the modes that any other file would get.
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException as e:
         with contextlib.suppress(OSError):
@@ -44,6 +42,18 @@ def write_atomic(
             raise error(f"can't write {target}: {_reason(e)}; what was there before is intact") from None
         raise
     _sync_directory(target.parent)
+
+
+def write_atomic(
+    path: str | os.PathLike[str], chunks: Iterable[Any], *, error: type[PolyoptError] = InputError
+) -> None:
+    """Write ``chunks`` (bytes or buffers) to ``path``: all of them, or it keeps what it held before.
+
+    See :func:`replacing`.
+    """
+    with replacing(path, error=error) as temporary, open(temporary, "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
 
 
 def read_bounded(

@@ -87,7 +87,7 @@ def comparison(
     path: Path,
     losses: Mapping[str, Series],
     deviations: Mapping[str, Series],
-    parameters: Mapping[str, float],
+    parameters: Mapping[str, Series],
     *,
     reference: str,
     title: str,
@@ -105,7 +105,7 @@ def comparison(
         For each backend but the reference, the relative deviation of its loss from the reference's at each
         step. Drawn is the largest so far; zero lies on the axis' floor.
     parameters
-        For each of them the largest relative deviation of its parameters after the last step.
+        For each of them the largest relative deviation of its parameters, likewise.
     reference
         The backend that the others are held against.
     title
@@ -123,12 +123,11 @@ def comparison(
         axes[0].legend(loc="upper right")
         _logarithmic_if_wide(axes[0], [v for s in losses.values() for v in _finite(s)[1]])
         floor = resolution / 10
-        for name, series in deviations.items():
-            steps, values = _finite(series)
-            largest = list(accumulate((max(v, floor) for v in values), max))
-            axes[1].plot(steps, largest, color=colours[name])
-            last = steps[-1:] if math.isfinite(parameters[name]) else []
-            axes[1].plot(last, [max(parameters[name], floor)] * len(last), "D", color=colours[name])
+        for drawn, style in ((deviations, "-"), (parameters, "--")):
+            for name, series in drawn.items():
+                steps, values = _finite(series)
+                largest = list(accumulate((max(v, floor) for v in values), max))
+                axes[1].plot(steps, largest, style, color=colours[name])
         _key(axes[1], resolution)
         axes[1].set_yscale("log")
         axes[1].set_ylim(bottom=floor / 1.5)
@@ -190,7 +189,7 @@ def _key(axis: Any, resolution: float) -> None:
     """What lines and marks mean (the colours are those above), and how much one rounding is."""
     grey = "#555555"
     axis.plot([], [], color=grey, label="loss, the largest so far")
-    axis.plot([], [], "D", color=grey, label="parameters, after the last step")
+    axis.plot([], [], "--", color=grey, label="parameters, likewise")
     axis.legend(loc="lower right")
     axis.axhline(resolution, color=grey, linewidth=0.8)
     axis.annotate(

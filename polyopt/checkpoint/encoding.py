@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,3 +57,28 @@ def decode(value: Any, fetch: Callable[[str], Any], depth: int = 0) -> Any:
     if kind == "tensor" and isinstance(content, str):
         return fetch(content)
     raise CheckpointError(f"its header holds a value of the unknown kind {kind[:40]!r}")
+
+
+def parse_json(text: str, what: str) -> Any:
+    """JSON with neither repeated keys, constants beyond the standard, nor unbounded nesting."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except CheckpointError:
+        raise
+    except RecursionError:
+        raise CheckpointError(f"{what} is nested too deeply") from None
+    except ValueError as e:
+        raise CheckpointError(f"{what} is not JSON: {e}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CheckpointError(f"key {twice[:80]!r} stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise CheckpointError(f"{name} is not a JSON number")

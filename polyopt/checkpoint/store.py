@@ -12,14 +12,12 @@ import numpy as np
 
 from polyopt import registry, tree
 from polyopt.backend import Backend
-from polyopt.checkpoint.container import LABELS, as_bytes, pack, parse_json, unpack
-from polyopt.checkpoint.encoding import decode, encode
+from polyopt.checkpoint.container import LABELS, as_bytes, read, write
+from polyopt.checkpoint.encoding import decode, encode, parse_json
 from polyopt.conversion import convert
 from polyopt.errors import CheckpointError, InputError, nearest
-from polyopt.files import write_atomic
 from polyopt.tree import Tree
 
-FORMAT = "polyopt"
 VERSION = 1
 
 
@@ -94,8 +92,7 @@ def save(
     }
     body["tensors"] = {key: _describe(x) for key, x in sorted(tensors.items())}
     text = json.dumps(body, separators=(",", ":"))
-    metadata = {"format": FORMAT, "polyopt": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    write_atomic(path, pack(tensors, metadata), error=CheckpointError)
+    write(path, tensors, f"{hashlib.sha256(text.encode()).hexdigest()} {text}")
 
 
 def load(
@@ -126,9 +123,9 @@ def load(
         For a file that is missing, truncated, corrupt or hostile, and, by name, for leaves that are missing,
         extra, mis-shaped or of another dtype.
     """
-    tensors, metadata = unpack(path)
+    tensors, text = read(path)
     try:
-        body = _body(metadata, tensors)
+        body = _body(text, tensors)
         params = {k.removeprefix("params/"): x for k, x in tensors.items() if k.startswith("params/")}
         used = {f"params/{name}" for name in params}
 
@@ -191,16 +188,12 @@ def _describe(x: Any) -> dict[str, Any]:
     return {"dtype": LABELS[x.dtype], "shape": list(x.shape), "sha256": digest}
 
 
-def _body(metadata: dict[str, str], tensors: dict[str, Any]) -> dict[str, Any]:
+def _body(checked: str, tensors: dict[str, Any]) -> dict[str, Any]:
     """The header's own part, after every checksum has been found right."""
-    if metadata.get("format") != FORMAT or not {"polyopt", "sha256"} <= set(metadata):
+    digest, _, text = checked.partition(" ")
+    if not text:
         raise CheckpointError("a safetensors file, but not one that polyopt.checkpoint.save wrote")
-    text = metadata["polyopt"]
-    try:
-        digest = hashlib.sha256(text.encode()).hexdigest()
-    except UnicodeEncodeError:
-        raise CheckpointError("its header is not text") from None
-    if digest != metadata["sha256"]:
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise CheckpointError("its header is corrupt: the checksum differs")
     body = parse_json(text, "its header")
     if not isinstance(body, dict) or body.get("version") != VERSION:

@@ -136,7 +136,7 @@ def _picture(picture: Path, recipe: Recipe, found: Comparison) -> None:
         picture,
         {name: list(enumerate(losses, 1)) for name, losses in found.losses.items()},
         {name: list(enumerate(found.loss_deviation[name], 1)) for name in pairs},
-        {name: pair.parameter_deviation for name, pair in pairs.items()},
+        {name: found.parameter_deviation[name] for name in pairs},
         reference=found.backends[0],
         title=f"{recipe.name}, {found.dtype}, {found.steps} steps",
         resolution=RESOLUTION[found.dtype],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from polyopt.errors import InputError
 from polyopt.recipe import Recipe
 from polyopt.training.events import Result
 from polyopt.training.run import Listener, train
+
+SNAPSHOTS = 40
+"""Places of a run at which the parameters are compared."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,11 @@ class Comparison:
 
     ``loss_deviation[backend][i]`` is that backend's relative deviation from the first one in the loss of
     batch i + 1, |a - b| / |a|; ``max_relative_loss_deviation`` the largest over batches and *pairs*.
-    ``max_relative_parameter_deviation`` is the largest over leaves and pairs of max|a - b| / max|a|, after
-    the last step: a leaf's largest difference against its largest element. Two values that are the same, NaN
-    included, deviate by 0; where one alone is NaN, or infinite, the deviation is infinite.
+    ``parameter_deviation[backend]`` holds ``(batches done, deviation)`` at up to 40 places of the run, the
+    last batch among them: the largest over leaves of max|a - b| / max|a|, a leaf's largest difference
+    against its largest element; ``max_relative_parameter_deviation`` the largest of those over pairs. Two
+    values that are the same, NaN included, deviate by 0; where one alone is NaN, or infinite, the deviation
+    is infinite.
     """
 
     backends: tuple[str, ...]
@@ -43,6 +49,7 @@ class Comparison:
     dtype: str
     losses: dict[str, list[float]]
     loss_deviation: dict[str, list[float]]
+    parameter_deviation: dict[str, list[tuple[int, float]]]
     pairs: tuple[Pair, ...]
     max_relative_loss_deviation: float
     max_relative_parameter_deviation: float
@@ -79,7 +86,7 @@ def compare(
     recipe = recipe.replace(dtype=dtype, steps=steps)
     results: dict[str, Result] = {}
     for backend in backends:
-        result = train(recipe, backend=backend, on_event=on_event)
+        result = train(recipe, backend=backend, on_event=on_event, snapshots=SNAPSHOTS)
         if result.backend in results:
             raise InputError(f"compare: backend {result.backend!r} is given twice")
         results[result.backend] = result
@@ -89,7 +96,7 @@ def compare(
             a,
             b,
             max(losses_apart(results[a], results[b]), default=0.0),
-            parameters_apart(results[a], results[b]),
+            max((d for _, d in drift(results[a], results[b])), default=0.0),
         )
         for a, b in combinations(names, 2)
     )
@@ -99,6 +106,7 @@ def compare(
         dtype=recipe.dtype,
         losses={name: result.history.loss for name, result in results.items()},
         loss_deviation={name: losses_apart(results[names[0]], result) for name, result in results.items()},
+        parameter_deviation={name: drift(results[names[0]], result) for name, result in results.items()},
         pairs=pairs,
         max_relative_loss_deviation=max((p.loss_deviation for p in pairs), default=0.0),
         max_relative_parameter_deviation=max((p.parameter_deviation for p in pairs), default=0.0),
@@ -111,11 +119,16 @@ def losses_apart(a: Result, b: Result) -> list[float]:
     return [_apart(x, y, x) for x, y in zip(a.history.loss, b.history.loss, strict=True)]
 
 
-def parameters_apart(a: Result, b: Result) -> float:
+def drift(a: Result, b: Result) -> list[tuple[int, float]]:
+    """``(batches done, deviation)`` of the parameters of ``b`` from those of ``a``, where both were kept."""
+    return [(step, parameters_apart(params, b.snapshots[step])) for step, params in a.snapshots.items()]
+
+
+def parameters_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """The largest over the leaves of max|a - b| / max|a|."""
     largest = 0.0
-    for path, x in a.params.items():
-        x, y = (np.asarray(v, np.float64) for v in (x, b.params[path]))
+    for path, x in a.items():
+        x, y = (np.asarray(v, np.float64) for v in (x, b[path]))
         differs = ~((x == y) | (np.isnan(x) & np.isnan(y)))
         if differs.any():
             gap, size = np.max(np.abs(x - y)[differs]), np.max(np.abs(x))

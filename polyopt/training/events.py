@@ -52,7 +52,8 @@ class Result:
     """A run that ended. ``params`` is ``{path: host array}``; ``state`` the optimizer's, on the backend.
 
     ``steps`` counts the batches from the very start, also where the run was resumed; ``seconds`` only the
-    time of this call. ``average`` holds the averaged weights where the recipe has ``[ema]``.
+    time of this call. ``average`` holds the averaged weights where the recipe has ``[ema]``; ``snapshots``
+    the parameters after some of the batches, ``{batches done: params}``, where they were asked for.
     """
 
     backend: str
@@ -66,3 +67,4 @@ class Result:
     params: dict[str, Any]
     state: dict[str, Any]
     average: dict[str, Any] | None = None
+    snapshots: dict[int, dict[str, Any]] = field(default_factory=dict)

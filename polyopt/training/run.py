@@ -32,6 +32,7 @@ def train(
     max_steps: int | None = None,
     record: Literal["step", "evaluation"] = "step",
     checkpoint_seconds: float = 10.0,
+    snapshots: int = 0,
 ) -> Result:
     """Train by ``recipe`` and test.
 
@@ -55,6 +56,8 @@ def train(
         ``"step"`` keeps every batch's loss, ``"evaluation"`` the tests alone.
     checkpoint_seconds
         Time between two checkpoints in mid-run; 0 saves after each step. One is saved at the end always.
+    snapshots
+        How many copies of the parameters to keep on the host, evenly spread over the run.
 
     Raises
     ------
@@ -88,6 +91,7 @@ def train(
     if folder:
         folder.begin()
     run = _Run(engine, folder, on_event or _ignore, checkpoint_seconds)
+    run.marks = frozenset(round((i + 1) * last / snapshots) for i in range(snapshots))
     run.to(at, last)
     final = at.history.evaluations[-1]
     average = engine.average(at)
@@ -103,6 +107,7 @@ def train(
         params=_host(target, at.params),
         state=at.state,
         average=None if average is None else _host(target, average),
+        snapshots=run.snapshots,
     )
 
 
@@ -131,6 +136,8 @@ class _Run:
     ) -> None:
         self.engine, self.folder, self.listener = engine, folder, listener
         self.every, self.saved = checkpoint_seconds, time.monotonic()
+        self.marks: frozenset[int] = frozenset()
+        self.snapshots: dict[int, dict[str, Any]] = {}
 
     def to(self, at: Progress, last: int) -> None:
         """Go on until ``last`` batches are done; test and save."""
@@ -140,6 +147,10 @@ class _Run:
             try:
                 while at.step < last and not interrupted:
                     engine.advance(at)
+                    if at.step in self.marks:
+                        # Copies: the next step may change the arrays in place.
+                        params = _host(engine.backend, at.params)
+                        self.snapshots[at.step] = {path: x.copy() for path, x in params.items()}
                     tested = engine.due(at.step)
                     if tested:
                         engine.observe(at)

@@ -21,7 +21,6 @@ from safetensors.numpy import load_file
 
 from polyopt import Adam, Optimizer, checkpoint, tree
 from polyopt.backend import Backend
-from polyopt.checkpoint.container import pack
 from polyopt.errors import CheckpointError, InputError
 from polyopt.testing import assert_same_bits
 
@@ -200,7 +199,7 @@ def entry(shape: Any, begin: Any, end: Any, dtype: Any = "F32") -> dict[str, Any
 def bodied(body: str) -> bytes:
     """A file whose own header is ``body``, with the right checksum: anybody can make one."""
     digest = hashlib.sha256(body.encode()).hexdigest()
-    return b"".join(bytes(c) for c in pack({}, {"format": "polyopt", "polyopt": body, "sha256": digest}))
+    return raw({"__metadata__": {"polyopt": f"{digest} {body}"}})
 
 
 HOSTILE: dict[str, bytes] = {
@@ -232,6 +231,10 @@ HOSTILE: dict[str, bytes] = {
     "NaN": raw(b'{"a": NaN}'),
     "unknown dtype": raw({"a": entry([1], 0, 4, "Q9")}, b"\0" * 4),
     "dtype of no string": raw({"a": entry([1], 0, 4, ["F32"])}, b"\0" * 4),
+    "dtype that NumPy lacks": raw({"a": entry([1], 0, 1, "F8_E8M0")}, b"\0"),
+    "dtype of no parameter": raw({"a": entry([1], 0, 8, "C64")}, b"\0" * 8),
+    "name of many lines": raw({"\n\x1b[2J" * 1000: entry([1], 0, 9)}, b"\0" * 9),
+    "twice metadata": raw(b'{"__metadata__": {"polyopt": ""}, "__metadata__": {}}'),
     "extra field": raw({"a": entry([1], 0, 4) | {"x": 1}}, b"\0" * 4),
     "long name": raw({"a" * 100_000: entry([1], 0, 4)}, b"\0" * 4),
     "metadata of numbers": raw({"__metadata__": {"format": 3}}),
@@ -263,6 +266,71 @@ def test_hostile_files(tmp_path: Path, name: str) -> None:
         checkpoint.load(file)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("params/w", entry([2], 0, 8, "I32")),
+        ("params/w", entry([2, 1], 0, 8)),
+        ("params/w", entry([1], 8, 12)),
+        ("params/v", entry([2], 0, 8)),
+        ("polyopt", "0 {}"),
+    ],
+)
+def test_a_key_that_stands_twice_loads_nothing_else(tmp_path: Path, key: str, other: Any, last: bool) -> None:
+    """The library takes the last; only what was saved passes the checks."""
+    file = tmp_path / "x"
+    checkpoint.save(file, {"w": np.ones(2, "float32"), "v": np.ones(1, "float32")})
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header, data = whole[8 : 8 + length].decode(), whole[8 + length :]
+    start = header.index(f'"{key}":')
+    value, end = json.JSONDecoder().raw_decode(header, start + len(key) + 3)
+    pair = [f'"{key}":{json.dumps(x)}' for x in ((value, other) if last else (other, value))]
+    file.write_bytes(raw((header[:start] + ",".join(pair) + header[end:]).encode(), data))
+    if last:
+        with pytest.raises(CheckpointError):
+            checkpoint.load(file)
+    else:
+        same({"w": np.ones(2, "float32"), "v": np.ones(1, "float32")}, checkpoint.load(file).params)
+
+
+def test_a_file_larger_than_memory(tmp_path: Path) -> None:
+    """A sparse one takes no room on the disk."""
+    size = 1 << 43
+    head = raw({"a": entry([size], 0, size, "U8")})
+    (tmp_path / "x").write_bytes(head)
+    os.truncate(tmp_path / "x", len(head) + size)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    # Some systems promise more memory than they have.
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 42, limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match="not enough memory"):
+            checkpoint.load(tmp_path / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def test_names_that_the_format_lacks(tmp_path: Path) -> None:
+    x = np.ones(2)
+    for params, state in [
+        ({"\ud800": x}, None),
+        ({"a" * 5000: x}, None),
+        ({"w": x}, {"__metadata__": x}),
+    ]:
+        with pytest.raises(InputError, match="checkpoint: "):
+            checkpoint.save(tmp_path / "x", params, state)
+        assert not list(tmp_path.iterdir())
+
+
+def test_equal_checkpoints_are_equal_files_of_ordinary_mode(tmp_path: Path) -> None:
+    for i in range(8):
+        saved(tmp_path / f"{i}", {"epoch": 3})
+    (tmp_path / "plain").touch()
+    assert len({(tmp_path / f"{i}").read_bytes() for i in range(8)}) == 1
+    assert (tmp_path / "0").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

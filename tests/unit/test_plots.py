@@ -66,7 +66,7 @@ def test_comparison_draws_every_backend(tmp_path: Path) -> None:
     exact = [(step, 0.0) for step, _ in LOSS]
     path = tmp_path / "compare.png"
     deviations = {"torch": small, "tensorflow": small, "jax": exact}
-    parameters = {"torch": 1e-14, "tensorflow": 0.0, "jax": math.inf}
+    parameters = {"torch": [(9, 1e-14)], "tensorflow": exact, "jax": [(9, math.inf)]}
     comparison(path, losses, deviations, parameters, reference="numpy", title="t", resolution=2.2e-16)
     assert ink(path) > 0.005
     comparison(path, {"numpy": LOSS}, {}, {}, reference="numpy", title="alone", resolution=2.2e-16)

@@ -472,7 +472,7 @@ def test_plateau_in_an_optimizer() -> None:
     before = state
     for metric in (1.0, 2.0):
         state = opt.observe(state, metric)
-    assert opt.hyperparameters(before) == {"lr": 0.5}
-    assert opt.hyperparameters(state) == {"lr": 0.05}
+    assert opt.hyperparameters(before)["lr"] == 0.5
+    assert opt.hyperparameters(state)["lr"] == 0.05
     params, state = opt.step(params, {"w": np.ones(2)}, state)
     assert_close(params["w"], [0.95, 0.95], because="one exact step")

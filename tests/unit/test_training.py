@@ -98,6 +98,10 @@ def test_four_backends_agree(backends: list[Backend]) -> None:
     assert len(found.pairs) == 6
     assert {len(x) for x in found.loss_deviation.values()} == {20}
     assert found.loss_deviation["numpy"] == [0.0] * 20
+    assert [step for step, _ in found.parameter_deviation["jax"]] == list(range(1, 21))
+    for name, curve in found.parameter_deviation.items():
+        last = parameters_apart(found.results["numpy"].params, found.results[name].params)
+        assert curve[-1] == (20, last), name
 
 
 def test_compare_measures_deviations() -> None:
@@ -106,12 +110,12 @@ def test_compare_measures_deviations() -> None:
 
     a, b = result([1.0, 2.0, 0.0], [4.0, 0.5]), result([1.0, 1.0, 0.0], [4.0, 0.75])
     assert losses_apart(a, b) == [0.0, 0.5, 0.0]
-    assert parameters_apart(a, b) == 0.0625
+    assert parameters_apart(a.params, b.params) == 0.0625
     nan, inf = float("nan"), float("inf")
     a, b = result([nan, nan, inf, 0.0], [nan, 1.0]), result([nan, 1.0, inf, 1.0], [nan, 1.0])
     assert losses_apart(a, b) == [0.0, inf, 0.0, inf]
-    assert parameters_apart(a, b) == 0.0
-    assert parameters_apart(a, result([], [0.0, 1.0])) == inf
+    assert parameters_apart(a.params, b.params) == 0.0
+    assert parameters_apart(a.params, result([], [0.0, 1.0]).params) == inf
     with pytest.raises(InputError, match="'numpy' is given twice"):
         compare(small(), ["numpy", "numpy"], steps=1)
 
