@@ -14,11 +14,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from polyopt.errors import InputError, nearest
 from polyopt.ops import Array
 from polyopt.schedules import Schedule
+from polyopt.schedules.base import finite
 
 Slots: TypeAlias = Mapping[str, Array]
 Pattern: TypeAlias = str | Callable[[str], bool]
@@ -222,7 +224,12 @@ def check_fields(instance: Any) -> None:
             if getattr(instance, key) is None:
                 object.__setattr__(instance, key, value)
     for field in dataclasses.fields(instance):
-        _check(owner, field, getattr(instance, field.name))
+        value = getattr(instance, field.name)
+        _check(owner, field, value)
+        if "range" in field.metadata and isinstance(value, Real) and type(value) not in (int, float):
+            # A NumPy scalar would drag the arithmetic down to its own precision.
+            plain = int(value) if isinstance(value, Integral) else float(value)
+            object.__setattr__(instance, field.name, plain)
 
 
 def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
@@ -231,16 +238,28 @@ def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
         raise InputError(
             f"{owner}: {field.name} = {value!r}; {nearest(str(value), [str(c) for c in choices])}"
         )
-    if "range" not in field.metadata or value is None or isinstance(value, Schedule):
+    if "range" not in field.metadata or value is None:
         return
     low, high, open_low, open_high = field.metadata["range"]
-    if isinstance(value, str | bool):
+    if isinstance(value, Schedule):
+        # Closed: some schedules only approach their end.
+        for key, x in value.levels():
+            if not low <= x <= high:
+                raise InputError(
+                    f"{owner}: {field.name}.{key} = {x!r}; expected a finite number in [{low}, {high}]"
+                )
+        return
+    if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")):
         raise InputError(f"{owner}: {field.name} = {value!r}; expected a number or a schedule")
-    if not isinstance(value, int | float):
+    if not isinstance(value, Real):
+        if getattr(value, "shape", None) != ():
+            raise InputError(
+                f"{owner}: {field.name} = {value!r}; expected a number, a 0-d array or a schedule"
+            )
         return  # an array: it may be traced, so its value can't be looked at
     above = value > low if open_low else value >= low
     below = value < high if open_high else value <= high
-    if not (above and below and math.isfinite(value)):
+    if not (above and below and finite(value)):
         left, right = "(" if open_low else "[", ")" if open_high else "]"
         raise InputError(
             f"{owner}: {field.name} = {value!r}; expected a finite number in {left}{low}, {high}{right}"

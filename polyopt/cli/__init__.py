@@ -20,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as e:
         print(f"error: the command line needs {e.name}: pip install 'polyopt[cli]'", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     del rich, typer
     from polyopt.cli.app import run
 

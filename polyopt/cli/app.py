@@ -158,7 +158,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return INTERRUPTED
     except NonFiniteError as e:
-        complain(str(e))
+        complain(f'{e}; try a smaller learning rate, clipping, or train.nonfinite = "skip"')
+        return FAILED
+    except MemoryError as e:
+        complain(f"out of memory; try a smaller model or batch ({e})")
         return FAILED
     except PolyoptError as e:
         complain(str(e))

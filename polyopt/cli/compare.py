@@ -120,7 +120,7 @@ def _show(recipe: Recipe, found: Comparison, picture: Path | None) -> None:
 
 def _verdict(found: Comparison, tolerance: float | None) -> int:
     if len(found.backends) < 2:
-        output.say("one backend alone is installed: nothing to compare it with (see polyopt backends)")
+        output.say("one backend alone: nothing to compare it with (see polyopt backends)")
     largest = max(found.max_relative_loss_deviation, found.max_relative_parameter_deviation)
     if tolerance is not None and not largest <= tolerance:
         output.complain(f"the largest relative deviation is {_deviation(largest)}; allowed is {tolerance:g}")

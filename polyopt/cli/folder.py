@@ -27,11 +27,12 @@ def check(folder: Path, files: tuple[str, ...], *, resume: bool = False, overwri
             break
     held = [name for name in files if (folder / name).exists()]
     if held and not (resume or overwrite):
+        # The first file is the checkpoint: a run that failed before it was saved has none.
+        go_on = "--resume to go on from it or " if held[0] == files[0] else ""
         raise InputError(
-            f"--out {folder}: {held[0]} of an earlier run is there; "
-            "add --resume to go on from it or --overwrite to replace it"
+            f"--out {folder}: {held[0]} of an earlier run is there; add {go_on}--overwrite to replace it"
         )
-    if resume and not held:
+    if resume and files[0] not in held:
         raise InputError(f"--resume: no run to go on from in {folder} ({files[0]} is missing)")
 
 

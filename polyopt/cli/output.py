@@ -66,8 +66,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     """A table with its last ``numbers`` columns aligned to the right."""
     drawn = Table(title=title or None, title_justify="left", title_style="bold")
     for i, name in enumerate(columns):
-        right = i >= len(columns) - numbers
-        drawn.add_column(name, justify="right" if right else "left", no_wrap=right)
+        # Headings may wrap: where one may not, rich takes the room that lacks from the first column.
+        drawn.add_column(name, justify="right" if i >= len(columns) - numbers else "left")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn

@@ -151,8 +151,8 @@ def _check_switch(field: dataclasses.Field[Any], key: str, value: Any) -> None:
 def _located(message: str, owner: str, fields: list[str]) -> Problem:
     """``"AdamW: lr = -1.0; expected …"`` with the key taken out of the message."""
     text = message.removeprefix(f"{owner}: ")
-    found = re.match(r"(\w+)(\[(\d+)\])?( = .*)", text, re.DOTALL)
-    if found is None or found.group(1) not in fields:
+    found = re.match(r"(\w+(?:\.\w+|\[\d+\])*)( = .*)", text, re.DOTALL)
+    key = re.findall(r"\w+", found.group(1)) if found else []
+    if found is None or key[0] not in fields:
         return Problem((), f": {text}")
-    index: tuple[int, ...] = (int(found.group(3)),) if found.group(3) else ()
-    return Problem((found.group(1), *index), found.group(4))
+    return Problem(tuple(int(part) if part.isdigit() else part for part in key), found.group(2))

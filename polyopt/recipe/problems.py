@@ -42,7 +42,9 @@ def one_line(
     error: ValidationError, fields_of: Callable[[tuple[str | int, ...]], Iterable[str]]
 ) -> InputError:
     """The first problem of ``error``; ``fields_of(key of a table)`` gives the keys that it may have."""
-    first = error.errors(include_url=False)[0]
+    found_wrong = error.errors(include_url=False)
+    # A misspelt key is missing too: say what was written, not what was not.
+    first = min(found_wrong, key=lambda e: e["type"] != "extra_forbidden")
     key: tuple[str | int, ...] = tuple(first["loc"])
     kind, found = first["type"], first["input"]
     cause = first.get("ctx", {}).get("error")
@@ -58,7 +60,8 @@ def one_line(
         choices = [part.strip("'") for part in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         return InputError(f"{dotted(key)} = {shown(found)}; {nearest(str(found), choices)}")
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    expected = "expected " + expected.replace(" valid ", " ")
+    expected = "expected " + expected.replace(" valid ", " ").replace("a integer", "an integer")
+    expected = expected.replace("a tuple", "a list")
     if isinstance(found, str) and _number(found) and "string" not in expected:
         expected += f" (write {found} without quotes)"
     return InputError(f"{dotted(key)} = {shown(found)}; {expected}")

@@ -15,6 +15,7 @@ from polyopt.files import read_bounded
 
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 16
+MAX_BITS = 4096
 FORMATS = ("toml", "json")
 
 
@@ -54,19 +55,22 @@ def parse(text: str, format: str) -> dict[str, Any]:
     return table
 
 
-def check_plain(value: Any, depth: int = 0) -> None:
-    """Refuse nesting without bound, keys that are no strings and strings that are no text."""
+def check_plain(value: Any, depth: int = 0, at: str = "recipe") -> None:
+    """Refuse nesting without bound, keys that are no strings, strings that are no text, endless integers."""
     if depth > MAX_DEPTH:
         raise InputError(f"nested more than {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise InputError(f"the key {key!r}; expected a string")
-            check_plain(key, depth)
-            check_plain(item, depth + 1)
+            check_plain(key, depth, at)
+            check_plain(item, depth + 1, f"{at}.{key}" if depth else key)
     elif isinstance(value, list | tuple):
-        for item in value:
-            check_plain(item, depth + 1)
+        for i, item in enumerate(value):
+            check_plain(item, depth + 1, f"{at}.{i}")
+    elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+        # Python itself refuses to print one of more than 4300 digits.
+        raise InputError(f"{at}: an integer of {value.bit_length()} bits; expected at most {MAX_BITS}")
     elif isinstance(value, str):
         try:
             value.encode()

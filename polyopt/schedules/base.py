@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral, Real
@@ -30,6 +30,12 @@ def number(
     return dataclasses.field(default=default, metadata={"limits": limits})
 
 
+def level(default: Any = dataclasses.MISSING, **limits: Any) -> Any:
+    """A numeric field that the schedule's own value starts from, ends at or lies between."""
+    field: Any = number(default, **limits)
+    return dataclasses.field(default=default, metadata={**field.metadata, "level": True})
+
+
 def choice(default: Any, *choices: Any) -> Any:
     """A switch: one of ``choices``."""
     return dataclasses.field(default=default, metadata={"choices": choices})
@@ -51,6 +57,21 @@ class Schedule(ABC):
     def __call__(self, step: int) -> float:
         """The value at ``step`` as a float."""
         return float(self.value(host, step))
+
+    def levels(self) -> Iterator[tuple[str, float]]:
+        """The numbers between which its value lies, each with its key, for whoever has a range to hold it to.
+
+        >>> from polyopt.schedules import Constant, Warmup
+        >>> list(Warmup(Constant(0.1), steps=5).levels())
+        [('then.initial', 0.1), ('initial', 0.0)]
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for key, item in _items(field.name, value):
+                if isinstance(item, Schedule):
+                    yield from ((f"{key}.{inside}", x) for inside, x in item.levels())
+                elif field.metadata.get("level") and item is not None:
+                    yield key, item
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,19 @@ def increasing(owner: str, name: str, values: Sequence[float]) -> None:
             raise InputError(f"{owner}: {name}[{i + 1}] = {b!r} is below {name}[{i}] = {a!r}")
 
 
+def _items(name: str, value: Any) -> list[tuple[str, Any]]:
+    many = isinstance(value, tuple)
+    return [(f"{name}[{i}]", x) for i, x in enumerate(value)] if many else [(name, value)]
+
+
+def finite(value: float) -> bool:
+    """Whether ``value`` is a number that a float can hold: an integer may be too large for that."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _checked(owner: str, field: dataclasses.Field[Any], value: Any) -> Any:
     choices = field.metadata.get("choices")
     if choices and not any(type(value) is type(c) and value == c for c in choices):
@@ -133,6 +167,6 @@ def _number(owner: str, name: str, value: Any, limits: tuple[Any, ...]) -> float
     # A NumPy scalar would drag the arithmetic down to its own precision.
     plain = int(value) if isinstance(value, Integral) else float(value)
     inside = (plain > low if open_low else plain >= low) and plain <= high
-    if not inside or not math.isfinite(plain):
+    if not inside or not finite(plain):
         raise InputError(f"{owner}: {name} = {value!r}; {expected}")
     return plain

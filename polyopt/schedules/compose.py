@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from polyopt.errors import InputError
-from polyopt.schedules.base import Schedule, blend, choice, falling, increasing, inner, number, unit
+from polyopt.schedules.base import Schedule, blend, choice, falling, increasing, inner, level, number, unit
 from polyopt.schedules.cycle import Cosine
 
 
@@ -60,12 +61,17 @@ class Warmup(Schedule):
 
     then: Schedule
     steps: int = number(low=0, whole=True)
-    initial: float = number(0.0)
+    initial: float = level(0.0)
     clock: str = choice("own", "own", "shared")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         inner("Warmup", "then", self.then)
+
+    def levels(self) -> Iterator[tuple[str, float]]:
+        """As of any schedule, but for ``initial`` where it is a fraction."""
+        fraction = self.clock == "shared"
+        return (pair for pair in super().levels() if pair[0] != "initial" or not fraction)
 
     def value(self, xp: Any, t: Any) -> Any:
         rise = unit(xp, t / self.steps) if self.steps else 1.0
@@ -88,11 +94,11 @@ class WarmupCosine(Schedule):
     0.5
     """
 
-    peak: float = number()
+    peak: float = level()
     steps: int = number(low=1, whole=True)
     warmup: int = number(low=0, whole=True)
-    initial: float = number(0.0)
-    end: float = number(0.0)
+    initial: float = level(0.0)
+    end: float = level(0.0)
     convention: str = choice("optax", "optax", "keras")
 
     def __post_init__(self) -> None:
@@ -120,12 +126,12 @@ class WarmupStableDecay(Schedule):
     (0.5, 1.0, 0.5, 0.0)
     """
 
-    peak: float = number()
+    peak: float = level()
     warmup: int = number(low=0, whole=True)
     stable: int = number(low=0, whole=True)
     decay: int = number(low=0, whole=True)
-    initial: float = number(0.0)
-    end: float = number(0.0)
+    initial: float = level(0.0)
+    end: float = level(0.0)
     shape: str = choice("linear", "linear", "cosine", "sqrt")
 
     def value(self, xp: Any, t: Any) -> Any:

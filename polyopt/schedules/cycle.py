@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyopt.errors import InputError
-from polyopt.schedules.base import Schedule, blend, choice, falling, number, unit
+from polyopt.schedules.base import Schedule, blend, choice, falling, level, number, unit
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Cosine(Schedule):
     (0.5, 0.0, 1.0)
     """
 
-    initial: float = number()
+    initial: float = level()
     steps: float = number(low=0.0, open_low=True)
-    end: float | None = number(None, optional=True)
+    end: float | None = level(None, optional=True)
     alpha: float | None = number(None, optional=True)
     exponent: float = number(1.0, low=0.0, open_low=True)
     after: str = choice("hold", "hold", "cycle")
@@ -76,10 +76,10 @@ class WarmRestarts(Schedule):
     (0.5, 1.0, 0.5, 1.0)
     """
 
-    initial: float = number()
+    initial: float = level()
     steps: float = number(low=0.0, open_low=True)
     factor: float = number(1, low=1)
-    end: float = number(0.0)
+    end: float = level(0.0)
     peak_factor: float = number(1.0, low=0.0)
 
     def value(self, xp: Any, t: Any) -> Any:
@@ -127,7 +127,7 @@ class OneCycle(Schedule):
     (0.04, 1.0, True)
     """
 
-    peak: float = number()
+    peak: float = level()
     steps: int = number(low=1, whole=True)
     pct_start: float = number(0.3, low=0.0, high=1.0)
     div: float = number(25.0, low=0.0, open_low=True)

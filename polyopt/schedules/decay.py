@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyopt.errors import InputError
-from polyopt.schedules.base import Schedule, blend, choice, increasing, number, unit
+from polyopt.schedules.base import Schedule, blend, choice, increasing, level, number, unit
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Constant(Schedule):
     0.1
     """
 
-    initial: float = number()
+    initial: float = level()
 
     def value(self, xp: Any, t: Any) -> Any:
         return self.initial + 0.0 * t
@@ -34,11 +34,11 @@ class Exponential(Schedule):
     0.25
     """
 
-    initial: float = number()
+    initial: float = level()
     rate: float = number(low=0.0, open_low=True)
     steps: float = number(1, low=0.0, open_low=True)
     staircase: bool = choice(False, False, True)
-    end: float | None = number(None, optional=True)
+    end: float | None = level(None, optional=True)
 
     def value(self, xp: Any, t: Any) -> Any:
         exponent = t / self.steps
@@ -59,7 +59,7 @@ class Step(Schedule):
     0.5
     """
 
-    initial: float = number()
+    initial: float = level()
     steps: int = number(low=1, whole=True)
     rate: float = number(0.1, low=0.0)
 
@@ -77,7 +77,7 @@ class MultiStep(Schedule):
     0.5
     """
 
-    initial: float = number()
+    initial: float = level()
     milestones: tuple[int, ...] = number(low=0, whole=True, many=True)
     rate: float = number(0.1, low=0.0)
 
@@ -102,10 +102,10 @@ class Polynomial(Schedule):
     0.25
     """
 
-    initial: float = number()
+    initial: float = level()
     steps: float = number(low=0.0, open_low=True)
     power: float = number(1.0, low=0.0, open_low=True)
-    end: float = number(0.0)
+    end: float = level(0.0)
 
     def value(self, xp: Any, t: Any) -> Any:
         left = 1.0 - unit(xp, t / self.steps)
@@ -121,7 +121,7 @@ class InverseTime(Schedule):
     0.5
     """
 
-    initial: float = number()
+    initial: float = level()
     rate: float = number(low=0.0)
     steps: float = number(1, low=0.0, open_low=True)
     staircase: bool = choice(False, False, True)
@@ -145,7 +145,7 @@ class Piecewise(Schedule):
     (0.1, 1.0)
     """
 
-    values: tuple[float, ...] = number(many=True)
+    values: tuple[float, ...] = level(many=True)
     boundaries: tuple[float, ...] = number(low=0.0, many=True)
     shape: str = choice("constant", "constant", "linear")
     convention: str = choice("optax", "optax", "keras")

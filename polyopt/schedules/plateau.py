@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polyopt.schedules.base import Measured, choice, number
+from polyopt.schedules.base import Measured, choice, level, number
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Plateau(Measured):
     0.5
     """
 
-    initial: float = number()
+    initial: float = level()
     mode: str = choice("min", "min", "max")
     factor: float = number(0.1, low=0.0, high=1.0)
     patience: int = number(10, low=0, whole=True)
     threshold: float = number(1e-4, low=0.0)
     threshold_mode: str = choice("rel", "rel", "abs")
     cooldown: int = number(0, low=0, whole=True)
-    minimum: float = number(0.0)
+    minimum: float = level(0.0)
     eps: float = number(1e-8, low=0.0)
 
     def initial_state(self) -> dict[str, float]:

@@ -84,13 +84,14 @@ def compare(
     if not backends:
         raise InputError("compare: no backends given")
     recipe = recipe.replace(dtype=dtype, steps=steps)
-    results: dict[str, Result] = {}
-    for backend in backends:
-        result = train(recipe, backend=backend, on_event=on_event, snapshots=SNAPSHOTS)
-        if result.backend in results:
-            raise InputError(f"compare: backend {result.backend!r} is given twice")
-        results[result.backend] = result
-    names = tuple(results)
+    names = tuple(b if isinstance(b, str) else b.name for b in backends)
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"compare: backend {name!r} is given twice")
+    results = {
+        name: train(recipe, backend=backend, on_event=on_event, snapshots=SNAPSHOTS)
+        for name, backend in zip(names, backends, strict=True)
+    }
     pairs = tuple(
         Pair(
             a,

@@ -13,6 +13,7 @@ from polyopt.averaging import averaged
 from polyopt.backend import Backend
 from polyopt.conversion import convert
 from polyopt.data import Dataset
+from polyopt.errors import NonFiniteError
 from polyopt.ops import Array, Ops
 from polyopt.recipe import Recipe
 from polyopt.training.events import Evaluation, History
@@ -73,7 +74,10 @@ class Engine:
         """One batch: its loss and gradients, and the update."""
         indices = self._indices(at.step)
         loss, grads = self._gradient(at.params, *self._train, indices)
-        at.params, at.state = self.optimizer.step(at.params, grads, at.state, donate=True)
+        try:
+            at.params, at.state = self.optimizer.step(at.params, grads, at.state, donate=True)
+        except NonFiniteError as e:
+            raise NonFiniteError(f"{self.backend.name}, step {at.step + 1}: {e}") from None
         at.step += 1
         self._waiting.append(loss)
         if len(self._waiting) >= FETCH_EVERY:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_output import error, result
+from rich.console import Console
 
 from polyopt import registry, testing
 from polyopt.cli import main, output
@@ -58,6 +60,26 @@ def test_main_exits_with_the_code() -> None:
     with pytest.raises(SystemExit) as e:
         main(["explain", "adma"])
     assert e.value.code == 2
+
+
+def test_a_narrow_terminal_keeps_every_column() -> None:
+    columns = ("backend", "train loss", "test accuracy", "seconds", "loss deviation", "parameter deviation")
+    rows = [("tensorflow", "0.029739", "98.33%", "2.47", "2.4e-15", "8.4e-16")]
+    screen = Console(file=StringIO(), width=80)
+    screen.print(output.table("", columns, rows, numbers=5))
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert all(cell in shown for cell in rows[0])
+
+
+def test_out_of_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any) -> None:
+        raise MemoryError("Unable to allocate 74.5 GiB")
+
+    monkeypatch.setattr("polyopt.cli.backends.backends", full)
+    assert run(["backends"]) == 1
+    assert error(capsys).startswith("error: out of memory; try a smaller model or batch (Unable to allocate")
 
 
 def test_json_has_no_nan() -> None:

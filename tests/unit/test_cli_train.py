@@ -174,7 +174,14 @@ def test_a_run_that_diverges_fails(recipe: Path, capsys: pytest.CaptureFixture[s
         .replace("lr = 0.01", "lr = 1e30")
     )
     assert run(["train", str(recipe), "--out", "raised", "--json"]) == 1
-    assert "error: the gradient of" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: numpy, step 3: the gradient of 'bias' holds inf or NaN" in said
+    assert "try a smaller learning rate" in said
+    # It has no checkpoint: nothing to resume.
+    assert run(["train", str(recipe), "--out", "raised"]) == 2
+    assert "add --overwrite" in error(capsys)
+    assert run(["train", str(recipe), "--out", "raised", "--resume"]) == 2
+    assert "checkpoint.safetensors is missing" in error(capsys)
     text = recipe.read_text() + 'nonfinite = "propagate"\n'
     recipe.write_text(text)
     assert run(["train", str(recipe), "--out", "nan", "--json"]) == 1

@@ -6,8 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from polyopt.testing import conform
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -20,9 +23,21 @@ PAGES = [
 ]
 
 
+def programs(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_backend_of_the_guide_passes_the_kit() -> None:
+    names: dict[str, Any] = {}
+    for block in programs("docs/backends.md"):
+        exec(block, names)
+    report = conform(names["PlainBackend"](), quick=True)
+    assert report.ok, report.failures
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_programs_of_a_page_run(page: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = programs(page)
     assert blocks
     program = tmp_path / "page.py"
     program.write_text("\n".join(blocks), "utf-8")

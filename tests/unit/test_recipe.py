@@ -91,11 +91,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer__name": "os.system"}, r"^optimizer\.name = 'os\.system': unknown optimizer"),
     ({"optimizer__name": None}, r"^optimizer\.name: this key is missing"),
     ({"optimizer": None}, r"^optimizer: this key is missing; add it$"),
+    ({"optimizer": None, "optimiser": {}}, r"^optimiser: unknown key; did you mean 'optimizer'\?$"),
     ({"optimizer__lrr": 1.0}, r"^optimizer\.lrr: 'adamw' has no such hyperparameter; did you mean 'lr'\?$"),
     ({"optimizer__lr": "0.1"}, r"^optimizer\.lr = '0\.1'; expected a number or a schedule"),
     ({"optimizer__lr": -0.1}, r"^optimizer\.lr = -0\.1; expected a finite number in \[0\.0, inf\]$"),
     ({"optimizer__lr": float("inf")}, r"^optimizer\.lr = inf; expected a finite number"),
     ({"optimizer__lr": True}, r"^optimizer\.lr = True; expected a number or a schedule"),
+    ({"optimizer__lr": [0.1]}, r"^optimizer\.lr = \(0\.1,\); expected a number or a schedule"),
+    ({"optimizer__lr": 1 << 5000}, r"^optimizer\.lr: an integer of 5001 bits; expected at most 4096$"),
+    ({"optimizer__lr": 10**400}, r"^optimizer\.lr = 10*; expected a finite number"),
     ({"optimizer__b1": 1.0}, r"^optimizer\.b1 = 1\.0; expected"),
     ({"optimizer__amsgrad": 1}, r"^optimizer\.amsgrad = 1; expected one of false, true$"),
     ({"optimizer__convention": "kers"}, r"^optimizer\.convention = 'kers'.*did you mean 'keras'\?$"),
@@ -117,6 +121,22 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"optimizer__lr": {"schedule": "cosine", "initial": "0.1", "steps": 3}},
         r"^optimizer\.lr\.initial = '0\.1'; expected a finite number",
+    ),
+    (
+        {"optimizer__lr": {"schedule": "cosine", "initial": -0.1, "steps": 3}},
+        r"^optimizer\.lr\.initial = -0\.1; expected a finite number in \[0\.0, inf\]$",
+    ),
+    (
+        {"optimizer__lr": {"schedule": "piecewise", "values": [0.1, -0.1], "boundaries": [3]}},
+        r"^optimizer\.lr\.values\.1 = -0\.1; expected a finite number",
+    ),
+    (
+        {"optimizer__b1": {"schedule": "warmup", "steps": 3, "then": {"schedule": "constant", "initial": 2}}},
+        r"^optimizer\.b1\.then\.initial = 2; expected a finite number in \[0\.0, 1\.0\]$",
+    ),
+    (
+        {"optimizer__lr": {"schedule": "constant", "initial": 10**400}},
+        r"^optimizer\.lr\.initial = 10*; expected a finite number",
     ),
     (
         {"optimizer__lr": {"schedule": "warmup", "steps": 3, "then": {"schedule": "constant", "vale": 1}}},

@@ -117,7 +117,7 @@ def test_compare_measures_deviations() -> None:
     assert parameters_apart(a.params, b.params) == 0.0
     assert parameters_apart(a.params, result([], [0.0, 1.0]).params) == inf
     with pytest.raises(InputError, match="'numpy' is given twice"):
-        compare(small(), ["numpy", "numpy"], steps=1)
+        compare(small(), ["numpy", "numpy"], steps=1, on_event=lambda event: pytest.fail("it ran first"))
 
 
 def test_events(tmp_path: Path) -> None:
