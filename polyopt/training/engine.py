@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from polyopt import losses, random
+from polyopt import losses, random, tree
 from polyopt.averaging import averaged
 from polyopt.backend import Backend
 from polyopt.conversion import convert
 from polyopt.data import Dataset
-from polyopt.errors import NonFiniteError
+from polyopt.errors import InputError, NonFiniteError, nearest
 from polyopt.ops import Array, Ops
 from polyopt.recipe import Recipe
+from polyopt.rule import Stage, matches, rules_of
 from polyopt.training.events import Evaluation, History
 
 FETCH_EVERY = 32
 """Steps between two fetches of losses: fetching each one would wait for the device at every step."""
+
+
+def check_masks(rule: Stage, paths: Iterable[str]) -> None:
+    """Refuse a mask that no parameter's path matches: nothing would decay, and nothing would say so."""
+    known = list(paths)
+    for _, part in rules_of(rule):
+        mask = getattr(part, "mask", None)
+        if isinstance(mask, str) and not any(matches(mask, path) for path in known):
+            raise InputError(f"mask: pattern {mask!r} matches no parameter; {nearest('', known)}")
 
 
 @dataclass
@@ -67,6 +78,7 @@ class Engine:
     def start(self) -> Progress:
         """The beginning: initial weights from the seed, the same bits on every backend."""
         host = self.model.init(self.recipe.seed, self.recipe.dtype)
+        check_masks(self.optimizer.rule, tree.named(host))
         params = convert(host, self.backend, device=self.device)
         return Progress(params, self.optimizer.init(params))
 

@@ -120,6 +120,14 @@ def test_compare_measures_deviations() -> None:
         compare(small(), ["numpy", "numpy"], steps=1, on_event=lambda event: pytest.fail("it ran first"))
 
 
+def test_a_mask_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+    table = small().to_dict()
+    table["optimizer"] = {"name": "adamw", "mask": "wieght$"}
+    with pytest.raises(InputError, match=r"^mask: pattern 'wieght\$' matches no parameter; known: '"):
+        train(Recipe.from_dict(table), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_events(tmp_path: Path) -> None:
     events: list[Event] = []
     result = train(small(), out=tmp_path, on_event=events.append, checkpoint_seconds=3600)
