@@ -132,6 +132,8 @@ def averaged(state: Mapping[str, Any], params: Any) -> Any:
             weight = 1.0 - bias[path]
             if isinstance(weight, float) and weight == 0.0:
                 continue
-            average = xp.divide(average, xp.full_like(average, weight))
+            weight = xp.full_like(average, weight)
+            start = lifting.cast(backend, leaves[i], backend.dtype_name(average))
+            average = xp.where(xp.equal(weight, 0.0), start, xp.divide(average, weight))
         leaves[i] = lifting.cast(backend, average, dtype)
     return flat.unflatten(leaves)

@@ -11,7 +11,7 @@ from typing import Any
 import polyopt.scalar as host
 from polyopt import lifting
 from polyopt.backend import Backend
-from polyopt.errors import InputError
+from polyopt.errors import InputError, nearest
 from polyopt.ops import FLOATING, Array
 from polyopt.plan import Part, Plan, Segment, program
 from polyopt.rule import Global, Leafwise, Rule
@@ -82,7 +82,7 @@ class Execution:
 
     def _groups(self, plan: Plan, g: Sequence[Array | None]) -> list[Group]:
         groups: dict[tuple[Any, ...], Group] = {}
-        missed, slots, paths = self.state["missed"], self.state["slots"], self.flat.paths
+        missed, paths = self.state["missed"], self.flat.paths
         for pipeline, indices in plan.classes:
             scalar = [
                 name
@@ -97,7 +97,7 @@ class Execution:
                     continue
                 path = paths[i]
                 dtype = compute_dtype(self.backend.dtype_name(self.flat.leaves[i]))
-                values = {name: slots[name][path] for name in scalar}
+                values = {name: self._slot(name, [path])[0] for name in scalar}
                 same = tuple(v if isinstance(v, float) else id(v) for v in values.values())
                 late = missed.get(path, 0)
                 key = (id(pipeline), dtype, id(late) if self._traced(late) else int(late), same)
@@ -121,27 +121,47 @@ class Execution:
         for part in segment.parts:
             for name, slot in part.names:
                 if slot.shape == "like":
-                    arrays[name] = [self.state["slots"][name][path] for path in paths]
+                    arrays[name] = self._slot(name, paths)
         scalars: dict[str, Any] = {}
         for part in segment.parts:
             scalars |= self._scalars(group, part)
         if segment.leafwise:
-            outputs = self._leafwise(segment.parts[0], arrays, scalars, group.dtype, output)
+            group.results |= self._leafwise(segment.parts[0], arrays, scalars, group.dtype)
+            group.updates = group.results.pop("update")
+            if output == "update":
+                return
+            # The addition is a program like any other, so that parameters are replaced in one way.
+            code, arrays = program((), output), {"g": group.updates, "p": arrays["p"]}
         else:
             code = program(segment.parts, output)
-            lift = lifting.lifted(self.backend, code, self.compiled)
-            wanted = {name: scalars[name] for name in code.scalars}
-            outputs = lift(arrays, wanted, group.dtype, donate=donate)
+        lift = lifting.lifted(self.backend, code, self.compiled)
+        wanted = {name: scalars[name] for name in code.scalars}
+        outputs = lift(arrays, wanted, group.dtype, donate=donate)
         group.updates = outputs.pop(output)
         group.results |= outputs
 
+    def _slot(self, name: str, paths: Sequence[str]) -> list[Any]:
+        """The state's ``name`` for each of ``paths``."""
+        slots = self.state["slots"]
+        try:
+            return [slots[name][path] for path in paths]
+        except KeyError:
+            pass
+        wanted = "expected the state that this optimizer's init made for these parameters"
+        if name not in slots:
+            raise InputError(f"the state has no slot {name!r}; {nearest(name, slots)}; {wanted}")
+        path = next(path for path in paths if path not in slots[name])
+        raise InputError(
+            f"the state's slot {name!r} has no leaf {path!r}; {nearest(path, slots[name])}; {wanted}"
+        )
+
     def _leafwise(
-        self, part: Part, arrays: dict[str, Any], scalars: dict[str, Any], dtype: str, output: str
+        self, part: Part, arrays: dict[str, Any], scalars: dict[str, Any], dtype: str
     ) -> dict[str, list[Array]]:
         own = {slot.name: name for name, slot in part.names if slot.shape == "like"}
         inner = {n: arrays[own.get(n, n)] for n in ("g", "p", *own)}
         assert isinstance(part.rule, Leafwise)
-        run = _leafwise(self.backend, part, output == "p", self.compiled)
+        run = _leafwise(self.backend, part, self.compiled)
         xp = self.backend.ops
         c = {
             n.removeprefix(part.key): v
@@ -176,7 +196,7 @@ class Execution:
             step = lifting.cast(self.backend, step, dtype) if self._traced(step) else float(step)
         h = self.resolve(part.key, part.rule, xp, step)
         for name, value in vars(h).items():
-            if self.backend.is_array(value) and not self._traced(value):
+            if not isinstance(value, int | float) and not self._traced(value):
                 setattr(h, name, float(value))
         return xp, step, h
 
@@ -236,9 +256,9 @@ class Execution:
 
 
 @lru_cache(maxsize=256)
-def _leafwise(backend: Backend, part: Part, final: bool, compiled: bool) -> Callable[..., Any]:
+def _leafwise(backend: Backend, part: Part, compiled: bool) -> Callable[..., Any]:
     assert isinstance(part.rule, Leafwise)
-    return lifting.leafwise(backend, part.rule, final, compiled)
+    return lifting.leafwise(backend, part.rule, compiled)
 
 
 @lru_cache(maxsize=256)

@@ -68,25 +68,28 @@ def evaluate_leaves(
 
 
 def leafwise(
-    backend: Backend, rule: Leafwise, final: bool, compiled: bool
+    backend: Backend, rule: Leafwise, compiled: bool
 ) -> Callable[[Arrays, Scalars, str], dict[str, list[Array]]]:
-    """Lift a leafwise rule: its leaf function on every leaf, compiled as one function where possible."""
+    """Lift a leafwise rule: its leaf function on every leaf, compiled as one function where possible.
+
+    Its outputs are the next slots and ``"update"``, in the compute dtype.
+    """
     from types import SimpleNamespace
+
+    def constant(x: Array) -> Array:
+        # PyTorch would keep every step's graph alive through a parameter that requires gradients.
+        return x if backend.is_traced(x) else backend.stop_gradient(x)
 
     def run(xp: Any, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
         outputs: dict[str, list[Array]] = {}
         c = SimpleNamespace(**scalars)
         names = [slot.name for slot in rule.slots() if slot.shape == "like"]
-        for i, p in enumerate(arrays["p"]):
-            wide = {n: cast(backend, x[i], dtype) for n, x in arrays.items()}
+        for i in range(len(arrays["p"])):
+            wide = {n: cast(backend, constant(x[i]), dtype) for n, x in arrays.items()}
             slots = {n: wide[n] for n in names}
             update, new = rule.leaf(xp, wide["g"], wide["p"], slots, c)
             result = {n: cast(backend, new[n], backend.dtype_name(arrays[n][i])) for n in names}
-            if final:
-                result["p"] = cast(backend, xp.add(wide["p"], update), backend.dtype_name(p))
-            else:
-                result["update"] = update
-            for name, value in result.items():
+            for name, value in (result | {"update": update}).items():
                 outputs.setdefault(name, []).append(value)
         return outputs
 

@@ -140,7 +140,7 @@ class Optimizer:
         values: dict[str, float] = {}
         for key, rule in rules_of(self.rule):
             resolved = self._resolve(key, rule, host, int(state["step"]), state)
-            values |= {f"{key}{name}": value for name, value in vars(resolved).items()}
+            values |= {f"{key}{name}": float(value) for name, value in vars(resolved).items()}
         return values
 
     # How it runs
@@ -177,7 +177,10 @@ class Optimizer:
         if ok is False:
             return flat.unflatten(unchanged), state
         execution = Execution(backend, flat, state, self._resolver(state), self.compiled)
-        give = donate and ok in (None, True)
+        # Where a traced flag decides, only the outcome may be written into what is given up.
+        flags = (ok, state.get("micro_step") if self.accumulate > 1 else None)
+        decided = not any(backend.is_array(x) and backend.is_traced(x) for x in flags)
+        give = donate and decided
         if self.accumulate == 1:
             leaves, new = execution.advance(plan_, g, output, give)
         else:
@@ -185,6 +188,9 @@ class Optimizer:
         if ok is not None and ok is not True:
             leaves = select(backend, ok, leaves, unchanged)
             new = select(backend, ok, new, state)
+        if donate and not decided:
+            leaves = written(backend, flat.leaves, leaves)
+            new = new | {"slots": written(backend, state["slots"], new["slots"])}
         return flat.unflatten(leaves), new
 
     def _resolver(self, state: State) -> Any:
@@ -201,7 +207,13 @@ class Optimizer:
     ) -> tuple[list[Array | None], State]:
         """Hold the gradients back, or use those held at the end of a round."""
         backend, paths, state = execution.backend, execution.flat.paths, execution.state
-        held = accumulation.add(backend, paths, g, state["slots"]["grad_accumulator"], self.compiled)
+        if "micro_step" not in state:
+            raise InputError(
+                "the state has no 'micro_step': its optimizer did not accumulate; expected one from the init "
+                f"of an optimizer with accumulate = {self.accumulate}"
+            )
+        before = state["slots"].get("grad_accumulator", {})  # none where every leaf is frozen
+        held = accumulation.add(backend, paths, g, before, self.compiled)
         counts = dict(state["accumulated"])
         for path, x in zip(paths, g, strict=True):
             if x is not None:
@@ -275,7 +287,8 @@ def apply(params: Tree, updates: Tree) -> Tree:
 def select(backend: Backend, condition: Array, new: Any, old: Any) -> Any:
     """``new`` where the traced ``condition`` holds, else ``old``: for arrays anywhere in plain data."""
     if isinstance(new, Mapping):
-        return {key: select(backend, condition, value, old[key]) for key, value in new.items()}
+        # A leaf without a gradient is counted from its first miss on: before it there is no count.
+        return {key: select(backend, condition, value, old.get(key, 0)) for key, value in new.items()}
     if isinstance(new, list):
         return [select(backend, condition, n, o) for n, o in zip(new, old, strict=True)]
     if new is None or new is old:
@@ -286,6 +299,17 @@ def select(backend: Backend, condition: Array, new: Any, old: Any) -> Any:
     if not backend.is_array(old):
         old = xp.zeros_like(new) if old is None else xp.asarray(old)
     return xp.where(condition, new, lifting.cast(backend, old, backend.dtype_name(new)))
+
+
+def written(backend: Backend, old: Any, new: Any) -> Any:
+    """``new`` in the arrays ``old`` where the framework can write into them: plain data of arrays."""
+    if isinstance(new, Mapping):
+        return {key: written(backend, old[key], value) for key, value in new.items()}
+    if isinstance(new, list):
+        return [written(backend, o, n) for n, o in zip(new, old, strict=True)]
+    if new is old or not (backend.is_array(old) and backend.is_array(new)):
+        return new
+    return backend.assign(old, new)
 
 
 def _floating(backend: Backend, path: str, leaf: Array) -> str:

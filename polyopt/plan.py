@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from polyopt.errors import InputError, nearest
 from polyopt.rule import Chain, Global, Leafwise, Partition, Rule, Slot, Stage, matches
@@ -97,8 +97,15 @@ def _pipeline(stage: Stage, path: str, used: set[str]) -> tuple[Segment, ...] | 
 
 
 def _identity(rule: Rule) -> tuple[object, ...]:
-    values = (getattr(rule, f.name) for f in fields(rule))
-    return (type(rule), *(v if isinstance(v, Hashable) else id(v) for v in values))
+    return (type(rule), *(_hashable(getattr(rule, f.name)) for f in fields(rule)))
+
+
+def _hashable(value: Any) -> Hashable:
+    try:
+        hash(value)  # TensorFlow's arrays say that they are hashable and then are not
+    except TypeError:
+        return id(value)
+    return cast(Hashable, value)
 
 
 def _rules_at(stage: Stage | None, path: str, key: str, used: set[str]) -> list[tuple[str, Rule]] | None:

@@ -225,11 +225,11 @@ def check_fields(instance: Any) -> None:
                 object.__setattr__(instance, key, value)
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        _check(owner, field, value)
-        if "range" in field.metadata and isinstance(value, Real) and type(value) not in (int, float):
+        if "range" in field.metadata and not isinstance(value, bool) and isinstance(value, Real):
             # A NumPy scalar would drag the arithmetic down to its own precision.
-            plain = int(value) if isinstance(value, Integral) else float(value)
-            object.__setattr__(instance, field.name, plain)
+            value = int(value) if isinstance(value, Integral) else float(value)
+            object.__setattr__(instance, field.name, value)
+        _check(owner, field, value)
 
 
 def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
@@ -251,7 +251,7 @@ def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
         return
     if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")):
         raise InputError(f"{owner}: {field.name} = {value!r}; expected a number or a schedule")
-    if not isinstance(value, Real):
+    if not isinstance(value, int | float):
         if getattr(value, "shape", None) != ():
             raise InputError(
                 f"{owner}: {field.name} = {value!r}; expected a number, a 0-d array or a schedule"

@@ -62,6 +62,9 @@ def aligned(tree: Tree, like: Flat, what: str) -> list[Any]:
     if flat.paths is like.paths or flat.paths == like.paths:
         return flat.leaves
     have, want = set(flat.paths), set(like.paths)
+    if have == want:  # an OrderedDict keeps its own order
+        leaves = dict(zip(flat.paths, flat.leaves, strict=True))
+        return [leaves[path] for path in like.paths]
     for path in like.paths:
         if path not in have:
             raise InputError(f"{what}: leaf {path!r} is missing; {nearest(path, have - want or have)}")

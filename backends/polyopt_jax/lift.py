@@ -60,6 +60,9 @@ def lift(backend: JaxBackend, program: Program, compiled: bool) -> Lifted:
         measured = {n: v for n, v in scalars.items() if isinstance(v, jax.Array)}
         host = [scalars[n] for n in program.scalars if n not in measured]
         vector = np.array([*host, *(v for _, v in program.constants), 0.0], dtype=dtype)
+        if donate:
+            given = [id(x) for group in arrays.values() for x in group]
+            donate = len(set(given)) == len(given)  # XLA refuses to be given one buffer twice
         out = {name for name, _ in program.outputs} if donate else ()
         replaced = {n: list(x) for n, x in arrays.items() if n in out}
         kept = {n: list(x) for n, x in arrays.items() if n not in out}

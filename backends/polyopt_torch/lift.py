@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from polyopt.backend import Arrays, Lifted, Scalars
-from polyopt.hostlift import HostLift, Shapes, disjoint
+from polyopt.hostlift import SMALL, HostLift, Shapes, disjoint
 from polyopt.lifting import evaluate_leaves
 from polyopt.trace import Program
 from polyopt_torch import ops
@@ -34,10 +34,18 @@ def lift(backend: TorchBackend, program: Program, compiled: bool) -> Lifted:
                 known = {
                     n: v.detach().item() if isinstance(v, torch.Tensor) else v for n, v in scalars.items()
                 }
-                return host(arrays, known, dtype, donate)
+                out = host(arrays, known, dtype, donate)
+                if donate:
+                    _mark_changed(x for name, _ in program.outputs for x in arrays.get(name, ()))
+                return out
             return _op_by_op(backend, program, arrays, scalars, dtype, donate)
 
     return run
+
+
+def _mark_changed(leaves: Iterable[torch.Tensor]) -> None:
+    """Tell autograd, which refuses a backward pass through a graph whose saved values have changed."""
+    torch.autograd.graph.increment_version([x for x in leaves if x.numel() > SMALL and not x.is_inference()])
 
 
 def _in_host_memory(arrays: Arrays) -> bool:

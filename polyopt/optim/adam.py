@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from polyopt.errors import InputError
 from polyopt.ops import Array
-from polyopt.optim.base import Descent, quotient, root
+from polyopt.optim.base import Descent, is_zero, quotient, root
 from polyopt.rule import Slot, Slots, hyper, static
 from polyopt.scalar import one_minus_power
 
@@ -78,7 +78,7 @@ class Moments(Descent):
         if self.amsgrad:
             v = xp.maximum(slots["max_exp_avg_sq"], v / c.bc2 if self._corrects_first else v)
             new["max_exp_avg_sq"] = v
-        guard = 1.0 if self.eps_root != 0 else self.eps
+        guard = self.eps if is_zero(self.eps_root) else 1.0
         return c.scale * quotient(xp, m, root(xp, v, self.eps, self.eps_root, c=c), guard), new
 
 
