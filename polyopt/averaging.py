@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from polyopt import lifting, registry, tree
 from polyopt.errors import InputError, nearest
@@ -47,6 +47,8 @@ class EMA(Elementwise):
     ([1.0], [0.5])
     """
 
+    LAST: ClassVar[bool] = True
+
     decay: Any = hyper(0.999, low=0.0, high=1.0, open_high=True)
     debias: bool = static(False, False, True)
     warmup: bool = static(False, False, True)
@@ -79,6 +81,8 @@ class PolyakAverage(Elementwise):
     start
         Number of updates before the first one that is averaged; until then the average is the parameter.
     """
+
+    LAST: ClassVar[bool] = True
 
     start: int = static(0)
 

@@ -6,7 +6,7 @@ Pure functions of plain data: :meth:`Optimizer.init`, :meth:`Optimizer.update`, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
@@ -17,6 +17,7 @@ from polyopt.backend import Backend
 from polyopt.errors import InputError, NonFiniteError
 from polyopt.execution import Execution, compute_dtype
 from polyopt.ops import FLOATING, Array
+from polyopt.outcome import select, written
 from polyopt.plan import Plan, plan
 from polyopt.rule import Chain, Partition, Rule, Stage, rules_of
 from polyopt.schedules import Measured, Schedule
@@ -171,7 +172,7 @@ class Optimizer:
         plan_ = self._plan(flat.paths)
         frozen = plan_.pipelines
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
-        _check_shapes(flat.paths, flat.leaves, g)
+        _check(backend, flat.paths, flat.leaves, g)
         unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
         ok = self._finite(backend, flat.paths, g)
         if ok is False:
@@ -272,44 +273,12 @@ def apply(params: Tree, updates: Tree) -> Tree:
     """
     flat = tree.flatten(params)
     u = tree.aligned(updates, flat, "updates")
-    _check_shapes(flat.paths, flat.leaves, u)
     backend = registry.of(*(x for x in (*flat.leaves, *u) if x is not None))
-    leaves = list(flat.leaves)
-    for i, (p, x) in enumerate(zip(flat.leaves, u, strict=True)):
-        if p is not None and x is not None:
-            dtype = backend.dtype_name(p)
-            wide = compute_dtype(dtype)
-            p = lifting.cast(backend, backend.stop_gradient(p), wide)
-            leaves[i] = lifting.cast(backend, backend.ops.add(p, lifting.cast(backend, x, wide)), dtype)
-    return flat.unflatten(leaves)
-
-
-def select(backend: Backend, condition: Array, new: Any, old: Any) -> Any:
-    """``new`` where the traced ``condition`` holds, else ``old``: for arrays anywhere in plain data."""
-    if isinstance(new, Mapping):
-        # A leaf without a gradient is counted from its first miss on: before it there is no count.
-        return {key: select(backend, condition, value, old.get(key, 0)) for key, value in new.items()}
-    if isinstance(new, list):
-        return [select(backend, condition, n, o) for n, o in zip(new, old, strict=True)]
-    if new is None or new is old:
-        return new
-    xp = backend.ops
-    if not backend.is_array(new):
-        new = xp.asarray(new)
-    if not backend.is_array(old):
-        old = xp.zeros_like(new) if old is None else xp.asarray(old)
-    return xp.where(condition, new, lifting.cast(backend, old, backend.dtype_name(new)))
-
-
-def written(backend: Backend, old: Any, new: Any) -> Any:
-    """``new`` in the arrays ``old`` where the framework can write into them: plain data of arrays."""
-    if isinstance(new, Mapping):
-        return {key: written(backend, old[key], value) for key, value in new.items()}
-    if isinstance(new, list):
-        return [written(backend, o, n) for n, o in zip(new, old, strict=True)]
-    if new is old or not (backend.is_array(old) and backend.is_array(new)):
-        return new
-    return backend.assign(old, new)
+    _check(backend, flat.paths, flat.leaves, u)
+    present = {p: x for p, x in zip(flat.paths, flat.leaves, strict=True) if x is not None}
+    moves = [x if path in present else None for path, x in zip(flat.paths, u, strict=True)]
+    moved = accumulation.add(backend, flat.paths, moves, present, compiled=True)
+    return flat.unflatten(moved.get(path) for path in flat.paths)
 
 
 def _floating(backend: Backend, path: str, leaf: Array) -> str:
@@ -322,12 +291,22 @@ def _floating(backend: Backend, path: str, leaf: Array) -> str:
     return dtype
 
 
-def _check_shapes(
-    paths: Sequence[str], params: Sequence[Array | None], given: Sequence[Array | None]
+def _check(
+    backend: Backend,
+    paths: Sequence[str],
+    params: Sequence[Array | None],
+    given: Sequence[Array | None],
 ) -> None:
     for path, p, x in zip(paths, params, given, strict=True):
-        if p is not None and x is not None and tuple(p.shape) != tuple(x.shape):
+        if p is None or x is None:
+            continue
+        if tuple(p.shape) != tuple(x.shape):
             raise InputError(
                 f"leaf {path!r}: its gradient or update has shape {tuple(x.shape)}; "
                 f"expected the parameter's {tuple(p.shape)}"
+            )
+        if x.dtype != p.dtype and (dtype := backend.dtype_name(x)) not in FLOATING:
+            raise InputError(
+                f"leaf {path!r}: its gradient or update has dtype {dtype}; "
+                f"expected one of {', '.join(FLOATING)}"
             )

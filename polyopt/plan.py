@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, cast
 
 from polyopt.errors import InputError, nearest
@@ -77,6 +78,12 @@ def _pipeline(stage: Stage, path: str, used: set[str]) -> tuple[Segment, ...] | 
     found = _rules_at(stage, path, "", used)
     if found is None:
         return None
+    for (_, rule), (_, later) in pairwise(found):
+        if rule.LAST and not later.LAST:
+            raise InputError(
+                f"{type(rule).__name__} stands before {type(later).__name__} for parameter {path!r}; "
+                "expected it last in the chain, where it sees what the parameter moves by"
+            )
     counts = Counter(slot.name for _, rule in found for slot in rule.slots())
     parts = [
         Part(

@@ -70,6 +70,9 @@ class Rule(ABC):
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For each named convention, the values of the fields that the user left at ``None``."""
 
+    LAST: ClassVar[bool] = False
+    """Whether what it gets must be what the parameter will move by, so that only its like may follow."""
+
     def __post_init__(self) -> None:
         check_fields(self)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyopt import EMA, SGD, Adam, ClipByNorm, Optimizer, averaged, chain, partition, registry
+from polyopt import EMA, SGD, Adam, ClipByNorm, Optimizer, apply, averaged, chain, partition, registry
 from polyopt.backend import Backend
 from polyopt.errors import InputError
 from polyopt.testing import assert_close, assert_same_bits
@@ -187,3 +187,31 @@ def test_numbers_of_other_kinds_are_held_to_their_range(value: Any) -> None:
 
 def test_a_rate_of_low_precision_computes_in_high_precision() -> None:
     assert type(SGD(lr=np.float32(0.1)).lr) is float
+
+
+def test_an_average_that_is_not_last_is_refused() -> None:
+    with pytest.raises(InputError, match=r"EMA stands before SGD for parameter 'w'; expected it last"):
+        Optimizer(chain(EMA(0.9), SGD(lr=1.0))).init({"w": np.ones(2)})
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.complex128])
+def test_a_gradient_of_another_kind_is_named(kind: Any) -> None:
+    opt, params = Optimizer(SGD(lr=1.0)), {"w": np.ones(2)}
+    with pytest.raises(InputError, match=r"leaf 'w': its gradient or update has dtype (int64|complex128)"):
+        opt.step(params, {"w": np.ones(2, kind)}, opt.init(params))
+
+
+def test_torch_parameters_go_on_requiring_gradients_through_update_and_apply() -> None:
+    import torch
+
+    opt = Optimizer(Adam(lr=0.1))
+    params = {"w": torch.ones(3, requires_grad=True), "fixed": torch.ones(2)}
+    state, before = opt.init(params), params["w"]
+    for _ in range(3):
+        torch.sum(params["w"] ** 2).backward()  # type: ignore[no-untyped-call]
+        updates, state = opt.update({"w": params["w"].grad, "fixed": None}, state, params)
+        params = apply(params, updates)
+    assert params["w"].is_leaf
+    assert params["w"].requires_grad
+    assert not params["fixed"].requires_grad
+    assert before.tolist() == [1.0, 1.0, 1.0]
