@@ -82,7 +82,8 @@ class Execution:
 
     def _groups(self, plan: Plan, g: Sequence[Array | None]) -> list[Group]:
         groups: dict[tuple[Any, ...], Group] = {}
-        missed, paths = self.state["missed"], self.flat.paths
+        by_kind: dict[tuple[int, Any], Group] = {}
+        missed, paths, leaves = self.state["missed"], self.flat.paths, self.flat.leaves
         for pipeline, indices in plan.classes:
             scalar = [
                 name
@@ -91,6 +92,19 @@ class Execution:
                 for name, slot in part.names
                 if slot.shape == "scalar"
             ]
+            if not scalar and not missed:
+                # The usual case, and a thousand small leaves must not cost more than their update.
+                for i in indices:
+                    if (gradient := g[i]) is not None:
+                        kind = leaves[i].dtype
+                        if (group := by_kind.get((id(pipeline), kind))) is None:
+                            dtype = compute_dtype(self.backend.dtype_name(leaves[i]))
+                            group = Group(pipeline, [], dtype, 0, {}, [])
+                            group = groups.setdefault((id(pipeline), dtype, 0, ()), group)
+                            by_kind[id(pipeline), kind] = group
+                        group.indices.append(i)
+                        group.updates.append(gradient)
+                continue
             for i in indices:
                 gradient = g[i]
                 if gradient is None:

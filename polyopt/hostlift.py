@@ -12,53 +12,19 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from polyopt.backend import Arrays, Scalars
+from polyopt.fused import FusedLift
 from polyopt.hostkernel import BLOCK, Kernel, scalar_values
+from polyopt.hostmemory import Memory, Shapes
 from polyopt.ops import Array
 from polyopt.trace import Program
 
 SMALL = 1 << 12
 """Elements up to which a leaf is packed."""
-
-Shapes = tuple[tuple[int, ...], ...]
-
-
-class Memory(Protocol):
-    """How a framework's arrays are reached as host memory. All arrays given to it are leaves."""
-
-    def dtype(self, kind: Any) -> np.dtype[Any]:
-        """The host dtype of an array whose ``.dtype`` is ``kind``."""
-
-    def host(self, x: Array) -> Any:
-        """The memory of ``x`` as a host array, of any strides."""
-
-    def wrap(self, x: Any, like: Array | None) -> Array:
-        """A new contiguous host array as an array of the framework, to replace ``like`` if there is one."""
-
-    def assign(self, target: Array, value: Array) -> None:
-        """Write ``value`` into ``target``."""
-
-    def views(self, buffer: Any, shapes: Shapes) -> Sequence[Any]:
-        """Consecutive parts of the flat ``buffer`` in these shapes, for :meth:`gather` and the like."""
-
-    def gather(self, buffer: Any, views: Sequence[Any], leaves: Sequence[Array]) -> None:
-        """Copy ``leaves`` into ``views``, which are all of ``buffer``, casting."""
-
-    def scatter(self, views: Sequence[Any], leaves: Sequence[Array]) -> None:
-        """Copy ``views`` into ``leaves``, casting."""
-
-    def fresh(self, views: Sequence[Any], like: Sequence[Array] | None) -> list[Array]:
-        """New arrays with the values of ``views``, of the dtypes of ``like`` or of the buffer."""
-
-    def writable(self, leaves: Sequence[Array]) -> bool:
-        """Whether all these can be written to."""
-
-    def disjoint(self, targets: Sequence[Array], others: Sequence[Array]) -> bool:
-        """Whether no target shares memory with another target or any of ``others``."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +76,21 @@ class HostLift:
         self._touched = tuple(dict.fromkeys((*self._read, *self._replaced)))
         self._layout = lru_cache(maxsize=32)(self._make_layout)
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
+        self._fused = FusedLift(program, memory)
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
     ) -> dict[str, list[Array]]:
+        shapes = tuple([tuple(x.shape) for x in arrays["p"]])
+        fused = self._fused(arrays, shapes, scalars, dtype, donate)
+        if fused is not None:
+            return fused
         if donate:
             targets = [x for name in self._replaced for x in arrays[name]]
             donate = self.memory.writable(targets)
             others = [x for name in self._read if name not in self._replaced for x in arrays[name]]
             if donate and not self.memory.disjoint(targets, others):
                 return self._in_order(arrays, scalars, dtype)
-        shapes = tuple([tuple(x.shape) for x in arrays["p"]])
         kinds = tuple([tuple([x.dtype for x in arrays[name]]) for name in self._touched])
         layout = self._layout(shapes, kinds, dtype, donate)
         out: dict[str, list[Array]] = {name: [None] * len(shapes) for name in self._written}
@@ -209,6 +179,7 @@ class HostLift:
             if not hosts[name].flags.c_contiguous:
                 hosts[name][...] = results[name].reshape(shape)
             out[name][index] = leaf[name]
+            memory.changed([leaf[name]])
 
     # What to run how
 

@@ -77,7 +77,7 @@ def of(*arrays: Any) -> Backend:
     if forced is not None and all(map(forced.is_array, arrays)):
         return forced
     found: Backend | None = None
-    for x in arrays:
+    for x in {type(x): x for x in arrays}.values():
         backend = _by_type.get(type(x)) or _find(x)
         if found is not None and backend is not found:
             raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from polyopt.backend import Arrays, Lifted, Scalars
-from polyopt.hostlift import SMALL, HostLift, Shapes, disjoint
+from polyopt.hostlift import HostLift, disjoint
+from polyopt.hostmemory import Shapes
 from polyopt.lifting import evaluate_leaves
 from polyopt.trace import Program
 from polyopt_torch import ops
-from polyopt_torch.memory import NAMES, host_view, tensor_view
+from polyopt_torch.memory import DTYPES, NAMES, host_view, tensor_view
 
 if TYPE_CHECKING:
     from polyopt_torch.backend import TorchBackend
@@ -34,25 +35,19 @@ def lift(backend: TorchBackend, program: Program, compiled: bool) -> Lifted:
                 known = {
                     n: v.detach().item() if isinstance(v, torch.Tensor) else v for n, v in scalars.items()
                 }
-                out = host(arrays, known, dtype, donate)
-                if donate:
-                    _mark_changed(x for name, _ in program.outputs for x in arrays.get(name, ()))
-                return out
+                return host(arrays, known, dtype, donate)
             return _op_by_op(backend, program, arrays, scalars, dtype, donate)
 
     return run
-
-
-def _mark_changed(leaves: Iterable[torch.Tensor]) -> None:
-    """Tell autograd, which refuses a backward pass through a graph whose saved values have changed."""
-    torch.autograd.graph.increment_version([x for x in leaves if x.numel() > SMALL and not x.is_inference()])
 
 
 def _in_host_memory(arrays: Arrays) -> bool:
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     return all(
-        set(map(type, leaves)) <= _PLAIN and all(x.is_cpu and x.layout is torch.strided for x in leaves)
+        set(map(type, leaves)) <= _PLAIN
+        and all(x.is_cpu for x in leaves)
+        and {x.layout for x in leaves} <= {torch.strided}
         for leaves in arrays.values()
     )
 
@@ -129,6 +124,27 @@ class TorchMemory:
 
     def disjoint(self, targets: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
         return disjoint(_bounds(targets), _bounds(others))
+
+    def contiguous(self, leaves: Sequence[torch.Tensor], writable: bool) -> bool:
+        return all(map(torch.Tensor.is_contiguous, leaves))
+
+    def addresses(self, leaves: Sequence[torch.Tensor]) -> Any:
+        return np.fromiter(map(torch.Tensor.data_ptr, leaves), np.int64, len(leaves))
+
+    def empty(
+        self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[torch.Tensor] | None
+    ) -> list[torch.Tensor]:
+        dtype = DTYPES[storage.name]
+        if like is None:
+            return [torch.empty(shape, dtype=dtype) for shape in shapes]
+        return [
+            torch.empty(shape, dtype=dtype, requires_grad=x.requires_grad)
+            for shape, x in zip(shapes, like, strict=True)
+        ]
+
+    def changed(self, leaves: Sequence[torch.Tensor]) -> None:
+        # Autograd refuses a backward pass through a graph whose saved values have changed.
+        torch.autograd.graph.increment_version([x for x in leaves if not x.is_inference()])
 
 
 def _bounds(leaves: Sequence[torch.Tensor]) -> list[tuple[int, int]]:

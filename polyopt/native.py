@@ -1,0 +1,259 @@
+"""One fused kernel for a program over all leaves in host memory, compiled by numba (the extra ``numba``).
+
+The program becomes straight-line scalar code inside a loop over a *table*: a row holds the addresses of a
+chunk's arrays and its length, so leaves of any number and size are one call, in place where they are given
+up. Nothing is contracted, approximated or reordered (no fast-math), at any number of threads: the bits are
+those of the program op by op.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyopt.hostkernel import scalar_names
+from polyopt.trace import PREDICATES, Program
+
+CHUNK = 1 << 16
+"""Elements of a row at the most: what threads share out."""
+
+THREADED = 1 << 18
+"""Elements from which a thread of its own is worth its while."""
+
+STORED = frozenset(np.dtype(name) for name in ("float32", "float64"))
+"""Dtypes that the kernel reads and writes; others are left to NumPy."""
+
+# Correctly rounded, or only comparing and selecting: LLVM's bits are NumPy's. exp, log, pow, cos and tanh
+# are not among them.
+EXPRESSIONS: Mapping[str, str] = {
+    "abs": "abs({0})",
+    "add": "{0} + {1}",
+    "divide": "{0} / {1}",
+    "equal": "{0} == {1}",
+    "greater": "{0} > {1}",
+    "greater_equal": "{0} >= {1}",
+    "isfinite": "np.isfinite({0})",
+    "isinf": "np.isinf({0})",
+    "isnan": "np.isnan({0})",
+    "less": "{0} < {1}",
+    "less_equal": "{0} <= {1}",
+    "logical_and": "{0} & {1}",
+    "logical_not": "not {0}",
+    "logical_or": "{0} | {1}",
+    # NaN if one is; of two zeros the second, as NumPy's vector code has it.
+    "maximum": "{0} if {0} > {1} or {0} != {0} else {1}",
+    "minimum": "{0} if {0} < {1} or {0} != {0} else {1}",
+    "multiply": "{0} * {1}",
+    "negative": "-{0}",
+    "not_equal": "{0} != {1}",
+    "sqrt": "np.sqrt({0})",
+    "square": "{0} * {0}",
+    "subtract": "{0} - {1}",
+    "where": "{1} if {0} else {2}",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """An array of every leaf: ``given`` by the caller, ``written``, or both: then in place."""
+
+    name: str
+    storage: np.dtype[Any]
+    given: bool
+    written: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How leaves of certain sizes are cut: for each row its leaf, its offset in elements and its length."""
+
+    leaf: Any
+    offset: Any
+    length: Any
+    total: int
+
+
+@lru_cache(maxsize=64)
+def rows(sizes: tuple[int, ...]) -> Rows:
+    """Chunks of at most :data:`CHUNK` elements.
+
+    >>> rows((3, 0, CHUNK + 1)).length.tolist()
+    [3, 65536, 1]
+    """
+    cut = [(i, start, min(CHUNK, n - start)) for i, n in enumerate(sizes) for start in range(0, n, CHUNK)]
+    leaf, offset, length = np.array(cut, np.int64).reshape(-1, 3).T.copy()
+    return Rows(leaf, offset, length, sum(sizes))
+
+
+@lru_cache(maxsize=1)
+def _numba() -> Any:
+    try:
+        import numba
+    except ImportError:
+        return None
+    return numba
+
+
+def supported(program: Program) -> bool:
+    """Whether numba is installed and the kernel can have the program's bits."""
+    scalars = scalar_names(program)
+    used = {i.op for i in program.body if i.name not in scalars}
+    return used <= EXPRESSIONS.keys() and _numba() is not None
+
+
+class Kernel:
+    """``program`` in the compute dtype ``dtype`` over ``columns``."""
+
+    def __init__(self, program: Program, dtype: str, columns: tuple[Column, ...]) -> None:
+        self.columns = columns
+        self.given = tuple(c.name for c in columns if c.given)
+        self.in_place = frozenset(c.name for c in columns if c.given and c.written)
+        self._dtype = np.dtype(dtype)
+        self._scalars = tuple(sorted(scalar_names(program) & program.used))
+        self._function = _compiled(_source(program, dtype, columns, self._scalars), dtype)
+
+    def disjoint(self, addresses: Mapping[str, Any], sizes: tuple[int, ...]) -> bool:
+        """Whether no two of the given leaves share memory."""
+        counts = np.array(sizes, np.int64)
+        given = [c for c in self.columns if c.given]
+        starts = np.concatenate([addresses[c.name] for c in given])
+        stops = starts + np.concatenate([counts * c.storage.itemsize for c in given])
+        order = np.argsort(starts[starts < stops])
+        starts, stops = starts[starts < stops][order], stops[starts < stops][order]
+        return not (starts[1:] < stops[:-1]).any()
+
+    def run(self, addresses: Sequence[Any], sizes: tuple[int, ...], scalars: Mapping[str, Any]) -> None:
+        """Compute all leaves. ``addresses``: for each column an int64 array with one of every leaf."""
+        cut = rows(sizes)
+        table = np.empty((len(cut.leaf), len(self.columns) + 1), np.int64)
+        for k, (column, start) in enumerate(zip(self.columns, addresses, strict=True)):
+            table[:, k] = start[cut.leaf] + cut.offset * column.storage.itemsize
+        table[:, -1] = cut.length
+        values = np.array([float(scalars[name]) for name in self._scalars], self._dtype)
+        threads = min(_threads(), cut.total // THREADED)
+        if threads < 2:
+            self._function(table, values, 0, len(table))
+            return
+        ends = np.searchsorted(np.cumsum(cut.length), np.arange(1, threads) * (cut.total / threads)).tolist()
+        bounds = [0, *ends, len(table)]
+        jobs = [
+            _pool().submit(self._function, table, values, start, stop) for start, stop in pairwise(bounds[1:])
+        ]
+        self._function(table, values, bounds[0], bounds[1])
+        for job in jobs:
+            job.result()
+
+
+def _threads() -> int:
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, int(limit)) if limit.isdigit() and int(limit) > 0 else usable
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, _threads() - 1), thread_name_prefix="polyopt")
+
+
+def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: tuple[str, ...]) -> str:
+    """The kernel as Python source, which says all that it depends on: equal sources are equal kernels."""
+    names: dict[str, str] = {}
+
+    def name(value: str) -> str:
+        return names.setdefault(value, f"x{len(names)}")
+
+    known = scalar_names(program)
+    predicates = {i.name for i in program.body if i.op in PREDICATES}
+    lines = ["def kernel(table, scalars, start, stop):"]
+    for k, scalar in enumerate(scalars):
+        lines.append(f"    {name(scalar)} = scalars[{k}]" + (" != 0" if scalar in predicates else ""))
+    lines.append("    for row in range(start, stop):")
+    lines.append(f"        n = table[row, {len(columns)}]")
+    for k, column in enumerate(columns):
+        lines.append(f"        a{k} = carray(address(table[row, {k}]), n, np.{column.storage.name})")
+    lines.append("        for i in range(n):")
+    for k, column in enumerate(columns):
+        if column.given and column.name in program.used:
+            lines.append(f"            {name(column.name)} = np.{dtype}(a{k}[i])")
+    for i in program.body:
+        if i.name not in known:
+            value = EXPRESSIONS[i.op].format(*(name(a) for a in i.args))
+            lines.append(f"            {name(i.name)} = {value}")
+    results = dict(program.outputs)
+    for k, column in enumerate(columns):
+        if column.written:
+            lines.append(f"            a{k}[i] = {name(results[column.name])}")
+    return "\n".join(lines) + "\n"
+
+
+@lru_cache(maxsize=256)
+def _compiled(source: str, dtype: str) -> Callable[..., None]:
+    numba = _numba()
+    file = _cache_file(source + dtype)
+    # The name is that of a module which can be imported: numba looks it up when it loads from its cache.
+    scope: dict[str, Any] = {"__name__": __name__, "np": np, "carray": numba.carray, "address": _address()}
+    exec(compile(source, str(file or "<polyopt kernel>"), "exec"), scope)
+    # Not fast-math: every operation is rounded by itself.
+    function: Callable[..., None] = numba.njit(
+        f"void(int64[:, ::1], {dtype}[::1], int64, int64)",
+        nogil=True,
+        error_model="numpy",
+        cache=file is not None,
+    )(scope["kernel"])
+    return function
+
+
+def _cache_file(source: str) -> Path | None:
+    """A file with the source, beside which numba keeps what it compiles; ``None`` where none can be had."""
+    home = os.environ.get("POLYOPT_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(home) / "kernels" if home else Path.home() / ".cache" / "polyopt" / "kernels"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"k{hashlib.sha256(source.encode()).hexdigest()[:32]}.py"
+        if not file.exists():
+            from polyopt.files import write_atomic
+
+            write_atomic(file, [source.encode()])
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return file
+
+
+@lru_cache(maxsize=1)
+def _address() -> Any:
+    """An intrinsic that takes an integer for a pointer."""
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def address(typingctx: Any, number: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+        return types.voidptr(number), code
+
+    return address
+
+
+@lru_cache(maxsize=1)
+def peek() -> Callable[[Any, Any], None]:
+    """``f(addresses, out)``: the 64-bit integers that stand at some addresses."""
+    numba = _numba()
+    address = _address()
+
+    def read(addresses: Any, out: Any) -> None:
+        for i in range(len(addresses)):
+            out[i] = numba.carray(address(addresses[i]), 1, np.int64)[0]
+
+    compiled: Callable[[Any, Any], None] = numba.njit("void(int64[::1], int64[::1])")(read)
+    return compiled
