@@ -198,7 +198,8 @@ def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: 
 @lru_cache(maxsize=256)
 def _compiled(source: str, dtype: str) -> Callable[..., None]:
     numba = _numba()
-    file = _cache_file(source + dtype)
+    source = f"{source}# computed in {dtype}\n"
+    file = _cache_file(source)
     # The name is that of a module which can be imported: numba looks it up when it loads from its cache.
     scope: dict[str, Any] = {"__name__": __name__, "np": np, "carray": numba.carray, "address": _address()}
     exec(compile(source, str(file or "<polyopt kernel>"), "exec"), scope)
@@ -213,10 +214,14 @@ def _compiled(source: str, dtype: str) -> Callable[..., None]:
 
 
 def _cache_file(source: str) -> Path | None:
-    """A file with the source, beside which numba keeps what it compiles; ``None`` where none can be had."""
-    home = os.environ.get("POLYOPT_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    """A file with the source, beside which numba keeps what it compiles; ``None`` where none can be had.
+
+    In ``POLYOPT_CACHE_DIR``, else ``XDG_CACHE_HOME``/polyopt, else ``~/.cache/polyopt``.
+    """
+    own, shared = os.environ.get("POLYOPT_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
     try:
-        folder = Path(home) / "kernels" if home else Path.home() / ".cache" / "polyopt" / "kernels"
+        home = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "polyopt"
+        folder = home / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"k{hashlib.sha256(source.encode()).hexdigest()[:32]}.py"
         if not file.exists():
