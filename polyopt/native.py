@@ -164,6 +164,11 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, _threads() - 1), thread_name_prefix="polyopt")
 
 
+if hasattr(os, "register_at_fork"):
+    # Threads don't survive a fork: the child would wait for its parent's for ever.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: tuple[str, ...]) -> str:
     """The kernel as Python source, which says all that it depends on: equal sources are equal kernels."""
     names: dict[str, str] = {}

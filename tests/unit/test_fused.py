@@ -194,3 +194,22 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     file.write_text("")
     monkeypatch.setenv("POLYOPT_CACHE_DIR", str(file))
     assert native._cache_file("def kernel(): pass\n") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    code = (
+        "import os, numpy as np\n"
+        "from polyopt import SGD, Optimizer, native\n"
+        "native._threads = lambda: 3\n"
+        "o, p = Optimizer(SGD(lr=1.0)), np.ones(4 * native.THREADED)\n"
+        "s = o.init(p)\n"
+        "o.step(p, p, s)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(7 if float(o.step(p, p, s)[0].sum()) == 0 else 1)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert out.stdout.strip() == "7"
