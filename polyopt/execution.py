@@ -82,7 +82,7 @@ class Execution:
 
     def _groups(self, plan: Plan, g: Sequence[Array | None]) -> list[Group]:
         groups: dict[tuple[Any, ...], Group] = {}
-        by_kind: dict[tuple[int, Any], Group] = {}
+        dtypes: dict[Any, str] = {}
         missed, paths, leaves = self.state["missed"], self.flat.paths, self.flat.leaves
         for pipeline, indices in plan.classes:
             scalar = [
@@ -92,33 +92,25 @@ class Execution:
                 for name, slot in part.names
                 if slot.shape == "scalar"
             ]
-            if not scalar and not missed:
-                # The usual case, and a thousand small leaves must not cost more than their update.
-                for i in indices:
-                    if (gradient := g[i]) is not None:
-                        kind = leaves[i].dtype
-                        if (group := by_kind.get((id(pipeline), kind))) is None:
-                            dtype = compute_dtype(self.backend.dtype_name(leaves[i]))
-                            group = Group(pipeline, [], dtype, 0, {}, [])
-                            group = groups.setdefault((id(pipeline), dtype, 0, ()), group)
-                            by_kind[id(pipeline), kind] = group
-                        group.indices.append(i)
-                        group.updates.append(gradient)
-                continue
             for i in indices:
                 gradient = g[i]
                 if gradient is None:
                     continue
-                path = paths[i]
-                dtype = compute_dtype(self.backend.dtype_name(self.flat.leaves[i]))
-                values = {name: self._slot(name, [path])[0] for name in scalar}
-                same = tuple(v if isinstance(v, float) else id(v) for v in values.values())
-                late = missed.get(path, 0)
-                key = (id(pipeline), dtype, id(late) if self._traced(late) else int(late), same)
-                if key not in groups:
-                    groups[key] = Group(pipeline, [], dtype, late, values, [])
-                groups[key].indices.append(i)
-                groups[key].updates.append(gradient)
+                kind = leaves[i].dtype
+                if kind not in dtypes:
+                    dtypes[kind] = compute_dtype(self.backend.dtype_name(leaves[i]))
+                key: tuple[Any, ...] = (id(pipeline), dtypes[kind])
+                late, values = 0, {}
+                # Asked of no leaf in vain: a thousand small ones must not cost more than their update.
+                if missed or scalar:
+                    late = missed.get(paths[i], 0)
+                    values = {name: self._slot(name, [paths[i]])[0] for name in scalar}
+                    same = tuple(v if isinstance(v, float) else id(v) for v in values.values())
+                    key += (id(late) if self._traced(late) else int(late), same)
+                if (group := groups.get(key)) is None:
+                    group = groups[key] = Group(pipeline, [], dtypes[kind], late, values, [])
+                group.indices.append(i)
+                group.updates.append(gradient)
         return list(groups.values())
 
     def _run_until_unmeasured(self, group: Group, output: str, donate: bool) -> None:

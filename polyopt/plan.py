@@ -18,8 +18,6 @@ from polyopt.errors import InputError, nearest
 from polyopt.rule import Chain, Global, Leafwise, Partition, Rule, Slot, Stage, matches
 from polyopt.trace import Program, Symbol, Tracer
 
-RESERVED = ("g", "p", "update")
-
 
 @dataclass(frozen=True)
 class Part:

@@ -25,7 +25,6 @@ KINDS: Final = {
     "numeric": (*INTEGER, *FLOATING),
 }
 SHAPES: Final = ((), (3,), (0, 2), (2, 3), 4)
-SHARED_BITS: Final = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 
 
 def dtype_itself(context: Context, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
@@ -110,9 +109,3 @@ class Report:
             "backends": list(self.backends),
             "rows": [asdict(row) for row in self.rows],
         }
-
-
-def merged(reports: Iterable[Report]) -> Report:
-    """One report with the rows of all."""
-    found = list(reports)
-    return Report(tuple(row for r in found for row in r.rows), sum(r.seconds for r in found))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any
 
 import pytest
 
@@ -26,15 +24,6 @@ def _forget() -> Iterator[None]:
     trajectories.forget()
 
 
-def promotion(name: str) -> Any:
-    """JAX with the standard's promotion: the rest of the suite has it refuse to promote at all."""
-    if name != "jax":
-        return nullcontext()
-    import jax
-
-    return jax.numpy_dtype_promotion("standard")
-
-
 @pytest.mark.parametrize(
     ("name", "case"),
     TABLE,
@@ -46,8 +35,7 @@ def test_conforms(name: str, case: Case) -> None:
         if backend.outcome == "skipped":
             pytest.skip(backend.detail)
         pytest.fail(f"{backend.outcome}: {backend.detail}")
-    with promotion(name):
-        row = run_case(case, Context(backend, sparse=name in SPARSE, required=frozenset(REQUIRED)))
+    row = run_case(case, Context(backend, sparse=name in SPARSE, required=frozenset(REQUIRED)))
     if row.outcome == "skipped":
         pytest.skip(row.detail)
     assert row.ok, f"{row.outcome}: {row.detail}"
