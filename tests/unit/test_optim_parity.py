@@ -1,31 +1,15 @@
-"""``benchmarks/parity.py`` in 300 steps instead of 10,000: the bounds that polyopt promises."""
+"""``polyopt_bench.parity`` in 300 steps instead of 10,000: the bounds that polyopt promises."""
 
 from __future__ import annotations
-
-import importlib.util
-import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "parity.py"
-
-
-@pytest.fixture(scope="module")
-def parity() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmarks_parity", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from polyopt_bench import parity
 
 
 @pytest.mark.parametrize("convention", ["torch", "optax", "keras"])
-def test_promised_bounds(parity: Any, convention: str) -> None:
+def test_promised_bounds(convention: str) -> None:
     promised = [p for p in parity.pairs() if p.convention == convention]
     names = {p.label for p in promised}
     assert names >= {"SGD", "momentum", "Nesterov", "Adam", "AdamW"}
@@ -35,7 +19,7 @@ def test_promised_bounds(parity: Any, convention: str) -> None:
             assert row.ok, row
 
 
-def test_a_wrong_formula_exceeds_the_bound(parity: Any) -> None:
+def test_a_wrong_formula_exceeds_the_bound() -> None:
     """The measure sees the difference that only a changed rate shows."""
     pair = next(p for p in parity.pairs() if p.convention == "keras" and p.label == "momentum")
     job = parity.work(60)

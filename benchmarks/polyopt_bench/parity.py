@@ -1,6 +1,6 @@
 """How far polyopt's conventions are from torch.optim, optax and Keras after many steps, in float64.
 
-    python benchmarks/parity.py [--steps 10000] [--json]
+    python -m polyopt_bench.parity [--steps 10000] [--json]
 
 Every pair gets the same gradients, fixed beforehand, and a learning rate that falls by ten in mid-run. The
 deviation is relative to the largest parameter of its leaf; "element" is the worst of any single element
@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def _torch_pairs() -> list[Pair]:
         ("RAdam", "radam", {}, o.RAdam, 1e-13),
     ]
     return [
-        Pair(label, "torch", name, kw, lambda ps, make=make, kw=kw: make(ps, lr=LR, **kw), bound)
+        Pair(label, "torch", name, kw, partial(make, lr=LR, **kw), bound)
         for label, name, kw, make, bound in rows
     ]
 
@@ -143,7 +144,7 @@ def _optax_pairs() -> list[Pair]:
         ("RAdam", "radam", {}, o.radam, 1e-13),
     ]
     return [
-        Pair(label, "optax", name, kw, lambda lr, make=make, kw=kw: make(lr, **kw), bound)
+        Pair(label, "optax", name, kw, partial(make, **kw), bound)
         for label, name, kw, make, bound in rows
     ]
 
@@ -160,7 +161,7 @@ def _keras_pairs() -> list[Pair]:
         ("AdamW", "adamw", {}, o.AdamW),
     ]
     return [
-        Pair(label, "keras", name, kw, lambda lr, make=make, kw=kw: make(lr, **kw), 1e-5)
+        Pair(label, "keras", name, kw, partial(make, **kw), 1e-5)
         for label, name, kw, make in rows
     ]
 
