@@ -154,12 +154,18 @@ class DeviceLift:
             x.layout != torch.strided or x.is_meta for x in leaves
         ):
             raise _NotPlain
-        kinds = [Kind(x.device, x.dtype, x.is_contiguous() and not x.is_neg()) for x in leaves]
-        if len(set(kinds)) != 1 or not kinds[0].contiguous or tuple(map(torch.Tensor.numel, leaves)) != sizes:
+        pieces = [x.is_contiguous() and not x.is_neg() for x in leaves]
+        if (
+            not all(pieces)
+            or len({x.dtype for x in leaves}) != 1
+            or len({x.device for x in leaves}) != 1
+            or tuple(map(torch.Tensor.numel, leaves)) != sizes
+        ):
             self._seen.pop(name, None)
-            return kinds
-        self._seen[name] = Seen([weakref.ref(x) for x in leaves], sizes, kinds[0])
-        return kinds[0]
+            return [Kind(x.device, x.dtype, piece) for x, piece in zip(leaves, pieces, strict=True)]
+        kind = Kind(leaves[0].device, leaves[0].dtype, True)
+        self._seen[name] = Seen(list(map(weakref.ref, leaves)), sizes, kind)
+        return kind
 
     def _apart(
         self,
