@@ -65,12 +65,13 @@ class Execution:
             )
         self.step = step if self._traced(step) else int(step)
         self.measured: dict[str, dict[str, Array]] = {}
+        self.groups: list[Group] = []
 
     def advance(
         self, plan: Plan, g: Sequence[Array | None], output: str, donate: bool
     ) -> tuple[list[Array | None], dict[str, Any]]:
         """Run every leaf with a gradient through its pipeline: ``(new leaves or updates, new state)``."""
-        groups = self._groups(plan, g)
+        self.groups = groups = self._groups(plan, g)
         waiting = [group for group in groups if group.pipeline]
         while waiting:
             for group in waiting:
@@ -115,7 +116,7 @@ class Execution:
 
     def _run_until_unmeasured(self, group: Group, output: str, donate: bool) -> None:
         while (segment := group.segment) is not None:
-            if segment.awaits is not None and segment.parts[0].key not in self.measured:
+            if self._awaits(segment):
                 return
             last = group.done == len(group.pipeline) - 1
             self._run_segment(group, segment, output if last else "update", donate)
@@ -128,9 +129,7 @@ class Execution:
             for name, slot in part.names:
                 if slot.shape == "like":
                     arrays[name] = self._slot(name, paths)
-        scalars: dict[str, Any] = {}
-        for part in segment.parts:
-            scalars |= self._scalars(group, part)
+        scalars = self.scalars(group, segment)
         if segment.leafwise:
             group.results |= self._leafwise(segment.parts[0], arrays, scalars, group.dtype)
             group.updates = group.results.pop("update")
@@ -145,6 +144,18 @@ class Execution:
         outputs = lift(arrays, wanted, group.dtype, donate=donate)
         group.updates = outputs.pop(output)
         group.results |= outputs
+
+    def scalars(self, group: Group, segment: Segment) -> dict[str, Any]:
+        """The coefficients of all of ``segment`` by their names in its program; scalar slots move on."""
+        return {n: x for part in segment.parts for n, x in self._scalars(group, part).items()}
+
+    def measure_heads(self, groups: list[Group]) -> None:
+        """Measure what the next segments of ``groups`` await."""
+        while waiting := [x for x in groups if x.segment and self._awaits(x.segment)]:
+            self._measure(waiting)
+
+    def _awaits(self, segment: Segment) -> bool:
+        return segment.awaits is not None and segment.parts[0].key not in self.measured
 
     def _slot(self, name: str, paths: Sequence[str]) -> list[Any]:
         """The state's ``name`` for each of ``paths``."""
@@ -231,7 +242,7 @@ class Execution:
         }
         self.measured[part.key] = _measurement(self.backend, part, dtype, self.compiled)(leaves, c)
 
-    def _next_step(self) -> Any:
+    def next_step(self) -> Any:
         """One more; a traced counter stays at its dtype's largest value rather than wrap around."""
         if isinstance(self.step, int):
             return self.step + 1
@@ -258,7 +269,7 @@ class Execution:
         ]
         if idle:
             missed = missed | {path: missed.get(path, 0) + 1 for path in idle}
-        return leaves, self.state | {"step": self._next_step(), "missed": missed, "slots": slots}
+        return leaves, self.state | {"step": self.next_step(), "missed": missed, "slots": slots}
 
 
 @lru_cache(maxsize=256)

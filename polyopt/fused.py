@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -10,10 +11,20 @@ import numpy as np
 
 from polyopt.backend import Arrays, Scalars
 from polyopt.hostkernel import scalar_values
-from polyopt.hostmemory import Memory, Shapes
+from polyopt.hostmemory import Memory
 from polyopt.native import STORED, Column, Kernel, supported
 from polyopt.ops import Array
+from polyopt.survey import ADDRESS, CONTIGUOUS, FLAGS, KIND, RANK, SIZE, WRITABLE
 from polyopt.trace import Program
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found out about a call's arrays: the kernel for them, and the survey of each column."""
+
+    kernel: Kernel
+    facts: Mapping[str, Any]
+    sizes: Any
 
 
 class FusedLift:
@@ -25,42 +36,102 @@ class FusedLift:
         replaced = (name for name in self._written if name in program.arrays)
         self._touched = tuple(dict.fromkeys((*(n for n in program.arrays if n in program.used), *replaced)))
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
+        self._disjoint = Disjoint()
 
     def __call__(
-        self, arrays: Arrays, shapes: Shapes, scalars: Scalars, dtype: str, donate: bool
+        self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool
     ) -> dict[str, list[Array]] | None:
         """``None`` where leaves are of mixed or other dtypes, in pieces, not writable or share memory."""
-        kinds = tuple([frozenset([x.dtype for x in arrays[name]]) for name in self._touched])
-        kernel = self._kernel(kinds, dtype, donate)
-        if kernel is None:
+        look = self.look(arrays, dtype, donate)
+        return None if look is None else self.run(look, arrays, scalars, dtype)
+
+    def look(self, arrays: Arrays, dtype: str, donate: bool) -> Look | None:
+        """What to run for these leaves; ``None`` where it has to be something else."""
+        survey = self.memory.survey() if self._touched and supported(self.program) else None
+        if survey is None or not self.memory.plain():
             return None
-        memory, sizes = self.memory, _sizes(shapes)
-        if not all(memory.contiguous(arrays[n], n in kernel.in_place) for n in kernel.given):
-            return None
-        addresses = {name: memory.addresses(arrays[name]) for name in kernel.given}
-        if kernel.in_place and not kernel.disjoint(addresses, sizes):
-            return None
+        facts = {}
+        for name in self._touched:
+            leaves = arrays[name]
+            found = survey.facts(leaves) if isinstance(leaves, list) else survey.facts(list(leaves))
+            if found is None or not self.memory.plain(leaves):
+                return None
+            facts[name] = found
+        return self._understood(facts, dtype, donate)
+
+    def again(self, look: Look, arrays: Mapping[str, list[Array]]) -> bool:
+        """Whether these leaves are what ``look`` found but for their addresses, which it takes over."""
+        survey = self.memory.survey()
+        return (
+            survey is not None
+            and self.memory.plain()
+            and all(survey.again(arrays[name], facts) for name, facts in look.facts.items())
+            and self.memory.plain(arrays["g"])
+            and self._apart(look.kernel, look.facts)
+        )
+
+    def run(self, look: Look, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
+        """Compute what was looked at."""
+        kernel = look.kernel
         out: dict[str, list[Array]] = {}
         columns = []
         for column in kernel.columns:
             if column.given:
-                columns.append(addresses[column.name])
+                columns.append(look.facts[column.name][:, ADDRESS])
             else:
-                out[column.name] = memory.empty(shapes, column.storage, arrays.get(column.name))
-                columns.append(memory.addresses(out[column.name]))
+                shapes = tuple(tuple(x.shape) for x in arrays["p"])
+                made = self.memory.empty(shapes, column.storage, arrays.get(column.name))
+                found = self._survey(made)
+                out[column.name] = made
+                columns.append(found[:, ADDRESS])
         with np.errstate(all="ignore"):
             values = scalar_values(self.program, scalars, dtype)
-        kernel.run(columns, sizes, values)
+        kernel.run(columns, look.sizes, values)
         for name in kernel.in_place:
             out[name] = list(arrays[name])
-            memory.changed(out[name])
+            self.memory.changed(out[name])
         return out
 
-    def _make_kernel(self, kinds: tuple[frozenset[Any], ...], dtype: str, donate: bool) -> Kernel | None:
-        if any(len(kind) != 1 for kind in kinds) or not supported(self.program):
+    def _survey(self, leaves: list[Array]) -> Any:
+        survey = self.memory.survey()
+        facts = None if survey is None else survey.facts(leaves)
+        assert facts is not None  # our own, in one piece
+        return facts
+
+    def _understood(self, facts: Mapping[str, Any], dtype: str, donate: bool) -> Look | None:
+        first = next(iter(facts.values()))
+        kinds = []
+        for found in facts.values():
+            kind = found[:1, KIND].tolist()
+            if (found[:, KIND] != kind).any() or (found[:, RANK:] != first[:, RANK:]).any():
+                return None
+            kinds += kind
+        kernel = self._kernel(tuple(kinds), dtype, donate) if len(first) else None
+        if kernel is None:
             return None
-        storage = {n: self.memory.dtype(*kind) for n, kind in zip(self._touched, kinds, strict=True)}
-        if not STORED.issuperset(storage.values()):
+        for name in kernel.given:
+            needed = CONTIGUOUS | WRITABLE if name in kernel.in_place else CONTIGUOUS
+            if (facts[name][:, FLAGS] & needed != needed).any():
+                return None
+        if not self._apart(kernel, facts):
+            return None
+        return Look(kernel, facts, first[:, SIZE].copy())
+
+    def _apart(self, kernel: Kernel, facts: Mapping[str, Any]) -> bool:
+        """Whether what is written in place shares memory with nothing else."""
+        ranges: dict[bool, list[Any]] = {True: [], False: []}
+        for column in kernel.columns:
+            if column.given:
+                found = facts[column.name]
+                ranges[column.name in kernel.in_place].append(
+                    (found[:, ADDRESS], found[:, SIZE] * column.storage.itemsize)
+                )
+        return self._disjoint(ranges[True], ranges[False])
+
+    def _make_kernel(self, kinds: tuple[int, ...], dtype: str, donate: bool) -> Kernel | None:
+        found = {n: self.memory.storage(kind) for n, kind in zip(self._touched, kinds, strict=True)}
+        storage = {n: kind for n, kind in found.items() if kind is not None and kind in STORED}
+        if len(storage) < len(found):
             return None
         in_place = set(self._written) & set(storage) if donate else set()
         given = [n for n in self._touched if n in self.program.used or n in in_place]
@@ -75,6 +146,42 @@ class FusedLift:
         )
 
 
-@lru_cache(maxsize=64)
-def _sizes(shapes: Shapes) -> tuple[int, ...]:
-    return tuple(map(math.prod, shapes))
+class Disjoint:
+    """Whether pieces of memory share none. The written ones are mostly those of the call before."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, Any, Any] | None = None
+
+    def __call__(self, written: list[tuple[Any, Any]], read: list[tuple[Any, Any]]) -> bool:
+        """``[(first bytes, lengths)]`` of int64 arrays.
+
+        >>> a, b = np.array([0, 8]), np.array([4, 4])
+        >>> Disjoint()([(a, b)], [(a + 4, b)]), Disjoint()([(a, b)], [(a + 3, b)])
+        (True, False)
+        """
+        if not written:
+            return True
+        bounds = np.concatenate([x for pair in written for x in pair])
+        last = self._last
+        if last is None or not np.array_equal(last[0], bounds):
+            found = _sorted(written)
+            if found is None:
+                return False
+            self._last = last = (bounds, *found)
+        _, starts, stops = last
+        for first, length in read:
+            before = np.searchsorted(starts, first + length)  # the written ones that start before each ends
+            hit = (stops[before - 1] > first) & (before > 0) & (length > 0)
+            if len(stops) and hit.any():
+                return False
+        return True
+
+
+def _sorted(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any] | None:
+    """Starts and stops in order, ``None`` where two meet."""
+    starts = np.concatenate([first for first, _ in pairs])
+    stops = starts + np.concatenate([length for _, length in pairs])
+    starts, stops = starts[starts < stops], stops[starts < stops]
+    order = np.argsort(starts)
+    starts, stops = starts[order], stops[order]
+    return None if (starts[1:] < stops[:-1]).any() else (starts, stops)

@@ -76,15 +76,17 @@ class HostLift:
         self._touched = tuple(dict.fromkeys((*self._read, *self._replaced)))
         self._layout = lru_cache(maxsize=32)(self._make_layout)
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
-        self._fused = FusedLift(program, memory)
+        self.fused = FusedLift(program, memory)
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
     ) -> dict[str, list[Array]]:
+        fused = self.fused(arrays, scalars, dtype, donate)
+        return self.in_blocks(arrays, scalars, dtype, donate) if fused is None else fused
+
+    def in_blocks(self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool) -> dict[str, list[Array]]:
+        """By NumPy: what the compiled kernel can't take."""
         shapes = tuple([tuple(x.shape) for x in arrays["p"]])
-        fused = self._fused(arrays, shapes, scalars, dtype, donate)
-        if fused is not None:
-            return fused
         if donate:
             targets = [x for name in self._replaced for x in arrays[name]]
             donate = self.memory.writable(targets)
@@ -104,7 +106,7 @@ class HostLift:
 
     def _in_order(self, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
         """Leaves that share memory: compute all from the old values, then write one after the other."""
-        out = self(arrays, scalars, dtype, donate=False)
+        out = self.in_blocks(arrays, scalars, dtype, donate=False)
         for name in self._replaced:
             for target, value in zip(arrays[name], out[name], strict=True):
                 self.memory.assign(target, value)

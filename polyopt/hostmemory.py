@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from polyopt.ops import Array
+from polyopt.survey import Survey
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -45,11 +46,14 @@ class Memory(Protocol):
     def disjoint(self, targets: Sequence[Array], others: Sequence[Array]) -> bool:
         """Whether no target shares memory with another target or any of ``others``."""
 
-    def contiguous(self, leaves: Sequence[Array], writable: bool) -> bool:
-        """Whether each leaf lies in one piece, in C's order, and can be written to if need be."""
+    def survey(self) -> Survey | None:
+        """What reads many arrays at once, if there is such a thing here; asked for only with numba."""
 
-    def addresses(self, leaves: Sequence[Array]) -> Any:
-        """Where the memory of each contiguous leaf starts: an int64 array."""
+    def storage(self, kind: int) -> np.dtype[Any] | None:
+        """The host dtype that the survey codes by ``kind``, ``None`` for others."""
+
+    def plain(self, leaves: Sequence[Array] = ()) -> bool:
+        """Whether arrays are now what lies in their memory, and these are in any case."""
 
     def empty(self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[Array] | None) -> list[Array]:
         """New arrays, to replace the leaves ``like`` if there are any."""

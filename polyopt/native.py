@@ -80,18 +80,25 @@ class Rows:
     offset: Any
     length: Any
     total: int
+    whole: bool
+    """Whether every leaf is one row."""
+
+
+def rows(sizes: Any) -> Rows:
+    """Chunks of at most :data:`CHUNK` elements of leaves with these ``sizes``, an int64 array.
+
+    >>> rows(np.array([3, 0, CHUNK + 1])).length.tolist()
+    [3, 65536, 1]
+    """
+    return _rows(sizes.tobytes())
 
 
 @lru_cache(maxsize=64)
-def rows(sizes: tuple[int, ...]) -> Rows:
-    """Chunks of at most :data:`CHUNK` elements.
-
-    >>> rows((3, 0, CHUNK + 1)).length.tolist()
-    [3, 65536, 1]
-    """
-    cut = [(i, start, min(CHUNK, n - start)) for i, n in enumerate(sizes) for start in range(0, n, CHUNK)]
+def _rows(sizes: bytes) -> Rows:
+    numbers = np.frombuffer(sizes, np.int64).tolist()
+    cut = [(i, start, min(CHUNK, n - start)) for i, n in enumerate(numbers) for start in range(0, n, CHUNK)]
     leaf, offset, length = np.array(cut, np.int64).reshape(-1, 3).T.copy()
-    return Rows(leaf, offset, length, sum(sizes))
+    return Rows(leaf, offset, length, sum(numbers), leaf.tolist() == list(range(len(numbers))))
 
 
 @lru_cache(maxsize=1)
@@ -121,22 +128,15 @@ class Kernel:
         self._scalars = tuple(sorted(scalar_names(program) & program.used))
         self._function = _compiled(_source(program, dtype, columns, self._scalars), dtype)
 
-    def disjoint(self, addresses: Mapping[str, Any], sizes: tuple[int, ...]) -> bool:
-        """Whether no two of the given leaves share memory."""
-        counts = np.array(sizes, np.int64)
-        given = [c for c in self.columns if c.given]
-        starts = np.concatenate([addresses[c.name] for c in given])
-        stops = starts + np.concatenate([counts * c.storage.itemsize for c in given])
-        order = np.argsort(starts[starts < stops])
-        starts, stops = starts[starts < stops][order], stops[starts < stops][order]
-        return not (starts[1:] < stops[:-1]).any()
-
-    def run(self, addresses: Sequence[Any], sizes: tuple[int, ...], scalars: Mapping[str, Any]) -> None:
+    def run(self, addresses: Sequence[Any], sizes: Any, scalars: Mapping[str, Any]) -> None:
         """Compute all leaves. ``addresses``: for each column an int64 array with one of every leaf."""
         cut = rows(sizes)
         table = np.empty((len(cut.leaf), len(self.columns) + 1), np.int64)
         for k, (column, start) in enumerate(zip(self.columns, addresses, strict=True)):
-            table[:, k] = start[cut.leaf] + cut.offset * column.storage.itemsize
+            if cut.whole:
+                table[:, k] = start
+            else:
+                table[:, k] = start[cut.leaf] + cut.offset * column.storage.itemsize
         table[:, -1] = cut.length
         values = np.array([float(scalars[name]) for name in self._scalars], self._dtype)
         threads = min(_threads(), cut.total // THREADED)
@@ -202,19 +202,26 @@ def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: 
 
 @lru_cache(maxsize=256)
 def _compiled(source: str, dtype: str) -> Callable[..., None]:
+    signature = f"void(int64[:, ::1], {dtype}[::1], int64, int64)"
+    return compile_source(f"{source}# computed in {dtype}\n", "kernel", signature, nogil=True)
+
+
+def compile_source(source: str, name: str, signature: str, *, nogil: bool = False) -> Callable[..., Any]:
+    """The function ``name`` of ``source``, compiled; from the second process on, loaded from a file."""
     numba = _numba()
-    source = f"{source}# computed in {dtype}\n"
-    file = _cache_file(source)
+    file = _cache_file(f"{source}# {signature}\n")
     # The name is that of a module which can be imported: numba looks it up when it loads from its cache.
-    scope: dict[str, Any] = {"__name__": __name__, "np": np, "carray": numba.carray, "address": _address()}
+    scope: dict[str, Any] = {
+        "__name__": __name__,
+        "np": np,
+        "carray": numba.carray,
+        "address": _address(),
+        "call": _call(),
+    }
     exec(compile(source, str(file or "<polyopt kernel>"), "exec"), scope)
     # Not fast-math: every operation is rounded by itself.
-    function: Callable[..., None] = numba.njit(
-        f"void(int64[:, ::1], {dtype}[::1], int64, int64)",
-        nogil=True,
-        error_model="numpy",
-        cache=file is not None,
-    )(scope["kernel"])
+    compiled = numba.njit(signature, nogil=nogil, error_model="numpy", cache=file is not None)
+    function: Callable[..., Any] = compiled(scope[name])
     return function
 
 
@@ -256,14 +263,23 @@ def _address() -> Any:
 
 
 @lru_cache(maxsize=1)
-def peek() -> Callable[[Any, Any], None]:
-    """``f(addresses, out)``: the 64-bit integers that stand at some addresses."""
-    numba = _numba()
-    address = _address()
+def _call() -> Any:
+    """An intrinsic that calls ``int f(void *, void *)`` at an address; an error (not 0) is dropped."""
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
 
-    def read(addresses: Any, out: Any) -> None:
-        for i in range(len(addresses)):
-            out[i] = numba.carray(address(addresses[i]), 1, np.int64)[0]
+    @intrinsic
+    def call(typingctx: Any, function: Any, first: Any, second: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t, cgutils.voidptr_t])
+            pointer = builder.inttoptr(args[0], kind.as_pointer())
+            result = builder.call(pointer, [builder.inttoptr(a, cgutils.voidptr_t) for a in args[1:]])
+            with builder.if_then(builder.icmp_signed("!=", result, ir.Constant(ir.IntType(32), 0))):
+                context.get_python_api(builder).err_clear()
+            return result
 
-    compiled: Callable[[Any, Any], None] = numba.njit("void(int64[::1], int64[::1])")(read)
-    return compiled
+        return types.int32(function, first, second), code
+
+    return call

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 import polyopt.scalar as host
-from polyopt import accumulation, lifting, registry, tree
+from polyopt import accumulation, lifting, registry, replay, tree
 from polyopt.backend import Backend
 from polyopt.errors import InputError, NonFiniteError
 from polyopt.execution import Execution, compute_dtype
 from polyopt.ops import FLOATING, Array
 from polyopt.outcome import select, written
 from polyopt.plan import Plan, plan
+from polyopt.replay import Replay
 from polyopt.rule import Chain, Partition, Rule, Stage, rules_of
 from polyopt.schedules import Measured, Schedule
 from polyopt.tree import Tree
@@ -83,6 +84,7 @@ class Optimizer:
         self.nonfinite: Policy = nonfinite
         self.compiled = compiled
         self._plan = lru_cache(maxsize=16)(lambda paths: plan(rule, paths))
+        self._replay: Replay | None = None
 
     def init(self, params: Tree) -> State:
         """The state before the first update: a dict of plain data.
@@ -126,6 +128,10 @@ class Optimizer:
         changed in place where the framework can (NumPy, PyTorch, ``tf.Variable``) or their memory is
         reused (JAX).
         """
+        if donate and self._replay is not None:
+            done = self._again(self._replay, params, grads, state)
+            if done is not None:
+                return done
         return self._run(params, grads, state, "p", donate=donate)
 
     def observe(self, state: State, metric: float) -> State:
@@ -192,7 +198,24 @@ class Optimizer:
         if donate and not decided:
             leaves = written(backend, flat.leaves, leaves)
             new = new | {"slots": written(backend, state["slots"], new["slots"])}
+        if give and output == "p" and self.accumulate == 1 and self.compiled:
+            self._replay = replay.record(backend, params, flat, g, execution.groups, new)
         return flat.unflatten(leaves), new
+
+    def _again(self, last: Replay, params: Tree, grads: Tree, state: State) -> tuple[Tree, State] | None:
+        """The step done as the last one was, ``None`` where it differs."""
+        if not last.lock.acquire(blocking=False):
+            return None
+        try:
+            ready = last.ready(params, grads, state)
+            if ready is None:
+                return None
+            if self._finite(last.backend, ready.flat.paths, ready.g) is False:
+                return params, state
+            execution = Execution(last.backend, ready.flat, state, self._resolver(state), self.compiled)
+            return params, last.run(ready, execution)
+        finally:
+            last.lock.release()
 
     def _resolver(self, state: State) -> Any:
         return lambda key, rule, xp, step: self._resolve(key, rule, xp, step, state)

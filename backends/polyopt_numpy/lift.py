@@ -13,7 +13,7 @@ from polyopt.backend import Arrays, Lifted, Scalars
 from polyopt.hostlift import HostLift, disjoint
 from polyopt.hostmemory import Shapes
 from polyopt.lifting import evaluate_leaves
-from polyopt.native import peek
+from polyopt.survey import Survey, numpy_survey
 from polyopt.trace import Program
 from polyopt_numpy import ops
 
@@ -97,19 +97,14 @@ class NumpyMemory:
             return True
         return disjoint([byte_bounds(x) for x in targets], [byte_bounds(np.asarray(x)) for x in others])
 
-    def contiguous(self, leaves: Sequence[Any], writable: bool) -> bool:
-        if not set(map(type, leaves)) <= {np.ndarray}:
-            return False
-        if writable:
-            return all(x.flags.carray for x in leaves)
-        return all(x.flags.c_contiguous and x.flags.aligned for x in leaves)
+    def survey(self) -> Survey | None:
+        return _survey()
 
-    def addresses(self, leaves: Sequence[Any]) -> Any:
-        found = np.fromiter(map(id, leaves), np.int64, len(leaves))
-        if not _data_follows_head():
-            return np.array([x.ctypes.data for x in leaves], np.int64)
-        peek()(found + HEAD, found)
-        return found
+    def storage(self, kind: int) -> np.dtype[Any] | None:
+        return _STORAGE.get(kind)
+
+    def plain(self, leaves: Sequence[Any] = ()) -> bool:
+        return True
 
     def empty(self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[Any] | None) -> list[Any]:
         return [np.empty(shape, storage) for shape in shapes]
@@ -118,14 +113,9 @@ class NumpyMemory:
         pass
 
 
-HEAD = object.__basicsize__
-"""Bytes of a Python object before its own fields; an ndarray's first one is the address of its data."""
+_STORAGE = {id(np.dtype(name)): np.dtype(name) for name in ("float32", "float64")}
 
 
 @lru_cache(maxsize=1)
-def _data_follows_head() -> bool:
-    """Whether NumPy's ``PyArrayObject`` looks so here, as its C API has it: ``x.ctypes.data`` takes 1 µs."""
-    samples = [np.arange(3.0), np.ones((2, 2), np.float32)[1:], np.zeros(())]
-    found = np.array([id(x) + HEAD for x in samples], np.int64)
-    peek()(found, found)
-    return bool(found.tolist() == [x.ctypes.data for x in samples])
+def _survey() -> Survey | None:
+    return numpy_survey()

@@ -1,21 +1,19 @@
-"""Lifting on PyTorch: through the host's memory on CPU, op by op elsewhere."""
+"""Lifting on PyTorch: through the host's memory on CPU, by the device's kernels elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-import ml_dtypes
-import numpy as np
 import torch
 
 from polyopt.backend import Arrays, Lifted, Scalars
-from polyopt.hostlift import HostLift, disjoint
-from polyopt.hostmemory import Shapes
+from polyopt.hostlift import HostLift
 from polyopt.lifting import evaluate_leaves
 from polyopt.trace import Program
 from polyopt_torch import ops
-from polyopt_torch.memory import DTYPES, NAMES, host_view, tensor_view
+from polyopt_torch.devicelift import DeviceLift
+from polyopt_torch.host import TorchMemory, transformed
 
 if TYPE_CHECKING:
     from polyopt_torch.backend import TorchBackend
@@ -25,26 +23,36 @@ _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 def lift(backend: TorchBackend, program: Program, compiled: bool) -> Lifted:
     """``program`` over a list of tensors, none of which joins a graph."""
-    host = HostLift(program, TorchMemory())
+    return TorchLift(backend, program) if compiled else partial(_op_by_op, backend, program)
 
-    def run(
-        arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
+
+class TorchLift:
+    """The host lift where tensors lie in host memory, the device lift elsewhere."""
+
+    def __init__(self, backend: TorchBackend, program: Program) -> None:
+        self._backend, self._program = backend, program
+        self._host = HostLift(program, TorchMemory())
+        self.fused = self._host.fused
+        self._device = DeviceLift(program, self)
+
+    def __call__(
+        self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
     ) -> dict[str, list[torch.Tensor]]:
         with torch.no_grad():
-            if compiled and _in_host_memory(arrays):
-                known = {
-                    n: v.detach().item() if isinstance(v, torch.Tensor) else v for n, v in scalars.items()
-                }
-                return host(arrays, known, dtype, donate)
-            return _op_by_op(backend, program, arrays, scalars, dtype, donate)
-
-    return run
+            look = self.fused.look(arrays, dtype, donate)
+            if look is None and not _in_host_memory(arrays):
+                found = None if transformed() else self._device(arrays, scalars, dtype, donate)
+                if found is None:
+                    found = _op_by_op(self._backend, self._program, arrays, scalars, dtype, donate)
+                return found
+            known = {n: v.detach().item() if isinstance(v, torch.Tensor) else v for n, v in scalars.items()}
+            if look is None:
+                return self._host.in_blocks(arrays, known, dtype, donate)
+            return self.fused.run(look, arrays, known, dtype)
 
 
 def _in_host_memory(arrays: Arrays) -> bool:
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return all(
+    return not transformed() and all(
         set(map(type, leaves)) <= _PLAIN
         and all(x.is_cpu for x in leaves)
         and {x.layout for x in leaves} <= {torch.strided}
@@ -52,13 +60,14 @@ def _in_host_memory(arrays: Arrays) -> bool:
     )
 
 
+@torch.no_grad()
 def _op_by_op(
     backend: TorchBackend,
     program: Program,
     arrays: Arrays,
     scalars: Scalars,
     dtype: str,
-    donate: bool,
+    donate: bool = False,
 ) -> dict[str, list[torch.Tensor]]:
     """The reference, for tensors on any device and for placeholders."""
     leaves = arrays["p"]
@@ -81,79 +90,3 @@ def _owned(old: torch.Tensor, value: torch.Tensor, donate: bool) -> torch.Tensor
     if donate:
         return old.copy_(value)
     return value.requires_grad_() if old.requires_grad else value
-
-
-class TorchMemory:
-    """The memory of CPU tensors. Called under ``no_grad``."""
-
-    def dtype(self, kind: torch.dtype) -> np.dtype[Any]:
-        name = NAMES[kind]
-        return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-
-    def host(self, x: torch.Tensor) -> Any:
-        return host_view(x)
-
-    def wrap(self, x: Any, like: torch.Tensor | None) -> torch.Tensor:
-        result = tensor_view(x)
-        return result.requires_grad_() if like is not None and like.requires_grad else result
-
-    def assign(self, target: torch.Tensor, value: torch.Tensor) -> None:
-        target.copy_(value)
-
-    def views(self, buffer: Any, shapes: Shapes) -> Sequence[torch.Tensor]:
-        sizes = [int(np.prod(s)) for s in shapes]
-        parts = torch.split(torch.from_numpy(buffer), sizes)
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-    def gather(self, buffer: Any, views: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
-        torch._foreach_copy_(list(views), list(leaves))
-
-    def scatter(self, views: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
-        torch._foreach_copy_(list(leaves), list(views))
-
-    def fresh(self, views: Sequence[torch.Tensor], like: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
-        if like is None:
-            return [view.clone() for view in views]
-        return [
-            view.to(x.dtype, copy=True).requires_grad_(x.requires_grad)
-            for view, x in zip(views, like, strict=True)
-        ]
-
-    def writable(self, leaves: Sequence[torch.Tensor]) -> bool:
-        return True
-
-    def disjoint(self, targets: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
-        return disjoint(_bounds(targets), _bounds(others))
-
-    def contiguous(self, leaves: Sequence[torch.Tensor], writable: bool) -> bool:
-        return all(map(torch.Tensor.is_contiguous, leaves))
-
-    def addresses(self, leaves: Sequence[torch.Tensor]) -> Any:
-        return np.fromiter(map(torch.Tensor.data_ptr, leaves), np.int64, len(leaves))
-
-    def empty(
-        self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[torch.Tensor] | None
-    ) -> list[torch.Tensor]:
-        dtype = DTYPES[storage.name]
-        if like is None:
-            return [torch.empty(shape, dtype=dtype) for shape in shapes]
-        return [
-            torch.empty(shape, dtype=dtype, requires_grad=x.requires_grad)
-            for shape, x in zip(shapes, like, strict=True)
-        ]
-
-    def changed(self, leaves: Sequence[torch.Tensor]) -> None:
-        # Autograd refuses a backward pass through a graph whose saved values have changed.
-        torch.autograd.graph.increment_version([x for x in leaves if not x.is_inference()])
-
-
-def _bounds(leaves: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    """First byte and the one after the last, for each."""
-    return [(start := x.data_ptr(), start + _span(x)) for x in leaves]
-
-
-def _span(x: torch.Tensor) -> int:
-    if x.is_contiguous() or not x.numel():
-        return x.nbytes
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return int((1 + last) * x.itemsize)

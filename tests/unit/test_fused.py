@@ -62,13 +62,13 @@ def both(backend: Any, program: Program, arrays: Any, dtype: str, donate: bool) 
     """Fused (it must be), and op by op on NumPy."""
     own = {n: [backend.from_numpy(x) for x in xs] for n, xs in arrays.items()}
     taken = []
-    call = FusedLift.__call__
+    look = FusedLift.look
 
     def spy(*args: Any) -> Any:
-        taken.append(call(*args))
+        taken.append(look(*args))
         return taken[-1]
 
-    with mock.patch.object(FusedLift, "__call__", spy):
+    with mock.patch.object(FusedLift, "look", spy):
         got = backend.lift(program)(own, {"s": 0.37}, dtype, donate=donate)
     assert taken[0] is not None
     if donate:
@@ -112,7 +112,7 @@ def test_the_bits_are_the_same_at_any_number_of_threads(
 @given(st.lists(st.integers(0, 3 * CHUNK), max_size=8))
 @settings(deadline=None, max_examples=60)
 def test_rows_cover_each_leaf_once(sizes: list[int]) -> None:
-    cut = rows(tuple(sizes))
+    cut = rows(np.array(sizes, np.int64))
     assert cut.total == int(cut.length.sum()) == sum(sizes)
     for i, n in enumerate(sizes):
         mine = cut.leaf == i
@@ -136,9 +136,8 @@ def test_what_the_kernel_cannot_take_is_left_to_numpy(change: Any) -> None:
     rng = np.random.default_rng(2)
     arrays = {n: [values(rng, (4, 3), "float32") for _ in range(2)] for n in ARRAYS}
     change(arrays)
-    shapes = ((4, 3), (4, 3))
     lift = FusedLift(everything(), NumpyMemory())
-    assert lift(arrays, shapes, {"s": 0.37}, "float32", True) is None
+    assert lift(arrays, {"s": 0.37}, "float32", True) is None
 
 
 def test_operations_that_are_not_exact_are_left_to_numpy() -> None:

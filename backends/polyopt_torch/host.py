@@ -1,0 +1,130 @@
+"""Tensors on a CPU as host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from polyopt.hostlift import disjoint
+from polyopt.hostmemory import Shapes
+from polyopt.survey import CONTIGUOUS, MOST_AXES, WRITABLE, Survey, dlpack_survey
+from polyopt_torch.memory import DTYPES, NAMES, host_view, tensor_view
+
+
+class TorchMemory:
+    """The memory of CPU tensors. Called under ``no_grad``."""
+
+    def dtype(self, kind: torch.dtype) -> np.dtype[Any]:
+        name = NAMES[kind]
+        return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+    def host(self, x: torch.Tensor) -> Any:
+        return host_view(x)
+
+    def wrap(self, x: Any, like: torch.Tensor | None) -> torch.Tensor:
+        result = tensor_view(x)
+        return result.requires_grad_() if like is not None and like.requires_grad else result
+
+    def assign(self, target: torch.Tensor, value: torch.Tensor) -> None:
+        target.copy_(value)
+
+    def views(self, buffer: Any, shapes: Shapes) -> Sequence[torch.Tensor]:
+        sizes = [int(np.prod(s)) for s in shapes]
+        parts = torch.split(torch.from_numpy(buffer), sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def gather(self, buffer: Any, views: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
+        torch._foreach_copy_(list(views), list(leaves))
+
+    def scatter(self, views: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
+        torch._foreach_copy_(list(leaves), list(views))
+
+    def fresh(self, views: Sequence[torch.Tensor], like: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
+        if like is None:
+            return [view.clone() for view in views]
+        return [
+            view.to(x.dtype, copy=True).requires_grad_(x.requires_grad)
+            for view, x in zip(views, like, strict=True)
+        ]
+
+    def writable(self, leaves: Sequence[torch.Tensor]) -> bool:
+        return True
+
+    def disjoint(self, targets: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+        return disjoint(_bounds(targets), _bounds(others))
+
+    def survey(self) -> Survey | None:
+        return _survey()
+
+    def storage(self, kind: int) -> np.dtype[Any] | None:
+        return _STORAGE.get(kind)
+
+    def plain(self, leaves: Sequence[torch.Tensor] = ()) -> bool:
+        return not (transformed() or any(map(torch.Tensor.is_neg, leaves)))
+
+    def empty(
+        self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[torch.Tensor] | None
+    ) -> list[torch.Tensor]:
+        dtype = DTYPES[storage.name]
+        if like is None:
+            return [torch.empty(shape, dtype=dtype) for shape in shapes]
+        return [
+            torch.empty(shape, dtype=dtype, requires_grad=x.requires_grad)
+            for shape, x in zip(shapes, like, strict=True)
+        ]
+
+    def changed(self, leaves: Sequence[torch.Tensor]) -> None:
+        # Autograd refuses a backward pass through a graph whose saved values have changed.
+        try:
+            torch.autograd.graph.increment_version(leaves)
+        except RuntimeError:  # tensors made in inference mode have no version
+            torch.autograd.graph.increment_version([x for x in leaves if not x.is_inference()])
+
+
+def transformed() -> bool:
+    """Whether tensors stand for something else, inside ``torch.compile`` or ``torch.func``."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+_STORAGE = {2 | bits << 8 | 1 << 16: np.dtype(f"float{bits}") for bits in (32, 64)}
+"""DLPack's code, bits and lanes of a dtype -> the host's."""
+
+
+@lru_cache(maxsize=1)
+def _survey() -> Survey | None:
+    samples: list[Any] = [
+        torch.arange(3.0),
+        torch.nn.Parameter(torch.ones(4, 2, dtype=torch.float64)),
+        torch.ones(()),
+        torch.ones(6, 5)[1:, ::2].requires_grad_(),
+    ]
+    expected = [
+        [
+            x.data_ptr(),
+            x.numel(),
+            2 | x.itemsize << 11 | 1 << 16,
+            CONTIGUOUS * x.is_contiguous() + WRITABLE,
+            x.ndim,
+            *x.shape,
+            *[0] * (MOST_AXES - x.ndim),
+        ]
+        for x in samples
+    ]
+    return dlpack_survey((torch.Tensor, torch.nn.Parameter), samples, expected)
+
+
+def _bounds(leaves: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """First byte and the one after the last, for each."""
+    return [(start := x.data_ptr(), start + _span(x)) for x in leaves]
+
+
+def _span(x: torch.Tensor) -> int:
+    if x.is_contiguous() or not x.numel():
+        return x.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return int((1 + last) * x.itemsize)
