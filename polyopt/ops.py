@@ -5,6 +5,16 @@ promotion and special values are the standard's (https://data-apis.org/array-api
 beyond it, because training needs them: ``float16`` and, where the framework has it, ``bfloat16``.
 
 Nothing stands here that no algorithm, model or stage uses; an algorithm that needs more extends this file.
+
+A namespace may offer more, where it has something better than what :mod:`polyopt.reductions` does without:
+
+- ``repeat(times, function, carry)``: ``carry = function(carry)`` as long as the bool ``carry[0]`` is false,
+  at most ``times`` times; ``carry`` is a tuple of 0-d arrays. Compiled once, however often it runs.
+- ``settled(x)``: ``x``, which is computed before what follows; that it is there tells that operations on
+  whole arrays are compiled into one.
+- ``sum_squares(arrays, scale)``: the sum of the squares of all elements times ``scale``, in the bits of
+  ``reductions``, as a 0-d array; ``None`` for arrays that it can't take.
+- ``known_norm``: what ``reductions.root_sum_squares`` is to give, where it was computed before.
 """
 
 from __future__ import annotations

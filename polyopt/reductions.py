@@ -1,26 +1,37 @@
 """Reductions whose bits are the same on every backend, because their order is fixed.
 
 Everything is folded by elementwise additions: each is correctly rounded, so the bits agree, and the error
-grows with log n (Higham, "The accuracy of floating point summation", 1993), not with n. Blocks are small
-enough for a cache and few enough for a compiler.
+grows with log n (Higham, "The accuracy of floating point summation", 1993), not with n. An array is cut in
+:data:`FOLD` equal streams that are added up lane by lane: long contiguous operations for NumPy, one
+vectorized loop each for a compiler, and lanes that threads can share out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from polyopt.ops import Array
 
-BLOCK = 1 << 15
-"""Elements that are worked on at a time, few enough to stay in a cache with what is computed from them."""
+FOLD = 8
+"""Streams that an array is folded by: as many as a processor fetches ahead of."""
+
+LEVELS = 2
+"""How often each array is folded before the results are put together."""
 
 WIDTH = 1 << 10
-"""Elements that a block is folded to before the leaves are put together."""
+"""Elements from which on folding is by halves."""
 
-JOINED = 1 << 16
-"""Elements of small arrays that are joined first: copying them costs less than operations for each."""
+LARGE = 1 << 15
+"""Elements from which an array is read where it lies: joining costs a copy, but fewer operations."""
+
+JOINED = 1 << 17
+"""Elements of small arrays that are joined at the most: what stays in a core's own cache."""
+
+LANES = 1 << 14
+"""Lanes that are folded at a time where nothing is compiled, so that a temporary stays in the cache."""
 
 _SCALES = {
     "float32": ((-100, 126), (-40, 80), (40, 0), (128, -80)),
@@ -31,7 +42,16 @@ _SCALES = {
         (1024, -1000),
     ),
 }
-"""``(e, k)``, in order: an array whose largest magnitude is below 2^e is multiplied by 2^k, exactly."""
+"""``(e, k)``, in order: a row whose largest magnitude is below 2^e is multiplied by 2^k, exactly."""
+
+_ORDINARY = {"float32": (-70, 100), "float64": (-200, 200)}
+"""Exponents between which a sum of squares has lost nothing that counts, and needs no other scale."""
+
+_STEPS = {"float32": (80, -80, 126), "float64": (200, -1000, 1000)}
+"""Exponents: from one scale to the next, the smallest scale and the largest."""
+
+_ATTEMPTS = {"float32": 3, "float64": 6}
+"""Scales in one direction, 1 included."""
 
 
 def ordered_sum(xp: Any, x: Array) -> Array:
@@ -47,8 +67,9 @@ def ordered_sum(xp: Any, x: Array) -> Array:
 def root_sum_squares(xp: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
     """``(root, scale)``, 0-d: the joint 2-norm of ``arrays`` is ``root / scale``, which may overflow alone.
 
-    ``scale`` is a power of two, 1 for ordinary magnitudes, chosen so that no square overflows and none that
-    counts vanishes. ``root`` is 0 where all is zero or empty, inf or NaN where an element is.
+    ``scale`` is a power of two, 1 for ordinary magnitudes, else chosen so that no square overflows and none
+    that counts vanishes: then, and then only, the arrays are read once more. ``root`` is 0 where all is zero
+    or empty, inf or NaN where an element is.
 
     Parameters
     ----------
@@ -57,14 +78,34 @@ def root_sum_squares(xp: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
     arrays
         At least one array; all float32 or all float64.
     """
-    flat = packed(xp, arrays)
-    scale = power_of_two(xp, peak(xp, flat))
+    known = getattr(xp, "known_norm", None)
+    if known is not None:
+        root, scale = known
+        return root, scale
+    kind = _kind(xp, arrays[0])
+    step, smallest, largest = (2.0**e for e in _STEPS[kind])
+    low, high = (2.0**e for e in _ORDINARY[kind])
+    flat = None if hasattr(xp, "sum_squares") else packed(xp, arrays)
 
-    def squares(part: Array) -> Array:
-        scaled = xp.multiply(part, scale)
-        return xp.multiply(scaled, scaled)
+    def attempt(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        scale = carry[1]
+        total = _sum_squares(xp, arrays, flat, scale)
 
-    return xp.sqrt(_joint_sum(xp, flat, squares)), scale
+        def bound(value: float) -> Array:
+            return xp.full_like(total, value)
+
+        lost = xp.logical_and(xp.less(total, bound(low)), xp.less(scale, bound(largest)))
+        over = xp.logical_and(xp.greater(total, bound(high)), xp.greater(scale, bound(smallest)))
+        up = xp.minimum(xp.multiply(scale, bound(step)), bound(largest))
+        down = xp.maximum(xp.multiply(scale, bound(1 / step)), bound(smallest))
+        done = xp.logical_not(xp.logical_or(lost, over))
+        return done, xp.where(lost, up, xp.where(over, down, scale)), total
+
+    start = xp.reshape(xp.reshape(arrays[0], (-1,))[:0], (0,))
+    zero = xp.sum(start)
+    carry = (xp.less(zero, zero), xp.ones_like(zero), zero)
+    _, scale, total = getattr(xp, "repeat", partial(_repeated, xp))(_ATTEMPTS[kind], attempt, carry)
+    return xp.sqrt(total), scale
 
 
 def axis_root_sum_squares(xp: Any, x: Array, axis: int) -> tuple[Array, Array]:
@@ -84,37 +125,37 @@ def axis_root_sum_squares(xp: Any, x: Array, axis: int) -> tuple[Array, Array]:
 
 
 def packed(xp: Any, arrays: Sequence[Array]) -> list[Array]:
-    """The arrays flat, neighbours joined as long as they are small together."""
-    groups: list[list[Array]] = []
+    """The arrays flat, small ones joined: a group stands where its first member stood."""
+    flat = [xp.reshape(x, (-1,)) for x in arrays]
+    members = groups(tuple(math.prod(x.shape) for x in arrays))
+    return [_joined(xp, [flat[i] for i in group]) for group in members]
+
+
+@lru_cache(maxsize=64)
+def groups(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Which arrays of these sizes are read as one.
+
+    >>> groups((3, LARGE, 5, 7))
+    ((0, 2, 3), (1,))
+    """
+    found: list[list[int]] = []
+    open_group: list[int] = []
     room = 0
-    for x in arrays:
-        size = math.prod(x.shape)
-        if size > room or not groups:
-            groups.append([])
-            room = JOINED
-        groups[-1].append(xp.reshape(x, (-1,)))
+    for i, size in enumerate(sizes):
+        if size >= LARGE:
+            found.append([i])
+            continue
+        if size > room or not open_group:
+            open_group, room = [], JOINED
+            found.append(open_group)
+        open_group.append(i)
         room -= size
-    return [xp.concat(group) if len(group) > 1 else group[0] for group in groups]
-
-
-def peak(xp: Any, flat: Sequence[Array]) -> Array:
-    """The largest magnitude as a 0-d array: 0 where there is no element."""
-    found: list[Array] = []
-    for x in flat:
-        if x.shape[0] == 0:
-            found.append(xp.sum(x))
-        elif x.shape[0] <= JOINED:
-            # One reduction: XLA would compile a join of 1000 leaves into each of two (58 s against 1.5 s).
-            found.append(xp.max(xp.abs(x)))
-        else:
-            # Two: abs would write an array as large as x.
-            found.append(xp.maximum(xp.max(x), xp.negative(xp.min(x))))
-    return xp.max(xp.stack(found)) if len(found) > 1 else found[0]
+    return tuple(map(tuple, found))
 
 
 def power_of_two(xp: Any, largest: Array) -> Array:
-    """The scale of :func:`root_sum_squares` for the magnitudes ``largest``, elementwise."""
-    table = _SCALES["float64" if largest.dtype == xp.float64 else "float32"]
+    """The scale of :func:`axis_root_sum_squares` for the magnitudes ``largest``, elementwise."""
+    table = _SCALES[_kind(xp, largest)]
     scale = xp.full_like(largest, 2.0 ** table[-1][1])
     for exponent, power in reversed(table[:-1]):
         below = xp.less(largest, xp.full_like(largest, 2.0**exponent))
@@ -122,37 +163,88 @@ def power_of_two(xp: Any, largest: Array) -> Array:
     return scale
 
 
+def _kind(xp: Any, x: Array) -> str:
+    return "float64" if x.dtype == xp.float64 else "float32"
+
+
+def _repeated(
+    xp: Any, times: int, function: Callable[[tuple[Array, ...]], tuple[Array, ...]], carry: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    """``xp.repeat`` where it is missing: everything is computed, and the flag selects."""
+    for i in range(times):
+        new = function(carry)
+        done = carry[0]
+        carry = tuple(xp.where(done, a, b) for a, b in zip(carry, new, strict=True)) if i else new
+    return carry
+
+
+def _sum_squares(xp: Any, arrays: Sequence[Array], flat: list[Array] | None, scale: Array) -> Array:
+    """The sum of the squares of all elements times ``scale``."""
+    if flat is None:
+        total = xp.sum_squares(arrays, scale)
+        if total is not None:
+            return total
+
+    def squares(part: Array) -> Array:
+        scaled = xp.multiply(part, scale)
+        return xp.multiply(scaled, scaled)
+
+    return _joint_sum(xp, packed(xp, arrays) if flat is None else flat, squares)
+
+
 def _joint_sum(xp: Any, flat: Sequence[Array], of: Callable[[Array], Array]) -> Array:
     """The sum of ``of(x)`` over all elements of the 1-d arrays; ``of`` is elementwise."""
+    settled = getattr(xp, "settled", _same)
     parts = [part for x in flat for part in _folded(xp, x, of)]
+    for _ in range(LEVELS - 1):
+        parts = [part for x in parts for part in _folded(xp, settled(x), _same)]
     if not parts:
         return xp.sum(flat[0])
-    x = xp.concat(parts) if len(parts) > 1 else parts[0]
-    while x.shape[0] > 2 * WIDTH:
-        parts = _folded(xp, x, lambda part: part)
-        x = xp.concat(parts) if len(parts) > 1 else parts[0]
+    x = _joined(xp, parts)
+    while x.shape[0] > WIDTH:
+        x = _joined(xp, _folded(xp, settled(x), _same))
     return xp.reshape(_halved(xp, x, x.shape[0], lambda part, start, stop: part[start:stop]), ())
 
 
 def _folded(xp: Any, x: Array, of: Callable[[Array], Array]) -> list[Array]:
-    """``of(x)`` as one array of WIDTH elements and the remainder of fewer, as far as there are any."""
+    """``of(x)`` as the sum of FOLD equal streams, and the elements that remain."""
     n = x.shape[0]
-    blocks, whole = n // BLOCK, n - n % WIDTH
+    m = n // FOLD
+    if m == 0:
+        return [of(x)] if n else []
+    # A compiler makes one loop of the whole; else a temporary must not be larger than the cache.
+    lanes = m if hasattr(xp, "settled") else max(LANES, -(-m // 16))
+    if lanes >= m:
+        parts = [_halves(xp, of(x[: FOLD * m]), m)]
+    else:
+        parts = [_streams(xp, x, of, m, a, min(a + lanes, m)) for a in range(0, m, lanes)]
+    whole = _joined(xp, parts)
+    return [whole, of(x[FOLD * m :])] if FOLD * m < n else [whole]
 
-    def tree(low: int, high: int) -> Array:
-        if high - low == 1:
-            return of(x[low * BLOCK : high * BLOCK])
-        middle = (low + high) // 2
-        return xp.add(tree(low, middle), tree(middle, high))
 
-    def narrow(block: Array, size: int) -> Array:
-        return _halved(xp, block, size // WIDTH, lambda part, a, b: part[a * WIDTH : b * WIDTH])
+def _halves(xp: Any, x: Array, size: int) -> Array:
+    """The halves of ``x`` added until ``size`` elements are left."""
+    while x.shape[0] > size:
+        half = x.shape[0] // 2
+        x = xp.add(x[:half], x[half:])
+    return x
 
-    sums = [narrow(tree(0, blocks), BLOCK)] if blocks else []
-    if blocks * BLOCK < whole:
-        sums.append(narrow(of(x[blocks * BLOCK : whole]), whole - blocks * BLOCK))
-    parts = [xp.add(*sums)] if len(sums) == 2 else sums
-    return [*parts, of(x[whole:])] if whole < n else parts
+
+def _streams(xp: Any, x: Array, of: Callable[[Array], Array], m: int, start: int, stop: int) -> Array:
+    """The lanes from ``start`` to ``stop`` of :func:`_halves`, from FOLD streams of ``m`` elements."""
+    parts = [of(x[i * m + start : i * m + stop]) for i in range(FOLD)]
+    while len(parts) > 1:
+        half = len(parts) // 2
+        parts = [xp.add(a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
+    return parts[0]
+
+
+def _joined(xp: Any, parts: Sequence[Array]) -> Array:
+    return xp.concat(parts) if len(parts) > 1 else parts[0]
+
+
+def _same(x: Array) -> Array:
+    return x
 
 
 def _halved(xp: Any, x: Array, rows: int, cut: Callable[[Array, int, int], Array]) -> Array:

@@ -61,6 +61,9 @@ class Fenced:
         # Fenced, because XLA drops a narrowing that is followed by a widening (simplify-fp-conversions).
         return self._fence(ops.astype(x, dtype, copy=copy))
 
+    def settled(self, x: Any) -> Any:
+        return lax.optimization_barrier(x)
+
     def _fence(self, x: Any) -> Any:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x

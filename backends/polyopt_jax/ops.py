@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -217,3 +217,20 @@ def expand_dims(x: Any, /, *, axis: int = 0) -> Any:
 
 def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Any:
     return jnp.stack(_promoted(*arrays), axis=axis)
+
+
+# Beyond the standard (see polyopt.ops)
+
+
+def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
+    for i in range(times):
+        if isinstance(carry[0], jax.core.Tracer):
+            # Not a while loop, through which JAX can't differentiate backwards.
+            def step(_: Any, c: Any) -> Any:
+                return jax.lax.cond(c[0], lambda c: c, function, c)
+
+            return jax.lax.fori_loop(i, times, step, carry)
+        if carry[0]:
+            break
+        carry = function(carry)
+    return carry

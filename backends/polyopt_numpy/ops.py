@@ -207,3 +207,14 @@ def expand_dims(x: Any, /, *, axis: int = 0) -> Any:
 
 def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Any:
     return np.concat(tuple(arrays), axis=axis)
+
+
+# Beyond the standard (see polyopt.ops)
+
+
+def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
+    for _ in range(times):
+        if carry[0]:
+            break
+        carry = function(carry)
+    return carry

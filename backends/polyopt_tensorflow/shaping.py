@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -134,6 +134,21 @@ def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Any:
     rows = tf.broadcast_to(rows, [*lead, rows.shape[-1]])
     picks = tf.broadcast_to(picks, [*lead, picks.shape[-1]])
     return tf.transpose(tf.gather(rows, picks, batch_dims=rank - 1, axis=-1), back)
+
+
+def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
+    for i in range(times):
+        if tf.is_symbolic_tensor(carry[0]):
+            return tf.while_loop(
+                lambda *c: tf.logical_not(c[0]),
+                lambda *c: tuple(function(c)),
+                tuple(carry),
+                maximum_iterations=times - i,
+            )
+        if carry[0]:
+            break
+        carry = function(carry)
+    return carry
 
 
 def _wrapped(indices: Any, n: int) -> Any:

@@ -253,3 +253,20 @@ def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
 def _from_start(indices: Tensor, length: int) -> Tensor:
     indices = indices.to(torch.int64)
     return torch.where(indices < 0, indices + length, indices)
+
+
+# Beyond the standard (see polyopt.ops)
+
+
+def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        for _ in range(times):
+            carry = tuple(
+                torch.where(carry[0], old, new) for old, new in zip(carry, function(carry), strict=True)
+            )
+        return carry
+    for _ in range(times):
+        if carry[0]:
+            break
+        carry = function(carry)
+    return carry
