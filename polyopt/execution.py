@@ -71,7 +71,7 @@ class Execution:
         self, plan: Plan, g: Sequence[Array | None], output: str, donate: bool
     ) -> tuple[list[Array | None], dict[str, Any]]:
         """Run every leaf with a gradient through its pipeline: ``(new leaves or updates, new state)``."""
-        self.groups = groups = self._groups(plan, g)
+        self.groups = groups = self.grouped(plan, g)
         waiting = [group for group in groups if group.pipeline]
         while waiting:
             for group in waiting:
@@ -81,7 +81,8 @@ class Execution:
                 self._measure(waiting)
         return self._collect(plan, groups, g, output)
 
-    def _groups(self, plan: Plan, g: Sequence[Array | None]) -> list[Group]:
+    def grouped(self, plan: Plan, g: Sequence[Array | None]) -> list[Group]:
+        """The leaves that have a gradient, by what they share."""
         groups: dict[tuple[Any, ...], Group] = {}
         dtypes: dict[Any, str] = {}
         missed, paths, leaves = self.state["missed"], self.flat.paths, self.flat.leaves
@@ -190,7 +191,7 @@ class Execution:
 
     def _scalars(self, group: Group, part: Part) -> dict[str, Any]:
         """The coefficients of ``part`` by their names in the program; scalar slots move on by the way."""
-        xp, step, h = self._hyperparameters(part, group.dtype)
+        xp, step, h = self.hyperparameters(part, group.dtype)
         missed = group.missed
         if self._traced(missed):
             missed = lifting.cast(self.backend, missed, group.dtype)
@@ -203,7 +204,7 @@ class Execution:
         group.results |= {name: [values[slot]] * len(group.indices) for slot, name in own.items()}
         return {f"{part.key}{n}": v for n, v in (values | self.measured.get(part.key, {})).items()}
 
-    def _hyperparameters(self, part: Part, dtype: str) -> tuple[Any, Any, SimpleNamespace]:
+    def hyperparameters(self, part: Part, dtype: str) -> tuple[Any, Any, SimpleNamespace]:
         """``(xp, step, values)``: on the host, unless the step or one of them is traced."""
         xp: Any = host
         step: Any = self.step
@@ -234,7 +235,7 @@ class Execution:
         dtype = "float64" if any(group.dtype == "float64" for group in here) else "float32"
         by_index = {i: u for group in here for i, u in zip(group.indices, group.updates, strict=True)}
         leaves = [by_index[i] for i in sorted(by_index)]
-        _, _, h = self._hyperparameters(part, dtype)
+        _, _, h = self.hyperparameters(part, dtype)
         xp, kind = self.backend.ops, self.backend.dtype(dtype)
         c = {
             name: lifting.cast(self.backend, x, dtype) if self._traced(x) else xp.asarray(x, dtype=kind)
