@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it makes: Python 3.11, git and make are enough.
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test check docs clean
+.PHONY: help demo test check bench docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 BIN := .venv/bin
@@ -9,11 +9,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 help:
 	@echo "make demo    train a network on handwritten digits with NumPy (under two minutes from a bare clone)"
 	@echo "make test    install NumPy, PyTorch, TensorFlow and JAX (CPU builds) and run the whole suite"
 	@echo "make check   ruff, mypy --strict and the import contracts"
+	@echo "make bench   measure against the frameworks' own optimizers: docs/benchmarks.md (about ten minutes)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove .venv and everything built"
 
@@ -30,6 +32,10 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# By parts: make bench BENCH_ARGS='--only update/small' measures those again and keeps the other results.
+bench: .venv/.dev
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/polyopt bench --results benchmarks/results --out docs $(BENCH_ARGS)
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict

@@ -144,8 +144,7 @@ def _optax_pairs() -> list[Pair]:
         ("RAdam", "radam", {}, o.radam, 1e-13),
     ]
     return [
-        Pair(label, "optax", name, kw, partial(make, **kw), bound)
-        for label, name, kw, make, bound in rows
+        Pair(label, "optax", name, kw, partial(make, **kw), bound) for label, name, kw, make, bound in rows
     ]
 
 
@@ -160,10 +159,7 @@ def _keras_pairs() -> list[Pair]:
         ("Adam", "adam", {}, o.Adam),
         ("AdamW", "adamw", {}, o.AdamW),
     ]
-    return [
-        Pair(label, "keras", name, kw, partial(make, **kw), 1e-5)
-        for label, name, kw, make in rows
-    ]
+    return [Pair(label, "keras", name, kw, partial(make, **kw), 1e-5) for label, name, kw, make in rows]
 
 
 def run_ours(job: Work, pair: Pair) -> Arrays:

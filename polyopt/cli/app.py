@@ -140,6 +140,43 @@ def conform(
     raise typer.Exit(run(backend or [], require or [], quick, json))
 
 
+@app.command()
+def bench(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Adam on two parameter sets: under a minute on two cores.")
+    ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="PATTERN", help="Cases by kind/set/optimizer/backend, a regex."),
+    ] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="NAME", help="May be repeated; default: all.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every optimizer on every set and every peer: hours.")
+    ] = False,
+    growth: Annotated[bool, typer.Option("--growth", help="Memory over many steps, nothing else.")] = False,
+    steps: Annotated[int, typer.Option("--steps", help="How many steps --growth makes.")] = 1_000_000,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="DIR", help="Keep results there, merged with what is there."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write benchmarks.md and its pictures there.")
+    ] = None,
+    render: Annotated[
+        bool, typer.Option("--render", help="Measure nothing: write --out from --results.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure polyopt beside each framework's own optimizers: ratios, interleaved in one process."""
+    from polyopt.cli.bench import Request
+    from polyopt.cli.bench import bench as run
+
+    request = Request(backend or [], only, quick, everything, growth, steps, render, results, out)
+    raise typer.Exit(run(request, json))
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code.
 
