@@ -219,7 +219,7 @@ class Execution:
         return xp, step, h
 
     def _traced(self, x: Any) -> bool:
-        return self.backend.is_array(x) and self.backend.is_traced(x)
+        return type(x) not in (int, float) and self.backend.is_array(x) and self.backend.is_traced(x)
 
     def _measure(self, waiting: list[Group]) -> None:
         """Measure for a rule that all of its leaves have come to."""

@@ -23,7 +23,9 @@ class Look:
     """What was found out about a call's arrays: the kernel for them, and the survey of each column."""
 
     kernel: Kernel
-    facts: Mapping[str, Any]
+    names: tuple[str, ...]
+    facts: Any
+    """The survey: for each of ``names``, each leaf."""
     sizes: Any
 
 
@@ -37,6 +39,9 @@ class FusedLift:
         self._touched = tuple(dict.fromkeys((*(n for n in program.arrays if n in program.used), *replaced)))
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
         self._disjoint = Disjoint()
+        self._last_apart: tuple[Kernel, Any] | None = None
+        self._constants = dict(program.constants)
+        self._direct = frozenset((*program.scalars, *self._constants))
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool
@@ -50,13 +55,10 @@ class FusedLift:
         survey = self.memory.survey() if self._touched and supported(self.program) else None
         if survey is None or not self.memory.plain():
             return None
-        facts = {}
-        for name in self._touched:
-            leaves = arrays[name]
-            found = survey.facts(leaves) if isinstance(leaves, list) else survey.facts(list(leaves))
-            if found is None or not self.memory.plain(leaves):
-                return None
-            facts[name] = found
+        columns = [x if isinstance(x := arrays[name], list) else list(x) for name in self._touched]
+        facts = survey.facts(columns)
+        if facts is None or not all(map(self.memory.plain, columns)):
+            return None
         return self._understood(facts, dtype, donate)
 
     def again(self, look: Look, arrays: Mapping[str, list[Array]]) -> bool:
@@ -64,8 +66,7 @@ class FusedLift:
         survey = self.memory.survey()
         return (
             survey is not None
-            and self.memory.plain()
-            and all(survey.again(arrays[name], facts) for name, facts in look.facts.items())
+            and survey.again([arrays[name] for name in look.names], look.facts)
             and self.memory.plain(arrays["g"])
             and self._apart(look.kernel, look.facts)
         )
@@ -77,15 +78,18 @@ class FusedLift:
         columns = []
         for column in kernel.columns:
             if column.given:
-                columns.append(look.facts[column.name][:, ADDRESS])
+                columns.append(look.facts[look.names.index(column.name), :, ADDRESS])
             else:
                 shapes = tuple(tuple(x.shape) for x in arrays["p"])
                 made = self.memory.empty(shapes, column.storage, arrays.get(column.name))
-                found = self._survey(made)
                 out[column.name] = made
-                columns.append(found[:, ADDRESS])
-        with np.errstate(all="ignore"):
-            values = scalar_values(self.program, scalars, dtype)
+                columns.append(self._survey(made))
+        values: Mapping[str, Any]
+        if self._direct.issuperset(kernel.scalars):
+            values = self._constants | scalars if self._constants else scalars
+        else:
+            with np.errstate(all="ignore"):
+                values = scalar_values(self.program, scalars, dtype)
         kernel.run(columns, look.sizes, values)
         for name in kernel.in_place:
             out[name] = list(arrays[name])
@@ -94,39 +98,44 @@ class FusedLift:
 
     def _survey(self, leaves: list[Array]) -> Any:
         survey = self.memory.survey()
-        facts = None if survey is None else survey.facts(leaves)
+        facts = None if survey is None else survey.facts([leaves])
         assert facts is not None  # our own, in one piece
-        return facts
+        return facts[0, :, ADDRESS]
 
-    def _understood(self, facts: Mapping[str, Any], dtype: str, donate: bool) -> Look | None:
-        first = next(iter(facts.values()))
-        kinds = []
-        for found in facts.values():
-            kind = found[:1, KIND].tolist()
-            if (found[:, KIND] != kind).any() or (found[:, RANK:] != first[:, RANK:]).any():
-                return None
-            kinds += kind
-        kernel = self._kernel(tuple(kinds), dtype, donate) if len(first) else None
+    def _understood(self, facts: Any, dtype: str, donate: bool) -> Look | None:
+        if not facts.shape[1]:
+            return None
+        kinds = facts[:, :1, KIND]
+        if (facts[:, :, KIND] != kinds).any() or (facts[:, :, RANK:] != facts[:1, :, RANK:]).any():
+            return None
+        kernel = self._kernel(tuple(kinds[:, 0].tolist()), dtype, donate)
         if kernel is None:
             return None
         for name in kernel.given:
             needed = CONTIGUOUS | WRITABLE if name in kernel.in_place else CONTIGUOUS
-            if (facts[name][:, FLAGS] & needed != needed).any():
+            if (facts[self._touched.index(name), :, FLAGS] & needed != needed).any():
                 return None
         if not self._apart(kernel, facts):
             return None
-        return Look(kernel, facts, first[:, SIZE].copy())
+        return Look(kernel, self._touched, facts, facts[0, :, SIZE].copy())
 
-    def _apart(self, kernel: Kernel, facts: Mapping[str, Any]) -> bool:
+    def _apart(self, kernel: Kernel, facts: Any) -> bool:
         """Whether what is written in place shares memory with nothing else."""
+        last = self._last_apart
+        addresses = facts[:, :, ADDRESS].copy()
+        if last is not None and last[0] is kernel and np.array_equal(last[1], addresses):
+            return True
         ranges: dict[bool, list[Any]] = {True: [], False: []}
         for column in kernel.columns:
             if column.given:
-                found = facts[column.name]
+                found = facts[self._touched.index(column.name)]
                 ranges[column.name in kernel.in_place].append(
                     (found[:, ADDRESS], found[:, SIZE] * column.storage.itemsize)
                 )
-        return self._disjoint(ranges[True], ranges[False])
+        if not self._disjoint(ranges[True], ranges[False]):
+            return False
+        self._last_apart = (kernel, addresses)
+        return True
 
     def _make_kernel(self, kinds: tuple[int, ...], dtype: str, donate: bool) -> Kernel | None:
         found = {n: self.memory.storage(kind) for n, kind in zip(self._touched, kinds, strict=True)}

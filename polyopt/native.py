@@ -125,8 +125,8 @@ class Kernel:
         self.given = tuple(c.name for c in columns if c.given)
         self.in_place = frozenset(c.name for c in columns if c.given and c.written)
         self._dtype = np.dtype(dtype)
-        self._scalars = tuple(sorted(scalar_names(program) & program.used))
-        self._function = _compiled(_source(program, dtype, columns, self._scalars), dtype)
+        self.scalars = tuple(sorted(scalar_names(program) & program.used))
+        self._function = _compiled(_source(program, dtype, columns, self.scalars), dtype)
 
     def run(self, addresses: Sequence[Any], sizes: Any, scalars: Mapping[str, Any]) -> None:
         """Compute all leaves. ``addresses``: for each column an int64 array with one of every leaf."""
@@ -138,8 +138,10 @@ class Kernel:
             else:
                 table[:, k] = start[cut.leaf] + cut.offset * column.storage.itemsize
         table[:, -1] = cut.length
-        values = np.array([float(scalars[name]) for name in self._scalars], self._dtype)
-        threads = min(_threads(), cut.total // THREADED)
+        values = np.array([float(scalars[name]) for name in self.scalars], self._dtype)
+        threads = cut.total // THREADED
+        if threads > 1:
+            threads = min(_threads(), threads)
         if threads < 2:
             self._function(table, values, 0, len(table))
             return

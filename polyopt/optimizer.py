@@ -15,7 +15,7 @@ import polyopt.scalar as host
 from polyopt import accumulation, lifting, registry, replay, tree
 from polyopt.backend import Backend
 from polyopt.errors import InputError, NonFiniteError
-from polyopt.execution import Execution, compute_dtype
+from polyopt.execution import Execution, Resolve, compute_dtype
 from polyopt.ops import FLOATING, Array
 from polyopt.outcome import select, written
 from polyopt.plan import Plan, plan
@@ -163,6 +163,8 @@ class Optimizer:
     def _resolve(self, key: str, rule: Rule, xp: Any, step: Any, state: State) -> SimpleNamespace:
         values = rule.hyperparameters()
         for name, value in values.items():
+            if type(value) is float:
+                continue
             if isinstance(value, Measured):
                 values[name] = value.current(state["observed"][f"{key}{name}"])
             elif isinstance(value, Schedule):
@@ -183,7 +185,7 @@ class Optimizer:
         ok = self._finite(backend, flat.paths, g)
         if ok is False:
             return flat.unflatten(unchanged), state
-        execution = Execution(backend, flat, state, self._resolver(state), self.compiled)
+        execution = Execution(backend, flat, state, self.resolver(state), self.compiled)
         # Where a traced flag decides, only the outcome may be written into what is given up.
         flags = (ok, state.get("micro_step") if self.accumulate > 1 else None)
         decided = not any(backend.is_array(x) and backend.is_traced(x) for x in flags)
@@ -212,12 +214,13 @@ class Optimizer:
                 return None
             if self._finite(last.backend, ready.flat.paths, ready.g) is False:
                 return params, state
-            execution = Execution(last.backend, ready.flat, state, self._resolver(state), self.compiled)
+            execution = Execution(last.backend, ready.flat, state, self.resolver(state), self.compiled)
             return params, last.run(ready, execution)
         finally:
             last.lock.release()
 
-    def _resolver(self, state: State) -> Any:
+    def resolver(self, state: State) -> Resolve:
+        """What gives a rule's hyperparameters at a step, ``state`` having what schedules were told."""
         return lambda key, rule, xp, step: self._resolve(key, rule, xp, step, state)
 
     def _accumulated(

@@ -14,6 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -98,11 +99,13 @@ class Rule(ABC):
 
     def hyperparameters(self) -> dict[str, Any]:
         """The numeric fields by name: numbers, 0-d arrays or schedules."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if "range" in f.metadata and getattr(self, f.name) is not None
-        }
+        values = ((name, getattr(self, name)) for name in _numeric(type(self)))
+        return {name: value for name, value in values if value is not None}
+
+
+@lru_cache(maxsize=256)
+def _numeric(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind) if "range" in f.metadata)
 
 
 @dataclass(frozen=True)

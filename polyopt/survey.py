@@ -24,9 +24,16 @@ MOST_AXES = 8
 FIELDS = SHAPE + MOST_AXES
 
 _LOOP = f"""
-def survey(items, types, facts, known, function, scratch):
-    for i in range(len(items)):
-        fields = carray(address(items[i]), 9, np.int64)
+def survey(lists, items, types, facts, known, function, scratch):
+    for i in range(facts.shape[0] * facts.shape[1]):
+        column, leaf = divmod(i, facts.shape[1])
+        if leaf == 0:
+            table = lists[column]
+            if len(items) == 0:
+                table = carray(address(table), 4, np.int64)[3]
+            objects = carray(address(table), facts.shape[1], np.int64)
+        item = objects[leaf]
+        fields = carray(address(item), 9, np.int64)
         if fields[1] != types[0] and fields[1] != types[1]:
             return i
 #READ#
@@ -35,7 +42,7 @@ def survey(items, types, facts, known, function, scratch):
         size = 1
         for k in range(rank):
             size *= shape[k]
-        row = facts[i]
+        row = facts[column, leaf]
         if known:
             if row[{SIZE}] != size or row[{KIND}] != kind or row[{FLAGS}] != flags or row[{RANK}] != rank:
                 return i
@@ -58,7 +65,7 @@ _NUMPY = f"""
 """
 
 _DLPACK = f"""
-        if call(function, items[i], scratch.ctypes.data) != 0:
+        if call(function, item, scratch.ctypes.data) != 0:
             return i
         data = scratch[0] + scratch[5]
         if scratch[1] & 0xffffffff != 1:
@@ -103,29 +110,32 @@ class Survey:
         self._function = function or 0
         self._run = _compiled(function is not None)
 
-    def facts(self, leaves: list[Any]) -> Any | None:
-        """An int64 array with a row for each leaf; ``None`` where one of them can't be read so."""
-        facts = np.empty((len(leaves), FIELDS), np.int64)
-        return facts if self._survey(leaves, facts, False) else None
+    def facts(self, columns: Sequence[list[Any]]) -> Any | None:
+        """An int64 array with a row for each leaf of each column, ``None`` where one can't be read so.
 
-    def again(self, leaves: list[Any], facts: Any) -> bool:
-        """Whether ``leaves`` are what ``facts`` say but for their addresses, which are brought up to date."""
-        return len(leaves) == len(facts) and self._survey(leaves, facts, True)
+        The columns are lists of one length.
+        """
+        facts = np.empty((len(columns), len(columns[0]), FIELDS), np.int64)
+        return facts if self._survey(columns, facts, False) else None
 
-    def _survey(self, leaves: list[Any], facts: Any, known: bool) -> bool:
-        scratch = np.zeros(6, np.int64)
-        return bool(self._run(items(leaves), self._types, facts, known, self._function, scratch) < 0)
+    def again(self, columns: Sequence[list[Any]], facts: Any) -> bool:
+        """Whether the leaves are what ``facts`` say but for their addresses, which are brought up to date."""
+        return self._survey(columns, facts, True)
+
+    def _survey(self, columns: Sequence[list[Any]], facts: Any, known: bool) -> bool:
+        for leaves in columns:
+            if type(leaves) is not list or len(leaves) != facts.shape[1]:
+                return False
+        if _lists_are_read():
+            lists, items = np.array([id(leaves) for leaves in columns]), _NONE
+        else:
+            items = np.array([id(x) for leaves in columns for x in leaves], np.int64)
+            lists = items.ctypes.data + np.arange(len(columns)) * (8 * facts.shape[1])
+        scratch = np.empty(6, np.int64)
+        return bool(self._run(lists, items, self._types, facts, known, self._function, scratch) < 0)
 
 
-def items(leaves: list[Any]) -> Any:
-    """The addresses of the objects in a list."""
-    out = np.empty(len(leaves), np.int64)
-    read = _list_reader()
-    if read is None:
-        out[:] = [id(x) for x in leaves]
-    else:
-        read(id(leaves), out)
-    return out
+_NONE = np.empty(0, np.int64)
 
 
 def numpy_survey() -> Survey | None:
@@ -165,28 +175,25 @@ def dlpack_survey(types: Sequence[type], samples: list[Any], expected: list[list
 
 
 def _tried(survey: Survey, samples: list[Any], expected: list[list[int]]) -> Survey | None:
-    facts = survey.facts(samples)
-    return survey if facts is not None and facts.tolist() == expected else None
+    facts = survey.facts([samples, samples[::-1]])
+    return survey if facts is not None and facts.tolist() == [expected, expected[::-1]] else None
 
 
 @lru_cache(maxsize=2)
 def _compiled(dlpack: bool) -> Callable[..., int]:
     source = _LOOP.replace("#READ#", _DLPACK if dlpack else _NUMPY)
-    return native.compile_source(
-        source, "survey", "int64(int64[::1], int64[::1], int64[:, ::1], boolean, int64, int64[::1])"
-    )
+    kinds = "int64[::1], int64[::1], int64[::1], int64[:, :, ::1], boolean, int64, int64[::1]"
+    return native.compile_source(source, "survey", f"int64({kinds})")
 
 
 @lru_cache(maxsize=1)
-def _list_reader() -> Callable[[int, Any], None] | None:
-    """Reads a list's own table (``PyListObject.ob_item``), if that is where it is here."""
+def _lists_are_read() -> bool:
+    """Whether a list keeps its table (``PyListObject.ob_item``) where CPython 3.11 to 3.13 have it."""
     read = native.compile_source(_ITEMS, "items", "void(int64, int64[::1])")
     samples = [object(), None, []]
     out = np.empty(3, np.int64)
-    if ctypes.c_size_t.from_address(id(samples) + 16).value != 3:
-        return None
-    first = ctypes.c_size_t.from_address(id(samples) + 24).value
-    if first % 8 or not first:
-        return None
+    length, first = (ctypes.c_size_t.from_address(id(samples) + at).value for at in (16, 24))
+    if length != 3 or first % 8 or not first:
+        return False
     read(id(samples), out)
-    return read if out.tolist() == [id(x) for x in samples] else None
+    return out.tolist() == [id(x) for x in samples]
