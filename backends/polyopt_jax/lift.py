@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from itertools import chain
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from polyopt.backend import Lifted
+from polyopt.backend import Arrays, Lifted, Scalars
 from polyopt.lifting import cast, evaluate_leaves
 from polyopt.trace import Program
 from polyopt_jax import ops
@@ -19,6 +21,10 @@ from polyopt_jax.fence import Fenced
 
 if TYPE_CHECKING:
     from polyopt_jax.backend import JaxBackend
+
+BATCH = 64
+"""Most leaves of one kind in a call: a call costs about as much as eight small leaves, whose compilation
+costs as much as thousands of calls."""
 
 _UNSIGNED = {"float32": jnp.uint32, "float64": jnp.uint64}
 
@@ -32,7 +38,7 @@ def compile_function(function: Callable[..., Any], exact: bool) -> Callable[...,
 
 
 def lift(backend: JaxBackend, program: Program, compiled: bool) -> Lifted:
-    """``compiled``: one XLA computation over all leaves for each set of shapes; else op by op.
+    """``compiled``: one XLA computation for each batch of leaves, see :func:`batches`; else op by op.
 
     Host scalars, constants and the fence's zero cross to the device as one vector a call. Inside the
     user's own ``jit``, ``vmap`` or ``scan`` the operations join the user's computation.
@@ -40,17 +46,10 @@ def lift(backend: JaxBackend, program: Program, compiled: bool) -> Lifted:
 
     @lru_cache(maxsize=4)
     def compiled_for(dtype: str, donate: bool) -> Callable[..., Any]:
-        def run(replaced: Any, kept: Any, measured: Any, vector: Any) -> Any:
-            names = (*(n for n in program.scalars if n not in measured), *(n for n, _ in program.constants))
-            values = {n: vector[i] for i, n in enumerate(names)}
-            values |= {n: cast(backend, x, dtype) for n, x in measured.items()}
-            zero = lax.bitcast_convert_type(vector[-1], _UNSIGNED[dtype])
-            return evaluate_leaves(backend, Fenced(zero), program, replaced | kept, values, dtype)
+        return jax.jit(_over_leaves(backend, program, dtype), donate_argnums=(0,) if donate else ())
 
-        return jax.jit(run, donate_argnums=(0,) if donate else ())
-
-    def run(arrays: Any, scalars: Any, dtype: str, donate: bool = False) -> Any:
-        if not compiled or _traced(arrays, scalars):
+    def run(arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False) -> dict[str, list[Any]]:
+        if not compiled or _traced(chain(*arrays.values(), scalars.values())):
             kind = backend.dtype(dtype)
             values = {
                 n: cast(backend, v, dtype) if isinstance(v, jax.Array) else jnp.asarray(v, dtype=kind)
@@ -59,18 +58,75 @@ def lift(backend: JaxBackend, program: Program, compiled: bool) -> Lifted:
             return evaluate_leaves(backend, ops, program, arrays, values, dtype)
         measured = {n: v for n, v in scalars.items() if isinstance(v, jax.Array)}
         host = [scalars[n] for n in program.scalars if n not in measured]
-        vector = np.array([*host, *(v for _, v in program.constants), 0.0], dtype=dtype)
+        vector = jnp.asarray(np.array([*host, *(v for _, v in program.constants), 0.0], dtype=dtype))
         if donate:
-            given = [id(x) for group in arrays.values() for x in group]
+            given = list(map(id, chain(*arrays.values())))
             donate = len(set(given)) == len(given)  # XLA refuses to be given one buffer twice
-        out = {name for name, _ in program.outputs} if donate else ()
-        replaced = {n: list(x) for n, x in arrays.items() if n in out}
-        kept = {n: list(x) for n, x in arrays.items() if n not in out}
-        return compiled_for(dtype, donate)(replaced, kept, measured, vector)
+        replaced = {n for n, _ in program.outputs} if donate else set()
+        call = compiled_for(dtype, donate)
+        outputs: dict[str, list[Any]] = {n: [None] * len(arrays["p"]) for n, _ in program.outputs}
+        for members in batches(tuple((x.shape, x.dtype) for x in arrays["p"])):
+            batch = {n: [group[i] for i in members] for n, group in arrays.items()}
+            given_up = {n: x for n, x in batch.items() if n in replaced}
+            kept = {n: x for n, x in batch.items() if n not in replaced}
+            for name, results in call(given_up, kept, measured, vector).items():
+                for i, x in zip(members, results, strict=True):
+                    outputs[name][i] = x
+        return outputs
 
     return run
 
 
-def _traced(arrays: Mapping[str, Any], scalars: Mapping[str, Any]) -> bool:
-    leaves = [x for group in arrays.values() for x in group]
-    return any(isinstance(x, jax.core.Tracer) for x in (*leaves, *scalars.values()))
+@lru_cache(maxsize=256)
+def batches(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
+    """The indices of the leaves that go into each call, for leaves of these shapes and dtypes.
+
+    XLA on a CPU compiles some milliseconds for each output, however alike they are: a thousand small leaves
+    took half a minute. A kind with more leaves than a batch holds goes through one and the same compiled
+    function in batches of one length; all that is left over is the last call.
+
+    >>> [len(members) for members in batches(((32, 32),) * 1001 + ((7,),) * 3)][-3:]
+    [62, 62, 12]
+    """
+    found: dict[Any, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        found.setdefault(kind, []).append(i)
+    full: list[tuple[int, ...]] = []
+    rest: list[int] = []
+    for members in found.values():
+        calls = ceil(len(members) / BATCH)
+        size = len(members) // calls
+        if calls > 1:
+            full += [tuple(members[k * size : (k + 1) * size]) for k in range(calls)]
+            members = members[calls * size :]
+        rest += members
+    return (*full, tuple(sorted(rest))) if rest else tuple(full)
+
+
+def _over_leaves(backend: JaxBackend, program: Program, dtype: str) -> Callable[..., Any]:
+    """``program`` over a list of leaves, as what ``jax.jit`` compiles."""
+
+    @jax.jit  # traced once for all leaves of a kind; XLA inlines it
+    def leaf(arrays: Mapping[str, Any], values: Mapping[str, Any], zero: Any) -> dict[str, Any]:
+        alone = {n: [x] for n, x in arrays.items()}
+        outputs = evaluate_leaves(backend, Fenced(zero), program, alone, values, dtype)
+        return {n: x for n, (x,) in outputs.items()}
+
+    def run(replaced: Arrays, kept: Arrays, measured: Scalars, vector: Any) -> dict[str, list[Any]]:
+        names = (*(n for n in program.scalars if n not in measured), *(n for n, _ in program.constants))
+        values = {n: vector[i] for i, n in enumerate(names)}
+        values |= {n: cast(backend, x, dtype) for n, x in measured.items()}
+        zero = lax.bitcast_convert_type(vector[-1], _UNSIGNED[dtype])
+        arrays = {**replaced, **kept}
+        leaves = [
+            leaf({n: group[i] for n, group in arrays.items()}, values, zero) for i in range(len(arrays["p"]))
+        ]
+        return {n: [x[n] for x in leaves] for n, _ in program.outputs}
+
+    return run
+
+
+def _traced(values: Iterable[Any]) -> bool:
+    # By the types there are, of which there are few: asking a thousand leaves one by one takes as long as
+    # to update them.
+    return any(issubclass(kind, jax.core.Tracer) for kind in set(map(type, values)))
