@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from polyopt.optim import RMSprop as RMSprop
     from polyopt.optimizer import Optimizer as Optimizer
     from polyopt.optimizer import apply as apply
+    from polyopt.packing import Packing as Packing
     from polyopt.registry import backend_context as backend_context
     from polyopt.registry import get_backend as get_backend
     from polyopt.registry import set_backend as set_backend
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from polyopt.schedules import Warmup as Warmup
     from polyopt.schedules import WarmupCosine as WarmupCosine
     from polyopt.schedules import WarmupStableDecay as WarmupStableDecay
+    from polyopt.train_step import TrainStep as TrainStep
 
 __version__ = "0.1.0"
 
@@ -65,10 +67,12 @@ _HOMES = {
     "polyopt.optim": "Adadelta AdaGrad Adam Adamax AdamW AddDecayedWeights DecoupledWeightDecay NAdam RAdam "
     "RMSprop SGD",
     "polyopt.optimizer": "Optimizer apply",
+    "polyopt.packing": "Packing",
     "polyopt.registry": "backend_context get_backend set_backend",
     "polyopt.rule": "chain partition",
     "polyopt.schedules": "Cosine Exponential InverseTime Joined MultiStep OneCycle Piecewise Plateau "
     "Polynomial Schedule Step Warmup WarmRestarts WarmupCosine WarmupStableDecay",
+    "polyopt.train_step": "TrainStep",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605

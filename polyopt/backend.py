@@ -29,6 +29,17 @@ Lifted: TypeAlias = Callable[..., dict[str, list[Array]]]
   with ``donate=True``, may or does replace its memory), any other has ``dtype``.
 """
 
+Update: TypeAlias = Callable[..., Any]
+"""``update(xp, arrays, gradients, vectors) -> outputs``: the part of a whole step that follows the gradients.
+
+- ``arrays``: nested dicts of arrays; ``arrays["params"]`` are what the loss is differentiated by.
+- ``vectors``: ``{dtype: 1-d array}`` of scalars; the last element of each is 0, unknown to the compiler.
+- outputs: nested dicts; ``outputs["arrays"]`` is like ``arrays``.
+"""
+
+WholeStep: TypeAlias = Callable[..., tuple[Array, Any]]
+"""``step(arrays, vectors, args) -> (loss, outputs)``; gives up ``arrays``. ``vectors`` are host arrays."""
+
 
 class Backend(Protocol):
     """One framework, as polyopt sees it. Every method takes and gives that framework's own arrays."""
@@ -68,6 +79,12 @@ class Backend(Protocol):
     def enable_float64(self) -> None:
         """Make float64 arrays possible in this process, where that is a switch (JAX)."""
 
+    def join(self, arrays: Sequence[Array]) -> Array:
+        """The elements of ``arrays``, of one dtype, one after the other as a 1-d array; differentiable."""
+
+    def split(self, x: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+        """The arrays of these shapes that ``join`` made the 1-d ``x`` of; the gradient is one ``join``."""
+
     # Devices
     def devices(self) -> tuple[str, ...]:
         """Names of the usable devices, ``"cpu"`` first, then ``"gpu:0"``, …"""
@@ -102,6 +119,14 @@ class Backend(Protocol):
 
     def lift(self, program: Program, *, compiled: bool = True) -> Lifted:
         """The framework's fastest step over all leaves for ``program``, bit for bit what it says."""
+
+    def whole(self, loss: LossFunction, update: Update) -> WholeStep | None:
+        """Loss, gradients and update compiled as one function; ``None`` where nothing would be gained.
+
+        The loss is computed by :attr:`ops`, the update exactly: ``xp`` as in ``compile(exact=True)``, and its
+        gradients rounded by themselves, so that no product of the backward pass is contracted with the
+        update's first addition.
+        """
 
     def assign(self, target: Array, value: Array) -> Array:
         """Write ``value`` into ``target`` where the framework can, else give ``value``."""

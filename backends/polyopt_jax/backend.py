@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +20,9 @@ from polyopt.trace import Program
 from polyopt_jax import ops
 from polyopt_jax.dtypes import allowed
 from polyopt_jax.grad import value_and_grad
+from polyopt_jax.joining import join, split
 from polyopt_jax.lift import compile_function, lift
+from polyopt_jax.whole import whole
 
 
 class JaxBackend:
@@ -68,6 +70,12 @@ class JaxBackend:
     def enable_float64(self) -> None:
         jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
 
+    def join(self, arrays: Sequence[Any]) -> Any:
+        return join(arrays)
+
+    def split(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+        return split(x, shapes)
+
     def devices(self) -> tuple[str, ...]:
         return tuple(_devices())
 
@@ -105,6 +113,9 @@ class JaxBackend:
 
     def lift(self, program: Program, *, compiled: bool = True) -> protocol.Lifted:
         return lift(self, program, compiled)
+
+    def whole(self, loss: LossFunction, update: protocol.Update) -> protocol.WholeStep | None:
+        return whole(loss, update)
 
     def assign(self, target: Any, value: Any) -> Any:
         """``value``: JAX arrays are immutable."""

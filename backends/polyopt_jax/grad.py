@@ -18,13 +18,13 @@ def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[An
     """``f(params, *args) -> (loss, gradients)``; compiled, once for each set of shapes and dtypes."""
 
     def run(params: Any, *args: Any) -> tuple[Any, Any]:
-        _check(params)
+        check(params)
         return jax.value_and_grad(lambda p: loss(ops, p, *args))(params)
 
     return jax.jit(run) if compiled else run
 
 
-def _check(params: Any) -> None:
+def check(params: Any) -> None:
     for path, leaf in tree.named(params).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,10 +12,12 @@ from ml_dtypes import bfloat16
 import polyopt.backend as protocol
 from polyopt.backend import LossFunction
 from polyopt.errors import InputError, nearest
+from polyopt.hostnorm import with_sum_squares
 from polyopt.ops import DTYPES, Ops
 from polyopt.trace import Program
 from polyopt_numpy import ops as _ops
-from polyopt_numpy.lift import lift
+from polyopt_numpy.joining import join, split
+from polyopt_numpy.lift import NumpyMemory, lift
 
 NAMES = {np.dtype(bfloat16 if name == "bfloat16" else name): name for name in DTYPES}
 
@@ -56,6 +58,12 @@ class NumpyBackend:
     def enable_float64(self) -> None:
         pass
 
+    def join(self, arrays: Sequence[Any]) -> Any:
+        return join(arrays)
+
+    def split(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+        return split(x, shapes)
+
     def devices(self) -> tuple[str, ...]:
         return ("cpu",)
 
@@ -85,15 +93,21 @@ class NumpyBackend:
         return value_and_grad(loss)
 
     def compile(self, function: Callable[..., Any], *, exact: bool = False) -> Callable[..., Any]:
+        xp = with_sum_squares(_ops, NumpyMemory(), np.asarray) if exact else self.ops
+
         def run(*args: Any) -> Any:
             # Infinities and NaNs go on silently, as on the other backends.
             with np.errstate(all="ignore"):
-                return function(self.ops, *args)
+                return function(xp, *args)
 
         return run
 
     def lift(self, program: Program, *, compiled: bool = True) -> protocol.Lifted:
         return lift(self, program, compiled)
+
+    def whole(self, loss: LossFunction, update: protocol.Update) -> protocol.WholeStep | None:
+        """``None``: an in-place update of each leaf is as fast."""
+        return None
 
     def assign(self, target: Any, value: Any) -> Any:
         target[...] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,9 @@ from polyopt.trace import Program
 from polyopt_tensorflow import ops
 from polyopt_tensorflow.compiling import compile_function
 from polyopt_tensorflow.grad import value_and_grad
+from polyopt_tensorflow.joining import join, split
 from polyopt_tensorflow.lift import lift
+from polyopt_tensorflow.whole import whole
 
 
 class TensorFlowBackend:
@@ -73,6 +75,12 @@ class TensorFlowBackend:
     def enable_float64(self) -> None:
         pass
 
+    def join(self, arrays: Sequence[Any]) -> Any:
+        return join(arrays)
+
+    def split(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+        return split(x, shapes)
+
     def devices(self) -> tuple[str, ...]:
         return tuple(_devices())
 
@@ -110,6 +118,9 @@ class TensorFlowBackend:
 
     def lift(self, program: Program, *, compiled: bool = True) -> protocol.Lifted:
         return lift(self, program, compiled)
+
+    def whole(self, loss: LossFunction, update: protocol.Update) -> protocol.WholeStep | None:
+        return whole(loss, update)
 
     def assign(self, target: Any, value: Any) -> Any:
         """Write into a variable and give it back; a tensor is immutable, so ``value`` is given."""

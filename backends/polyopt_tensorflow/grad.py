@@ -21,7 +21,7 @@ def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[An
         flat = tree.flatten(params)
         leaves = tensors(flat.leaves)
         present = [x for x in leaves if x is not None]
-        _check(flat.paths, leaves)
+        check(flat.paths, leaves)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(present)
             value = loss(ops, flat.unflatten(leaves), *args)
@@ -42,7 +42,7 @@ def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[An
     return call
 
 
-def _check(paths: tuple[str, ...], leaves: list[Any]) -> None:
+def check(paths: tuple[str, ...], leaves: list[Any]) -> None:
     for path, x in zip(paths, leaves, strict=True):
         if x is not None and not x.dtype.is_floating:
             raise InputError(

@@ -1,0 +1,42 @@
+"""Loss, gradients and update as one XLA computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from polyopt.backend import LossFunction, Update, WholeStep
+from polyopt.errors import InputError
+from polyopt_jax import ops
+from polyopt_jax.fence import Fenced
+from polyopt_jax.grad import check
+
+_UNSIGNED = {"float32": jnp.uint32, "float64": jnp.uint64}
+
+
+def whole(loss: LossFunction, update: Update) -> WholeStep:
+    """The arrays that are given up are donated: their memory becomes the result's."""
+
+    @partial(jax.jit, donate_argnums=(0,))
+    def run(arrays: Any, vectors: Any, args: Any) -> tuple[Any, Any]:
+        params = arrays["params"]
+        check(params)
+        value, gradients = jax.value_and_grad(lambda p: _scalar(loss(ops, p, *args)))(params)
+        kind, vector = next(iter(vectors.items()))
+        xp = Fenced(lax.bitcast_convert_type(vector[-1], _UNSIGNED[kind]))
+        rounded = jax.tree.map(lambda g: xp.astype(g, g.dtype), gradients)
+        return value, update(xp, arrays, rounded, vectors)
+
+    compiled: Callable[..., tuple[Any, Any]] = run
+    return compiled
+
+
+def _scalar(value: Any) -> Any:
+    if jnp.shape(value) != ():
+        raise InputError(f"the loss has shape {tuple(jnp.shape(value))}; expected a 0-d array")
+    return value
