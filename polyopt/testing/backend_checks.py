@@ -10,7 +10,7 @@ import numpy as np
 from polyopt.backend import API_VERSION
 from polyopt.errors import InputError
 from polyopt.ops import DTYPES
-from polyopt.testing import function_checks
+from polyopt.testing import function_checks, whole_checks
 from polyopt.testing.case import Case, Context
 from polyopt.testing.compare_arrays import check_values
 from polyopt.testing.ops_inputs import dtypes_of, host_dtype, specials
@@ -25,6 +25,7 @@ def cases() -> Iterator[Case]:
         devices,
         unknown_names,
         *function_checks.CHECKS,
+        *whole_checks.CHECKS,
     ):
         yield Case("backend", function.__name__, function)
 

@@ -18,6 +18,7 @@ from polyopt.errors import InputError, NonFiniteError, nearest
 from polyopt.ops import Array, Ops
 from polyopt.recipe import Recipe
 from polyopt.rule import Stage, matches, rules_of
+from polyopt.train_step import Carry, TrainStep
 from polyopt.training.events import Evaluation, History
 
 FETCH_EVERY = 32
@@ -37,13 +38,41 @@ def check_masks(rule: Stage, paths: Iterable[str]) -> None:
 class Progress:
     """What decides how a run goes on, besides its recipe: all of it is in a checkpoint."""
 
-    params: Any
-    state: dict[str, Any]
+    train: TrainStep
+    carry: Carry
     step: int = 0
     loss_sum: float = 0.0
     """Of the losses since the last evaluation, and their number: what a plateau schedule is told."""
     loss_count: int = 0
     history: History = field(default_factory=History)
+    _unloaded: tuple[Any, dict[str, Any]] | None = None
+
+    @property
+    def params(self) -> Any:
+        """By path, as of now: the next step gives them up."""
+        return self._by_path()[0]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The optimizer's, by path, as of now: the next step gives its arrays up."""
+        return self._by_path()[1]
+
+    def advance(self, *args: Any) -> Array:
+        """One step on ``args``; gives the loss before it."""
+        self._unloaded = None
+        self.carry, loss = self.train(self.carry, *args)
+        self.step += 1
+        return loss
+
+    def observe(self, metric: float) -> None:
+        """Tell the schedules that wait for one."""
+        self._unloaded = None
+        self.carry = self.train.observe(self.carry, metric)
+
+    def _by_path(self) -> tuple[Any, dict[str, Any]]:
+        if self._unloaded is None:
+            self._unloaded = self.train.unload(self.carry, copy=False)
+        return self._unloaded
 
 
 class Engine:
@@ -64,7 +93,7 @@ class Engine:
         self.optimizer = recipe.build_optimizer()
         self._train = tuple(self._array(x) for x in (dataset.x_train, self._target(dataset.y_train)))
         self._test = tuple(self._array(x) for x in (dataset.x_test, self._target(dataset.y_test)))
-        self._gradient = backend.value_and_grad(self._batch_loss, compiled=True)
+        self._step = TrainStep(self._batch_loss, self.optimizer)
         self._measure = backend.compile(self._metrics)
         self._order: tuple[int, Any] = (-1, None)
         self._waiting: list[Array] = []
@@ -80,17 +109,18 @@ class Engine:
         host = self.model.init(self.recipe.seed, self.recipe.dtype)
         check_masks(self.optimizer.rule, tree.named(host))
         params = convert(host, self.backend, device=self.device)
-        return Progress(params, self.optimizer.init(params))
+        return Progress(self._step, self._step.init(params))
+
+    def resume(self, params: Any, state: dict[str, Any], **rest: Any) -> Progress:
+        """As a checkpoint has it."""
+        return Progress(self._step, self._step.load(params, state), **rest)
 
     def advance(self, at: Progress) -> None:
         """One batch: its loss and gradients, and the update."""
-        indices = self._indices(at.step)
-        loss, grads = self._gradient(at.params, *self._train, indices)
         try:
-            at.params, at.state = self.optimizer.step(at.params, grads, at.state, donate=True)
+            loss = at.advance(*self._train, self._indices(at.step))
         except NonFiniteError as e:
             raise NonFiniteError(f"{self.backend.name}, step {at.step + 1}: {e}") from None
-        at.step += 1
         self._waiting.append(loss)
         if len(self._waiting) >= FETCH_EVERY:
             self.fetch(at)
@@ -113,7 +143,7 @@ class Engine:
         """Tell schedules that wait for a metric the mean training loss since the last time."""
         self.fetch(at)
         if at.loss_count:
-            at.state = self.optimizer.observe(at.state, at.loss_sum / at.loss_count)
+            at.observe(at.loss_sum / at.loss_count)
         at.loss_sum, at.loss_count = 0.0, 0
 
     def evaluate(self, at: Progress) -> Evaluation:

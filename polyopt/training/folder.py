@@ -69,7 +69,8 @@ class Folder:
             )
             meta = found.meta
             assert found.state is not None
-            at = Progress(found.params, found.state, meta["step"], meta["loss_sum"], meta["loss_count"])
+            counts = {key: meta[key] for key in ("step", "loss_sum", "loss_count")}
+            at = engine.resume(found.params, found.state, **counts)
         except KeyError as e:
             raise CheckpointError(f"{self.checkpoint}: not one of a training run: it has no {e}") from None
         if meta.get("record") != engine.record:
