@@ -62,7 +62,7 @@ class Fenced:
         return self._fence(ops.astype(x, dtype, copy=copy))
 
     def settled(self, x: Any) -> Any:
-        return lax.optimization_barrier(x)
+        return lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
 
     def _fence(self, x: Any) -> Any:
         if not jnp.issubdtype(x.dtype, jnp.floating):
