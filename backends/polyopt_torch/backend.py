@@ -19,6 +19,7 @@ from polyopt_torch import ops as _ops
 from polyopt_torch.joining import join, split
 from polyopt_torch.lift import lift
 from polyopt_torch.memory import DTYPES, NAMES, host_view, tensor_from_host
+from polyopt_torch.norm import exact_ops
 
 
 class TorchBackend:
