@@ -14,6 +14,7 @@ from polyopt import SGD, Adam, ClipByGlobalNorm, Optimizer, chain, registry
 from polyopt.backend import Backend
 from polyopt.errors import InputError
 from polyopt.testing import assert_close, assert_same_bits
+from polyopt_jax.lift import BATCH, batches
 
 CPU = "XLA compiles the user's whole function: contracted products and float32 scalars, a few ulps a step"
 
@@ -216,3 +217,32 @@ def test_a_leaf_without_gradient_in_a_jit(backend: Backend) -> None:
     late, _ = jax.jit(lambda p, s: optimizer.step(p, grads, s))(moved, state)
     first, _ = optimizer.step(params, grads, optimizer.init(params))
     assert_close(late["b"], first["b"], rtol=2e-6, atol=2e-7, because=CPU)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_leaves_in_batches_keep_their_bits_and_places(backend: Backend, donate: bool) -> None:
+    rng = np.random.default_rng(3)
+    shapes = {"scalar": (), "empty": (0, 3)} | {f"few{i}": (3,) for i in range(3)}
+    shapes |= {f"many{i}": (2, 2) for i in range(201)} | {f"half{i}": (2, 2) for i in range(70)}
+    host = {k: rng.standard_normal(s).astype("float32") for k, s in shapes.items()}
+    host |= {k: x.astype("float16") for k, x in host.items() if "half" in k}
+    params = {k: backend.from_numpy(host[k]) for k in rng.permutation(list(host))}
+    grads = {k: backend.from_numpy(x) for k, x in host.items()}
+    optimizer = Optimizer(Adam(lr=0.1))
+    expected, wanted = Optimizer(Adam(lr=0.1), compiled=False).step(host, host, optimizer.init(host))
+    moved, state = optimizer.step(params, grads, optimizer.init(params), donate=donate)
+    for name in host:
+        assert_same_bits(moved[name], expected[name], what=name)
+        assert_same_bits(state["slots"]["exp_avg_sq"][name], wanted["slots"]["exp_avg_sq"][name], what=name)
+        assert params[name].is_deleted() is donate
+        assert not grads[name].is_deleted()
+
+
+def test_one_function_serves_all_batches_of_a_kind() -> None:
+    kinds = tuple(((2, 2) if i % 3 else (5,), "float32") for i in range(1000))
+    found = batches(kinds)
+    assert sorted(i for members in found for i in members) == list(range(1000))
+    full = [members for members in found if len({kinds[i] for i in members}) == 1]
+    assert len({(kinds[m[0]], len(m)) for m in full}) == 2
+    assert max(map(len, found)) <= BATCH
+    assert batches(()) == ()

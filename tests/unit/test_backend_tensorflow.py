@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -207,3 +209,56 @@ def test_stacked_small_leaves_keep_their_bits_and_places(backend: Backend) -> No
     for got, want in zip(*results, strict=True):
         for name in host:
             assert_same_bits(got[name], want[name], what=name)
+
+
+def variables_of_all_sizes() -> tuple[dict, dict]:
+    """Alone and small, small and many enough to be stacked, too many for one function, and large."""
+    rng = np.random.default_rng(5)
+    shapes = {"scalar": (), "large": (200, 200), "empty": (0, 3)}
+    shapes |= {f"few{i}": (3,) for i in range(5)} | {f"many{i}": (2, 2) for i in range(300)}
+    host = {k: rng.standard_normal(s).astype("float32") for k, s in shapes.items()}
+    return host, {k: tf.Variable(x) for k, x in host.items()}
+
+
+def test_variables_given_up_are_written_and_nothing_else(backend: Backend) -> None:
+    host, variables = variables_of_all_sizes()
+    before = {k: tf.convert_to_tensor(x) for k, x in variables.items()}  # may share a variable's memory
+    optimizer = Optimizer(Adam(lr=0.1))
+    expected, wanted = optimizer.step(host, host, optimizer.init(host))
+    moved, state = optimizer.step(variables, before, optimizer.init(variables), donate=True)
+    for name, x in host.items():
+        assert moved[name] is variables[name]
+        assert_same_bits(moved[name], expected[name], what=name)
+        assert_same_bits(state["slots"]["exp_avg_sq"][name], wanted["slots"]["exp_avg_sq"][name], what=name)
+        assert_same_bits(before[name], x, what=f"{name}, read before")
+
+
+def test_variables_given_up_are_let_go(backend: Backend) -> None:
+    _, variables = variables_of_all_sizes()
+    optimizer = Optimizer(SGD(lr=0.5))
+    optimizer.step(variables, dict(variables), optimizer.init(variables), donate=True)
+    watched = [weakref.ref(x) for x in variables.values()]
+    variables.clear()
+    gc.collect()
+    assert not any(ref() is not None for ref in watched)
+
+
+def test_a_variable_that_is_there_twice(backend: Backend) -> None:
+    shared = tf.Variable([1.0, 2.0])
+    params = {"a": shared, "b": shared}
+    optimizer = Optimizer(SGD(lr=0.5))
+    moved, _ = optimizer.step(params, params, optimizer.init(params), donate=True)
+    assert moved["a"] is moved["b"] is shared
+    assert_same_bits(shared, np.float32([0.5, 1.0]))
+
+
+def test_variables_given_up_under_a_tape(backend: Backend) -> None:
+    _, variables = variables_of_all_sizes()
+    optimizer = Optimizer(SGD(lr=0.5))
+    with tf.GradientTape() as tape:
+        loss = tf.add_n([tf.reduce_sum(x * x) for x in variables.values()])
+        grads = {k: tf.ones_like(x) for k, x in variables.items()}
+        before = {k: x.numpy() for k, x in variables.items()}
+        optimizer.step(variables, grads, optimizer.init(variables), donate=True)
+    for name, g in tape.gradient(loss, variables).items():
+        assert_same_bits(g, 2 * before[name], what=name)
