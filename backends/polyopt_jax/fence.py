@@ -14,57 +14,33 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from polyopt.fencing import Fencing
 from polyopt_jax import ops
 
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
-class Fenced:
+class Fenced(Fencing):
     """The operations of :mod:`polyopt_jax.ops`, each rounded by itself when compiled.
 
-    ``zero`` is a 0-d unsigned integer zero, traced. Operators between arrays are not fenced: code that
-    wants NumPy's bits calls ``xp.multiply``, ``xp.divide``, ``xp.sqrt`` and so on.
+    ``zero`` is a 0-d unsigned integer zero, traced.
     """
 
     def __init__(self, zero: Any) -> None:
+        super().__init__(ops)
         self._zero = zero
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(ops, name)
-
-    def multiply(self, x1: Any, x2: Any, /) -> Any:
-        return self._fence(ops.multiply(x1, x2))
-
-    def square(self, x: Any, /) -> Any:
-        return self._fence(ops.square(x))
-
-    def sqrt(self, x: Any, /) -> Any:
-        return self._fence(ops.sqrt(x))
 
     def divide(self, x1: Any, x2: Any, /) -> Any:
         shape, other = jnp.shape(x1), jnp.shape(x2)
         smaller = other != shape and jnp.broadcast_shapes(shape, other) == shape
         if smaller or not hasattr(x2, "dtype"):
             x2 = self._spread(x2, x1)
-        return self._fence(ops.divide(x1, x2))
-
-    def pow(self, x1: Any, x2: Any, /) -> Any:
-        return self._fence(ops.pow(x1, x2))
-
-    def matmul(self, x1: Any, x2: Any, /) -> Any:
-        return self._fence(ops.matmul(x1, x2))
-
-    def mean(self, x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
-        return self._fence(ops.mean(x, axis=axis, keepdims=keepdims))
-
-    def astype(self, x: Any, dtype: Any, /, *, copy: bool = True) -> Any:
-        # Fenced, because XLA drops a narrowing that is followed by a widening (simplify-fp-conversions).
-        return self._fence(ops.astype(x, dtype, copy=copy))
+        return self.fence(ops.divide(x1, x2))
 
     def settled(self, x: Any) -> Any:
         return lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
 
-    def _fence(self, x: Any) -> Any:
+    def fence(self, x: Any) -> Any:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         bits = _BITS[x.dtype.itemsize]
