@@ -81,7 +81,8 @@ class Process:
         lines = [line for line in self._errors.read().splitlines() if line.strip()]
         code = self._process.wait()
         why = f"killed by signal {-code}" if code < 0 else f"exit {code}"
-        yield {"event": "failed", "message": f"its process ended ({why}): {lines[-1] if lines else ''}"[:400]}
+        last_words = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "")
+        yield {"event": "failed", "message": f"its process ended ({why}): {last_words}"[:400]}
 
 
 @dataclass(frozen=True)
