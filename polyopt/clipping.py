@@ -83,6 +83,7 @@ class ClipByGlobalNorm(Global):
     """
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = NORM_CONVENTIONS
+    NORM_ALONE: ClassVar[bool] = True
 
     max_norm: Any = hyper(low=0.0, open_low=True)
     convention: str = static("paper", *NORM_CONVENTIONS)

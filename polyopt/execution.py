@@ -14,6 +14,7 @@ from polyopt.backend import Backend
 from polyopt.errors import InputError, nearest
 from polyopt.ops import FLOATING, Array
 from polyopt.plan import Part, Plan, Segment, program
+from polyopt.reading import KnownNorm, Reading
 from polyopt.rule import Global, Leafwise, Rule
 from polyopt.tree import Flat
 
@@ -53,10 +54,16 @@ class Execution:
     """The arrays of one update and how far they have come."""
 
     def __init__(
-        self, backend: Backend, flat: Flat, state: dict[str, Any], resolve: Resolve, compiled: bool
+        self,
+        backend: Backend,
+        flat: Flat,
+        state: dict[str, Any],
+        resolve: Resolve,
+        compiled: bool,
+        reading: Reading | None = None,
     ) -> None:
         self.backend, self.flat, self.state = backend, flat, state
-        self.resolve, self.compiled = resolve, compiled
+        self.resolve, self.compiled, self.reading = resolve, compiled, reading
         step = state["step"]
         if self._traced(step) and backend.dtype_name(step) in FLOATING:
             raise InputError(
@@ -241,7 +248,12 @@ class Execution:
             name: lifting.cast(self.backend, x, dtype) if self._traced(x) else xp.asarray(x, dtype=kind)
             for name, x in vars(h).items()
         }
-        self.measured[part.key] = _measurement(self.backend, part, dtype, self.compiled)(leaves, c)
+        known = None
+        if self.reading is not None and isinstance(part.rule, Global) and part.rule.NORM_ALONE:
+            known = self.reading.norm(leaves, dtype)
+        if known is not None:
+            leaves = []
+        self.measured[part.key] = _measurement(self.backend, part, dtype, self.compiled)(leaves, c, known)
 
     def next_step(self) -> Any:
         """One more; a traced counter stays at its dtype's largest value rather than wrap around."""
@@ -284,9 +296,12 @@ def _measurement(backend: Backend, part: Part, dtype: str, compiled: bool) -> Ca
     rule = part.rule
     assert isinstance(rule, Global)
 
-    def measure(xp: Any, leaves: Sequence[Array], c: dict[str, Array]) -> dict[str, Array]:
+    def measure(
+        xp: Any, leaves: Sequence[Array], c: dict[str, Array], known: tuple[Array, Array] | None
+    ) -> dict[str, Array]:
+        xp = xp if known is None else KnownNorm(xp, known)
         return rule.measure(xp, [lifting.cast(backend, x, dtype) for x in leaves], SimpleNamespace(**c))
 
     if not compiled:
-        return lambda leaves, c: measure(backend.ops, leaves, c)
+        return lambda leaves, c, known: measure(backend.ops, leaves, c, known)
     return backend.compile(measure, exact=True)

@@ -9,6 +9,7 @@ from typing import Any
 import polyopt.scalar as host
 from polyopt.backend import Arrays, Backend, Lifted, Scalars
 from polyopt.ops import Array
+from polyopt.reductions import finite
 from polyopt.rule import Leafwise, Slot
 from polyopt.trace import Program, evaluate
 
@@ -114,10 +115,8 @@ def all_finite(backend: Backend, leaves: Sequence[Array]) -> Array:
 
 @lru_cache(maxsize=16)
 def _all_finite(backend: Backend) -> Callable[[list[Array]], Array]:
-    def run(xp: Any, leaves: list[Array]) -> Array:
-        return xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in leaves]))
-
-    return backend.compile(run)
+    # Exact, for the operations of one pass over host memory come with it.
+    return backend.compile(finite, exact=True)
 
 
 class TracedScalars:

@@ -19,6 +19,7 @@ from polyopt.execution import Execution, Resolve, compute_dtype
 from polyopt.ops import FLOATING, Array
 from polyopt.outcome import select, written
 from polyopt.plan import Plan, plan
+from polyopt.reading import Reading
 from polyopt.replay import Replay
 from polyopt.rule import Chain, Partition, Rule, Stage, rules_of
 from polyopt.schedules import Measured, Schedule
@@ -182,10 +183,11 @@ class Optimizer:
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
         _check(backend, flat.paths, flat.leaves, g)
         unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
-        ok = self._finite(backend, flat.paths, g)
+        reading = self._read(backend, plan_, flat, g)
+        ok = self._finite(reading, flat.paths, g)
         if ok is False:
             return flat.unflatten(unchanged), state
-        execution = Execution(backend, flat, state, self.resolver(state), self.compiled)
+        execution = Execution(backend, flat, state, self.resolver(state), self.compiled, reading)
         # Where a traced flag decides, only the outcome may be written into what is given up.
         flags = (ok, state.get("micro_step") if self.accumulate > 1 else None)
         decided = not any(backend.is_array(x) and backend.is_traced(x) for x in flags)
@@ -212,9 +214,11 @@ class Optimizer:
             ready = last.ready(params, grads, state)
             if ready is None:
                 return None
-            if self._finite(last.backend, ready.flat.paths, ready.g) is False:
+            backend, flat = last.backend, ready.flat
+            reading = self._read(backend, self._plan(flat.paths), flat, ready.g)
+            if self._finite(reading, flat.paths, ready.g) is False:
                 return params, state
-            execution = Execution(last.backend, ready.flat, state, self.resolver(state), self.compiled)
+            execution = Execution(backend, flat, state, self.resolver(state), self.compiled, reading)
             return params, last.run(ready, execution)
         finally:
             last.lock.release()
@@ -270,12 +274,23 @@ class Optimizer:
             unchanged = [None if x is None else backend.ops.zeros_like(x) for x in leaves]
         return select(backend, ready, leaves, unchanged), select(backend, ready, new, waiting)
 
-    def _finite(self, backend: Backend, paths: Sequence[str], g: list[Array | None]) -> Any:
-        """``None``: not asked; ``True``/``False``: known; a traced bool: not known yet."""
+    def _read(
+        self, backend: Backend, plan_: Plan, flat: tree.Flat, g: Sequence[Array | None]
+    ) -> Reading | None:
+        """The pass over the gradients that is due before anything else, if one is."""
         if self.nonfinite == "propagate":
             return None
-        present = [(path, x) for path, x in zip(paths, g, strict=True) if x is not None]
-        flag = lifting.all_finite(backend, [x for _, x in present])
+        norm = None
+        if self.accumulate == 1 and plan_.norm_first:
+            kinds = {p.dtype: p for p, x in zip(flat.leaves, g, strict=True) if x is not None}
+            norm = "float64" if "float64" in map(backend.dtype_name, kinds.values()) else "float32"
+        return Reading(backend, [x for x in g if x is not None], norm, self.compiled)
+
+    def _finite(self, reading: Reading | None, paths: Sequence[str], g: Sequence[Array | None]) -> Any:
+        """``None``: not asked; ``True``/``False``: known; a traced bool: not known yet."""
+        if reading is None:
+            return None
+        flag, backend = reading.finite(), reading.backend
         if backend.is_traced(flag):
             if self.nonfinite == "raise":
                 raise InputError(
@@ -285,7 +300,8 @@ class Optimizer:
         if bool(flag):
             return True
         if self.nonfinite == "raise":
-            bad = next(p for p, x in present if not bool(lifting.all_finite(backend, [x])))
+            present = ((path, x) for path, x in zip(paths, g, strict=True) if x is not None)
+            bad = next(path for path, x in present if not bool(lifting.all_finite(backend, [x])))
             raise NonFiniteError(f"the gradient of {bad!r} holds inf or NaN; nothing was changed")
         return False
 

@@ -18,6 +18,9 @@ from polyopt.errors import InputError, nearest
 from polyopt.rule import Chain, Global, Leafwise, Partition, Rule, Slot, Stage, matches
 from polyopt.trace import Program, Symbol, Tracer
 
+RESERVED = {"g": "gradient", "p": "parameter", "update": "update"}
+"""Names that the arrays of a leaf function have beside its slots."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -55,6 +58,15 @@ class Plan:
     pipelines: tuple[tuple[Segment, ...] | None, ...]
     classes: tuple[tuple[tuple[Segment, ...], tuple[int, ...]], ...]
 
+    @property
+    def norm_first(self) -> bool:
+        """Whether every leaf comes first to one and the same rule, which wants the norm of all gradients."""
+        heads = [pipeline[0] if pipeline else None for pipeline, _ in self.classes]
+        first = heads[0] if heads else None
+        if first is None or first.awaits is None or not first.awaits.NORM_ALONE:
+            return False
+        return all(x is not None and x.parts[0].key == first.parts[0].key for x in heads)
+
 
 def plan(stage: Stage, paths: Sequence[str]) -> Plan:
     """The pipelines of the leaves ``paths``.
@@ -82,6 +94,8 @@ def _pipeline(stage: Stage, path: str, used: set[str]) -> tuple[Segment, ...] | 
                 f"{type(rule).__name__} stands before {type(later).__name__} for parameter {path!r}; "
                 "expected it last in the chain, where it sees what the parameter moves by"
             )
+    for _, rule in found:
+        _check_names(rule)
     counts = Counter(slot.name for _, rule in found for slot in rule.slots())
     parts = [
         Part(
@@ -99,6 +113,16 @@ def _pipeline(stage: Stage, path: str, used: set[str]) -> tuple[Segment, ...] | 
             segments.append([])
         segments[-1].append(part)
     return tuple(Segment(tuple(s)) for s in segments)
+
+
+def _check_names(rule: Rule) -> None:
+    """A slot must not be called as the leaf function's other arrays are, among which it stands."""
+    for slot in rule.slots():
+        if slot.name in RESERVED:
+            raise InputError(
+                f"{type(rule).__name__}: a slot is called {slot.name!r}, which is the name of the "
+                f"{RESERVED[slot.name]} in every rule; expected another name"
+            )
 
 
 def _identity(rule: Rule) -> tuple[object, ...]:

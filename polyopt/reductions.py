@@ -108,6 +108,25 @@ def root_sum_squares(xp: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
     return xp.sqrt(total), scale
 
 
+def finite(xp: Any, arrays: Sequence[Array]) -> Array:
+    """A 0-d bool: whether no element of the arrays, at least one, of any floating dtypes, is inf or NaN."""
+    kinds: list[Any] = []
+    for x in arrays:
+        if x.dtype not in kinds:
+            kinds.append(x.dtype)
+    found: list[Array] = []
+    for kind in kinds:
+        same = [x for x in arrays if x.dtype == kind]
+        total = xp.sum_squares(same, 1.0) if hasattr(xp, "sum_squares") else None
+        # An infinite sum may be of finite elements.
+        if total is not None and xp.isfinite(total):
+            continue
+        found += [xp.all(xp.isfinite(x)) for x in packed(xp, same)]
+    if not found:
+        return xp.asarray(True)
+    return xp.all(xp.stack(found)) if len(found) > 1 else found[0]
+
+
 def axis_root_sum_squares(xp: Any, x: Array, axis: int) -> tuple[Array, Array]:
     """As :func:`root_sum_squares`, of each row or column of a 2-d array; both keep the axis, of length 1."""
     size = x.shape[axis]

@@ -122,6 +122,12 @@ class Leafwise(Rule):
 class Global(Elementwise):
     """An elementwise rule with scalars measured over all the leaves it gets (a global norm, say)."""
 
+    NORM_ALONE: ClassVar[bool] = False
+    """Whether all that ``measure`` wants of the leaves is ``reductions.root_sum_squares(xp, leaves)``.
+
+    Then it may be given no leaves, but an ``xp`` that knows the norm, taken along with something else.
+    """
+
     @abstractmethod
     def measure(self, xp: Any, leaves: Sequence[Array], c: Any) -> dict[str, Array]:
         """0-d arrays by name, which :meth:`leaf` finds in ``c``. Products through ``xp.multiply``.

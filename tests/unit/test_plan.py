@@ -111,3 +111,17 @@ def test_rules_of_lists_every_rule_with_its_position() -> None:
 def test_a_hyperparameter_out_of_range_is_named(value: Any) -> None:
     with pytest.raises(InputError, match=r"Halve: factor = "):
         Halve(factor=value)
+
+
+@pytest.mark.parametrize("name", ["g", "p", "update"])
+def test_a_slot_must_not_take_the_name_of_another_array(name: str) -> None:
+    @dataclass(frozen=True)
+    class Hiding(Elementwise):
+        def slots(self) -> tuple[Slot, ...]:
+            return (Slot(name),)
+
+        def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+            return g, dict(slots)
+
+    with pytest.raises(InputError, match=f"Hiding: a slot is called '{name}'"):
+        plan(chain(SGD(lr=0.1), Hiding()), ("w",))
