@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -58,8 +59,10 @@ class Process:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            if pipe:
-                pipe.close()
+            # What a dead worker did not read can't be flushed.
+            with contextlib.suppress(BrokenPipeError):
+                if pipe:
+                    pipe.close()
 
     def send(self, **job: Any) -> None:
         assert self._process.stdin
