@@ -86,7 +86,7 @@ class FusedLift:
                 columns.append(self._survey(made))
         values: Mapping[str, Any]
         if self._direct.issuperset(kernel.scalars):
-            values = self._constants | scalars if self._constants else scalars
+            values = {**self._constants, **scalars} if self._constants else scalars
         else:
             with np.errstate(all="ignore"):
                 values = scalar_values(self.program, scalars, dtype)
