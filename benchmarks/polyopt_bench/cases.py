@@ -16,6 +16,8 @@ from polyopt_bench.workload import NETS
 BACKENDS = tuple(PEER_OF)
 TASKS = ("mlp", "small", "resnet50", "gpt2", "one64m")
 """The parameter sets that are reported."""
+MAIN = ("adam", "adamw")
+"""The optimizers that have bounds beside their peers, and that are reported beside all of them."""
 KINDS = ("update", "train", "first", "memory", "scale")
 
 BOUNDS = {
@@ -58,11 +60,16 @@ class Case:
         return f"{self.kind}/{self.task}/{self.optimizer}/{self.backend}"
 
     @property
+    def brief(self) -> bool:
+        """Whether polyopt's standard way and the first peer are enough, unless everything is asked for."""
+        return self.kind == "scale" or self.optimizer not in MAIN
+
+    @property
     def bound(self) -> float | None:
         """The largest ratio to the first peer that is demanded."""
         if self.kind == "train":
             return 1.0 if self.task in NETS else 0.9
-        if self.kind == "update" and self.optimizer in ("adam", "adamw"):
+        if self.kind == "update" and self.optimizer in MAIN:
             return BOUNDS.get((self.task, self.backend))
         return None
 
@@ -94,8 +101,7 @@ def _of(backend: str) -> Iterator[Case]:
     quick, on_host = ("small", "resnet50"), backend in ("numpy", "torch")
     for task in (*TASKS, "tiny"):
         for name in ALGORITHMS:
-            main = name in ("adam", "adamw")
-            standard = task in quick if main else task == "resnet50" or (task == "small" and on_host)
+            standard = task in quick if name in MAIN else task == "resnet50" or (task == "small" and on_host)
             standard |= name == "adam" and task != "tiny"
             yield Case(
                 "update",

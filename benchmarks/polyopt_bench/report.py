@@ -8,7 +8,7 @@ from typing import Any
 
 from polyopt.files import write_atomic
 from polyopt_bench import pictures
-from polyopt_bench.cases import BACKENDS, FLOOR_BOUND, TASKS
+from polyopt_bench.cases import BACKENDS, FLOOR_BOUND, MAIN, TASKS
 from polyopt_bench.pictures import LABEL, standard
 from polyopt_bench.results import Results, Row
 from polyopt_bench.sets import shapes, size
@@ -110,8 +110,8 @@ def _peers(rows: Sequence[Row]) -> str:
     lines = []
     for task in TASKS:
         for row in rows:
-            main = row["optimizer"] in ("adam", "adamw")
-            if row["kind"] == "update" and row["case"] == task and main and row["peer"]:
+            main = row["kind"] == "update" and row["optimizer"] in MAIN
+            if main and row["case"] == task and row["peer"]:
                 way = row["ours"].removeprefix("polyopt, ").replace("polyopt", "in place")
                 names = [task, row["optimizer"], LABEL[row["backend"]], way, row["peer"]]
                 times = [_ms(row["seconds"]), _ms(row["peer_seconds"])]

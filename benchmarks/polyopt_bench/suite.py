@@ -23,6 +23,8 @@ from polyopt_bench.sets import shapes, size
 from polyopt_bench.timing import Effort
 from polyopt_bench.traffic import traffic
 
+BRIEF = Effort(rounds=15, least=9, seconds=1.0)
+"""For a quick run, and for cases that have no bound beside their peers."""
 FRESH_SECONDS = 15.0
 """How long fresh processes are started again and again for one time to the first step; three at the most."""
 
@@ -90,10 +92,9 @@ class Process:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run and how long."""
+    """What to run."""
 
     cases: Sequence[Case]
-    effort: Effort = field(default_factory=Effort)
     quick: bool = False
     everything: bool = False
 
@@ -102,7 +103,7 @@ class Plan:
         return {
             "job": "cases",
             "cases": [c.id for c in cases],
-            "effort": asdict(self.effort),
+            "effort": asdict(BRIEF if self.quick or all(c.brief for c in cases) else Effort()),
             "first": self.quick,
             "everything": self.everything,
         }

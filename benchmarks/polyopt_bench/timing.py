@@ -21,7 +21,7 @@ class Effort:
 
     rounds: int = 21
     least: int = 9
-    seconds: float = 3.0
+    seconds: float = 2.5
 
 
 @dataclass(frozen=True)

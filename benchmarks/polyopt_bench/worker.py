@@ -62,14 +62,14 @@ class Worker:
 
     def _cases(self, job: dict[str, Any]) -> None:
         effort = Effort(**job["effort"])
-        options = {"first": job["first"], "everything": job["everything"]}
         ready: list[Prepared] = []
         for name in job["cases"]:
-            of = case(name)
+            of, everything = case(name), job["everything"]
+            first = not everything and (job["first"] or of.brief)
             try:
-                wanted = job["everything"] or (of.keras and not job["first"])
+                wanted = everything or (of.keras and not first)
                 side(of.backend).load(ours=True, keras=of.backend == "tensorflow" or wanted)
-                ready.append(prepare(of, self._remark, **options))
+                ready.append(prepare(of, self._remark, first=first, everything=everything))
             except Exception as e:
                 self._failed(of, e)
         self._say("ready")

@@ -99,15 +99,14 @@ def _check(request: Request) -> None:
 
 def _events(request: Request) -> tuple[Any, int]:
     """What happens, as an iterator that must be closed, and how many cases it has."""
-    suite, cases, timing = _part("suite"), _part("cases"), _part("timing")
+    suite, cases = _part("suite"), _part("cases")
     if request.render:
         return iter(()), 0
     backends = _backends(request.backends, cases.BACKENDS)
     if request.growth:
         return suite.growth(backends, request.steps), len(backends)
     chosen = cases.select(backends, request.only, quick=request.quick, everything=request.everything)
-    effort = timing.Effort(rounds=15, least=9, seconds=1.5) if request.quick else timing.Effort()
-    return suite.run(suite.Plan(chosen, effort, request.quick, request.everything)), len(chosen)
+    return suite.run(suite.Plan(chosen, request.quick, request.everything)), len(chosen)
 
 
 def _make(given: Path | None) -> None:
