@@ -14,8 +14,6 @@ A namespace may offer more, where it has something better than what :mod:`polyop
   whole arrays are compiled into one.
 - ``sum_squares(arrays, scale)``: the sum of the squares of all elements times ``scale``, in the bits of
   ``reductions``, as a 0-d array; ``None`` for arrays that it can't take.
-- ``run_program(program, arrays, scalars, dtype)``: the outputs of a program on one leaf, ``None`` where
-  it has no better way than op by op: what whole training steps ask.
 - ``known_norm``: what ``reductions.root_sum_squares`` is to give, where it was computed before.
 """
 

@@ -216,18 +216,7 @@ class _Trace:
     def _elementwise(
         self, code: Program, arrays: dict[str, Any], values: dict[str, Array], dtype: str
     ) -> dict[str, list[Array]]:
-        own = getattr(self.backend.ops, "run_program", None)
-        outputs: dict[str, list[Array]] = {name: [] for name, _ in code.outputs}
-        for i in range(len(arrays["p"])):
-            leaf = {name: arrays[name][i] for name in code.arrays}
-            found = own(code, leaf, values, dtype) if own else None
-            if found is None:
-                alone = {name: [x] for name, x in leaf.items()}
-                out = lifting.evaluate_leaves(self.backend, self.backend.ops, code, alone, values, dtype)
-                found = {name: x for name, (x,) in out.items()}
-            for name, x in found.items():
-                outputs[name].append(x)
-        return outputs
+        return lifting.evaluate_leaves(self.backend, self.backend.ops, code, arrays, values, dtype)
 
     def _leafwise(
         self, part: Part, arrays: dict[str, Any], values: dict[str, Array], dtype: str

@@ -72,7 +72,6 @@ def run(
     dtype: str,
     *,
     in_place: bool,
-    after: tuple[Any, ...] = (),
 ) -> dict[str, Any]:
     """The outputs of ``program`` on one leaf, inside a computation.
 
@@ -82,8 +81,6 @@ def run(
         0-d, of ``dtype``, constants included.
     in_place
         Whether outputs take the memory of what they replace, which XLA copies where it is still needed.
-    after
-        0-d arrays that are computed before: results that need what is about to be overwritten.
     """
     outputs = tuple(n for n, _ in program.outputs)
     shared = tuple(n for n in outputs if n in arrays) if in_place else ()
@@ -93,7 +90,7 @@ def run(
     made = tuple((n, str(np.dtype(arrays[n].dtype)) if n in arrays else dtype) for n in outputs)
     used = [n for n in (*program.scalars, *(n for n, _ in program.constants)) if n in program.used]
     target = _target(program, dtype, stored, made, tuple(used), shared)
-    values = [scalars[n] for n in used] + [x.astype(dtype) for x in after]
+    values = [scalars[n] for n in used]
     vector = jnp.stack(values) if values else jnp.zeros((1,), dtype)
     call = jax.ffi.ffi_call(
         target,
