@@ -20,6 +20,7 @@ PAGES = [
     "docs/index.md",
     "docs/recipes.md",
     "docs/rules.md",
+    "docs/speed.md",
 ]
 
 
