@@ -45,6 +45,8 @@ class Packed:
     scalar_slots: list[dict[str, float]]
     before: tuple[dict[str, Any], list[dict[str, float]]] | None = None
     ok: Array | None = None
+    ahead: tuple[dict[str, Any], list[dict[str, float]]] | None = None
+    """What the host has for the coming step already, where it knows."""
 
 
 class TrainStep:
@@ -120,13 +122,15 @@ class TrainStep:
             carry.params, carry.state = self.optimizer.step(carry.params, gradients, carry.state, donate=True)
             return carry, loss
         _settle(carry, packed)
-        vectors, scalar_slots = packed.update.host(carry.state, packed.scalar_slots)
+        vectors, scalar_slots = packed.ahead or packed.update.host(carry.state, packed.scalar_slots)
         arrays = {"params": carry.params, "slots": carry.state["slots"]}
         loss, out = packed.run(arrays, vectors, args)
         packed.before, packed.ok = (carry.state, packed.scalar_slots), out.get("ok")
         carry.params = out["arrays"]["params"]
         carry.state = carry.state | {"step": carry.state["step"] + 1, "slots": out["arrays"]["slots"]}
         packed.scalar_slots = scalar_slots
+        # The device is at work now: the next step's numbers cost nothing meanwhile.
+        packed.ahead = packed.update.host(carry.state, scalar_slots)
         return carry, loss
 
     def unload(self, carry: Carry, *, copy: bool = True) -> tuple[Tree, State]:
@@ -148,6 +152,7 @@ class TrainStep:
         """Report ``metric`` to the schedules that wait for one (plateau)."""
         if carry.packed is not None:
             _settle(carry, carry.packed)
+            carry.packed.ahead = None
         carry.state = self.optimizer.observe(carry.state, metric)
         return carry
 
@@ -221,4 +226,5 @@ def _settle(carry: Carry, packed: Packed) -> None:
     if packed.ok is not None and packed.before is not None and not bool(carry.backend.to_numpy(packed.ok)):
         before, packed.scalar_slots = packed.before
         carry.state = before | {"slots": carry.state["slots"]}
+        packed.ahead = None
     packed.before = packed.ok = None
