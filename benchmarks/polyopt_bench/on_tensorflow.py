@@ -10,6 +10,8 @@ from polyopt_bench.sets import Arrays, Shapes, arrays, shapes
 from polyopt_bench.workload import NETS, TARGET, Network, cheap, network, task_shapes
 
 PEER = PEER_OF["tensorflow"]
+XLA_LEAVES = 200
+"""Leaves up to which Keras' part of a training step is given to XLA: on 1000 it compiles for many minutes."""
 
 
 def load(ours: bool, keras: bool) -> None:
@@ -90,9 +92,12 @@ def _keras(of: Shapes, way: Algorithm) -> Step:
 def train(case: Any) -> list[Contender]:
     of, way = task_shapes(case.task), algorithm(case.optimizer)
     net = network(case.task) if case.task in NETS else None
+    xla = len(of) <= XLA_LEAVES
     return [
         Contender("polyopt", lambda: _train_ours(of, way, net), ours=True),
-        Contender("one tf.function by XLA with Keras", lambda: _train_keras(of, way, net)),
+        Contender(
+            f"one tf.function{' by XLA' if xla else ''} with Keras", lambda: _train_keras(of, way, net, xla)
+        ),
     ]
 
 
@@ -117,7 +122,7 @@ def _train_ours(of: Shapes, way: Algorithm, net: Network | None) -> Step:
     return step
 
 
-def _train_keras(of: Shapes, way: Algorithm, net: Network | None) -> Step:
+def _train_keras(of: Shapes, way: Algorithm, net: Network | None, xla: bool) -> Step:
     import tensorflow as tf
 
     from polyopt_bench.keras_peer import optimizer, variables
@@ -137,7 +142,7 @@ def _train_keras(of: Shapes, way: Algorithm, net: Network | None) -> Step:
                 x = tf.nn.relu(x)
         return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, x))
 
-    @tf.function(autograph=False, jit_compile=True)  # type: ignore[untyped-decorator]
+    @tf.function(autograph=False, jit_compile=xla)  # type: ignore[untyped-decorator]
     def advance(*data: Any) -> Any:
         with tf.GradientTape() as tape:
             value = loss(*data)

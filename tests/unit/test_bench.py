@@ -430,7 +430,10 @@ def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(grown["growth_bytes"], int)
 
 
-def test_first_step_and_memory_in_fresh_processes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_first_step_and_memory_in_fresh_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suite, "FRESH_SECONDS", 0.0)
     assert run(["bench", "--only", "(first|memory)/mlp/", "--backend", "numpy", "--json"]) == 0
     found = result(capsys)
     assert [r["ours"] for r in found["rows"]] == ["polyopt, cold cache", "polyopt, warm cache"]
