@@ -10,7 +10,7 @@ from polyopt_bench.sets import Arrays, Shapes, arrays, shapes
 from polyopt_bench.workload import NETS, TARGET, Network, cheap, network, task_shapes
 
 PEER = PEER_OF["tensorflow"]
-XLA_LEAVES = 200
+XLA_LEAVES = 20
 """Leaves up to which Keras' part of a training step is given to XLA: on 1000 it compiles for many minutes."""
 
 
