@@ -1,0 +1,192 @@
+"""LoRA: low-rank adapters beside weights that are kept as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from polyopt import registry, tree
+from polyopt.backend import LossFunction
+from polyopt.errors import InputError, nearest
+from polyopt.finetuning.freezing import constant
+from polyopt.finetuning.selection import select
+from polyopt.initializers import He, Initializer, Zeros
+from polyopt.ops import Array
+from polyopt.rule import Pattern
+from polyopt.tree import Tree
+
+Adapters: TypeAlias = dict[str, dict[str, Array]]
+"""``{path: {"A": array, "B": array}}``: a tree whose leaves are called ``layers.0.weight.A``, …"""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Train ``W + s·A·B`` by A and B alone: Hu et al., "LoRA", 2022, section 4.1.
+
+    The paper writes ΔW = B·A for weights of shape (out, in). A is the factor on the side of the input here
+    too: it is drawn, B is zero, so training starts from W.
+
+    Parameters
+    ----------
+    patterns
+        Which weights: regular expressions or predicates on the path. They must have two axes.
+    rank
+        r, from 1 to the shorter axis.
+    alpha
+        α, in (0, inf).
+    layout
+        ``"in_out"``: W is (in, out), A is (in, r), B is (r, out) and ΔW = s·A·B (Keras, JAX, this
+        library's models). ``"out_in"``: W is (out, in), A is (r, in), B is (out, r) and ΔW = s·B·A (torch).
+    scaling
+        ``"paper"``: s = α/r. ``"rank_stabilized"``: s = α/√r (Kalajdzievski, 2023).
+    initializer
+        Draws A, given the shape (in, r); both layouts have the same numbers. He's normal by default. The
+        authors' code draws ``He(distribution="uniform", nonlinearity="leaky_relu", slope=5**0.5)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, Optimizer, value_and_grad
+    >>> def loss(xp, params, x, y):
+    ...     return xp.mean((xp.matmul(x, params["w"]) - y) ** 2)
+    >>> lora = LoRA(["^w$"], rank=1, alpha=2.0)
+    >>> params = {"w": np.ones((3, 2))}
+    >>> adapters = lora.init(params, seed=0)
+    >>> {k: x.shape for k, x in adapters["w"].items()}
+    {'A': (3, 1), 'B': (1, 2)}
+    >>> value, grads = value_and_grad(lora.loss(loss))(adapters, params, np.ones((1, 3)), np.ones((1, 2)))
+    >>> float(value)
+    4.0
+    >>> adapters = {"w": {"A": np.array([[1.0], [0.0], [0.0]]), "B": np.array([[0.5, 0.0]])}}
+    >>> merged, originals = lora.merge(params, adapters)
+    >>> merged["w"].tolist()
+    [[2.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    >>> unmerge(merged, originals)["w"] is params["w"]
+    True
+    """
+
+    patterns: tuple[Pattern, ...]
+    rank: int
+    alpha: float
+    layout: str = "in_out"
+    scaling: str = "paper"
+    initializer: Initializer = field(default_factory=lambda: He(distribution="normal", convention="paper"))
+
+    def __post_init__(self) -> None:
+        one = isinstance(self.patterns, str) or callable(self.patterns)
+        object.__setattr__(self, "patterns", (self.patterns,) if one else tuple(self.patterns))
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise InputError(f"LoRA: rank = {self.rank!r}; expected an integer >= 1")
+        if not isinstance(self.alpha, int | float) or not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise InputError(f"LoRA: alpha = {self.alpha!r}; expected a finite number above 0")
+        for name, choices in (("layout", ("in_out", "out_in")), ("scaling", ("paper", "rank_stabilized"))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise InputError(f"LoRA: {name} = {value!r}; {nearest(str(value), choices)}")
+
+    @property
+    def scale(self) -> float:
+        """s, what the product of the adapters is multiplied by."""
+        return self.alpha / (self.rank if self.scaling == "paper" else math.sqrt(self.rank))
+
+    def init(self, params: Tree, seed: int = 0, *, dtype: str | None = None) -> Adapters:
+        """Adapters of the weights that match: A drawn by (``seed``, path), the same bits everywhere; B zero.
+
+        Parameters
+        ----------
+        params
+            The pre-trained parameters.
+        seed
+            Of the draws.
+        dtype
+            Of the adapters; that of each weight by default.
+        """
+        paths = select(params, *self.patterns)
+        leaves = tree.named(params)
+        return {path: self._adapter(path, leaves.get(path), seed, dtype) for path in paths}
+
+    def loss(self, loss: LossFunction) -> LossFunction:
+        """``loss(xp, params, *args)`` as ``f(xp, adapters, params, *args)``, a function of the adapters.
+
+        For :func:`polyopt.value_and_grad` and :class:`polyopt.TrainStep`. No gradient is computed for
+        ``params``.
+        """
+
+        def of_adapters(xp: Any, adapters: Adapters, params: Tree, *args: Any) -> Array:
+            return loss(xp, self.apply(xp, constant(params), adapters), *args)
+
+        return of_adapters
+
+    def apply(self, xp: Any, params: Tree, adapters: Adapters) -> Tree:
+        """``params`` with W + s·A·B in the places of the adapted W, computed by ``xp``, differentiable."""
+
+        def adapted(path: str, w: Array) -> Array:
+            a, b = adapters[path]["A"], adapters[path]["B"]
+            product = xp.matmul(a, b) if self.layout == "in_out" else xp.matmul(b, a)
+            return w + xp.astype(product * self.scale, w.dtype)
+
+        _check_paths(params, adapters)
+        flat = tree.flatten(params)
+        return flat.unflatten(
+            adapted(path, x) if path in adapters else x
+            for path, x in zip(flat.paths, flat.leaves, strict=True)
+        )
+
+    def merge(self, params: Tree, adapters: Adapters) -> tuple[Tree, dict[str, Array]]:
+        """``(merged, originals)``: ``params`` with W + s·A·B for good, and ``{path: W}`` to go back by.
+
+        It is computed on the host in double precision and rounded once to W's dtype, so the same adapters
+        give the same bits on every backend. :func:`unmerge` gives W itself back, which a subtraction
+        can't.
+        """
+        import numpy as np
+
+        def merged(path: str, w: Array) -> Array:
+            backend = registry.of(w)
+            wide = {k: backend.to_numpy(x).astype(np.float64) for k, x in (adapters[path] | {"W": w}).items()}
+            product = wide["A"] @ wide["B"] if self.layout == "in_out" else wide["B"] @ wide["A"]
+            values = wide["W"] + self.scale * product
+            return backend.from_numpy(values, dtype=backend.dtype_name(w), device=backend.device_name(w))
+
+        _check_paths(params, adapters)
+        flat = tree.flatten(params)
+        pairs = list(zip(flat.paths, flat.leaves, strict=True))
+        originals = {path: x for path, x in pairs if path in adapters}
+        new = {path: merged(path, x) for path, x in originals.items()}
+        return flat.unflatten(new.get(path, x) for path, x in pairs), originals
+
+    def _adapter(self, path: str, w: Any, seed: int, dtype: str | None) -> dict[str, Array]:
+        shape = None if w is None else tuple(w.shape)
+        if shape is None or len(shape) != 2:
+            raise InputError(f"LoRA: leaf {path!r} has shape {shape}; expected two axes")
+        if self.rank > min(shape):
+            raise InputError(f"LoRA: rank = {self.rank} for leaf {path!r} of shape {shape}; expected less")
+        backend = registry.of(w)
+        kind, device = dtype or backend.dtype_name(w), backend.device_name(w)
+        inputs, outputs = shape if self.layout == "in_out" else shape[::-1]
+        a = self.initializer.sample((inputs, self.rank), seed, f"{path}.A", kind)
+        b = Zeros().sample((self.rank, outputs), seed, f"{path}.B", kind)
+        host = {"A": a, "B": b} if self.layout == "in_out" else {"A": a.T.copy(), "B": b.T.copy()}
+        return {name: backend.from_numpy(x, dtype=kind, device=device) for name, x in host.items()}
+
+
+def unmerge(merged: Tree, originals: Mapping[str, Array]) -> Tree:
+    """``merged`` with the original weights back in their places, bit for bit; other leaves stay as they are.
+
+    Parameters
+    ----------
+    merged, originals
+        What :meth:`LoRA.merge` gave.
+    """
+    _check_paths(merged, originals)
+    flat = tree.flatten(merged)
+    return flat.unflatten(originals.get(path, x) for path, x in zip(flat.paths, flat.leaves, strict=True))
+
+
+def _check_paths(params: Tree, given: Mapping[str, Any]) -> None:
+    known = tree.flatten(params).paths
+    for path in given:
+        if path not in known:
+            raise InputError(f"LoRA: adapted leaf {path!r} is no parameter; {nearest(path, known)}")
