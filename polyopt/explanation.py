@@ -145,9 +145,8 @@ def _trace(rule: Rule) -> tuple[Program, dict[str, str], dict[str, str]]:
     c = _Values(tracer, values)
     like = {s.name: Symbol(tracer, s.name) for s in slots if s.shape == "like"}
     update, new = rule.leaf(tracer, Symbol(tracer, "g"), Symbol(tracer, "p"), like, c)
-    outputs = {s.name: values[s.name] if s.name in scalar else new[s.name] for s in slots} | {
-        "update": update
-    }
+    moving = [s.name for s in slots if not s.constant]
+    outputs = {n: values[n] if n in scalar else new[n] for n in moving} | {"update": update}
     scalars = ("t", *hyper, *scalar, *sorted(c.measured))
     program = tracer.program(("g", "p", *like), scalars, outputs)
     taken = {"t", "g", "p", "update", *hyper, *(s.name for s in slots)}

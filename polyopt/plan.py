@@ -96,7 +96,7 @@ def _pipeline(stage: Stage, path: str, used: set[str]) -> tuple[Segment, ...] | 
             )
     for _, rule in found:
         _check_names(rule)
-    counts = Counter(slot.name for _, rule in found for slot in rule.slots())
+    counts = Counter(slot.name for _, rule in found for slot in rule.slots() if not slot.constant)
     parts = [
         Part(
             key,
@@ -204,8 +204,9 @@ def program(parts: tuple[Part, ...], output: str) -> Program:
         except (AttributeError, TypeError) as e:
             raise type(e)(f"{type(part.rule).__name__}.leaf: {e}") from e
         for name, slot in part.names:
-            if slot.shape == "like":
+            if slot.shape == "like" and name not in arrays:
                 arrays.append(name)
+            if slot.shape == "like" and not slot.constant:
                 outputs[name] = new[slot.name]
     outputs[output] = p + update if output == "p" else update
     return tracer.program(tuple(arrays), tuple(read), outputs)

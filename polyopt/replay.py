@@ -176,14 +176,16 @@ def _keep(
         return None
     arrays = {"g": [g[i] for i in group.indices], "p": [flat.leaves[i] for i in group.indices]}
     pickers: dict[str, dict[str, Any]] = {"like": {}, "scalar": {}}
+    written = {"p"}
     for name, slot in (names for part in group.pipeline[0].parts for names in part.names):
         at = {path: i for i, path in enumerate(slots[name])}
         positions = [at[flat.paths[i]] for i in group.indices]
         pickers[slot.shape][name] = _picker(positions, len(at))
         if slot.shape == "like":
             arrays[name] = [slots[name][flat.paths[i]] for i in group.indices]
+            written |= set() if slot.constant else {name}
     look = lift.look(arrays, group.dtype, True)
-    if look is None or not look.kernel.in_place.issuperset({"p", *pickers["like"]}):
+    if look is None or not look.kernel.in_place.issuperset(written):
         return None
     pick = _picker([order[i] for i in group.indices], len(order))
     return Kept(

@@ -35,13 +35,15 @@ class Slot:
     ``init`` is the initial value, or ``"param"`` for a copy of the parameter. ``shape="like"`` has the
     leaf's shape; ``"scalar"`` is one number a leaf that depends on the step and the hyperparameters alone: it
     is updated by :meth:`Rule.coefficients`. ``dtype=None`` is the compute dtype: float64 for float64
-    parameters, else float32.
+    parameters, else float32. ``constant`` is only read, by an elementwise rule: its leaf function does not
+    return it, and all rules of a leaf that name it share one array.
     """
 
     name: str
     init: float | Literal["param"] = 0.0
     shape: Literal["like", "scalar"] = "like"
     dtype: str | None = None
+    constant: bool = False
 
 
 def hyper(
