@@ -1,0 +1,105 @@
+"""What the distillation losses share: checks of shapes, the teacher as a constant, stable pieces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from polyopt import registry
+from polyopt.errors import InputError
+from polyopt.losses import log_softmax
+from polyopt.ops import Array, Ops
+from polyopt.rule import check_fields
+from polyopt.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class DistillationLoss(ABC):
+    """Base of every distillation loss: abstract; its fields are its hyperparameters.
+
+    Calling one is a pure function of ``xp`` and arrays, differentiable by the student's side on all backends.
+    No gradient flows into what the teacher gives. A hyperparameter may be a 0-d array, also a traced one:
+    that is how it follows a schedule inside a compiled loss.
+    """
+
+    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(getattr(self, field.name), Schedule):
+                raise InputError(
+                    f"{type(self).__name__}: {field.name} is a schedule; expected a number or a 0-d array: a "
+                    "loss knows no step, so give the schedule's value to it as an argument of your loss"
+                )
+        check_fields(self)
+
+    @abstractmethod
+    def __call__(self, xp: Ops, student: Array, teacher: Any, *args: Any, **kwargs: Any) -> Array:
+        """The loss, a 0-d array, from what student and teacher give, and labels where it takes them."""
+
+
+def logit_pair(xp: Ops, owner: str, student: Array, teacher: Array) -> tuple[Array, Array]:
+    """Both as (n, classes) in the student's dtype, at least float32; the teacher as a constant."""
+    mine, its = tuple(student.shape), tuple(teacher.shape)
+    if len(mine) != 2 or len(its) != 2:
+        which, shape = ("student", mine) if len(mine) != 2 else ("teacher", its)
+        raise InputError(f"{owner}: the {which}'s logits have shape {shape}; expected (n, classes)")
+    if mine[1] != its[1]:
+        raise InputError(
+            f"{owner}: the teacher has {its[1]} classes, the student {mine[1]}; expected the same"
+        )
+    if mine[0] != its[0]:
+        raise InputError(
+            f"{owner}: the teacher has {its[0]} samples, the student {mine[0]}; expected the same"
+        )
+    return pair(xp, student, teacher)
+
+
+def pair(xp: Ops, student: Array, teacher: Array) -> tuple[Array, Array]:
+    """Both in the student's dtype, at least float32; the teacher as a constant."""
+    student = wide(xp, student)
+    return student, xp.astype(constant(teacher), student.dtype)
+
+
+def wide(xp: Ops, x: Array) -> Array:
+    """``x``, in float32 where it has 16 bits: sums of exponentials need them."""
+    return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
+
+
+def constant(x: Array) -> Array:
+    """``x`` without its history: nothing is differentiated by it."""
+    return registry.of(x).stop_gradient(x)
+
+
+def divergence(xp: Ops, log_p: Array, log_q: Array) -> Array:
+    """KL(p ‖ q) = Σ p·(log p - log q) over the last axis, of log-probabilities; 0·log 0 = 0.
+
+    >>> import numpy as np
+    >>> import polyopt_numpy.ops as xp
+    >>> p, q = np.array([[1.0, 0.0]]), np.array([[0.5, 0.5]])
+    >>> divergence(xp, xp.log(p), xp.log(q)).round(6).tolist()
+    [0.693147]
+    """
+    p = xp.exp(log_p)
+    some = xp.greater(p, xp.zeros_like(p))
+    zero = xp.zeros_like(log_q)
+    return xp.sum(xp.where(some, p * (xp.where(some, log_p, zero) - log_q), zero), axis=-1)
+
+
+def log_sum_exp(xp: Ops, x: Array) -> Array:
+    """``log Σ exp(x)`` over the last axis, without overflow: max x first."""
+    largest = constant(xp.max(x, axis=-1, keepdims=True))
+    return xp.log(xp.sum(xp.exp(x - largest), axis=-1)) + xp.squeeze(largest, -1)
+
+
+def softened(xp: Ops, logits: Array, temperature: Any) -> Array:
+    """``log softmax(z / T)`` over the last axis."""
+    return log_softmax(xp, logits / temperature)
+
+
+def safe_root(xp: Ops, x: Array) -> Array:
+    """``√x`` of x >= 0, with the gradient 0 at 0, where that of the root is infinite."""
+    some = xp.greater(x, xp.zeros_like(x))
+    return xp.where(some, xp.sqrt(xp.where(some, x, xp.ones_like(x))), xp.zeros_like(x))

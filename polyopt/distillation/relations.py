@@ -1,0 +1,123 @@
+"""Relational distillation: the student's samples lie to each other as the teacher's do."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from polyopt.distillation.base import DistillationLoss, pair, safe_root
+from polyopt.errors import InputError
+from polyopt.ops import Array, Ops
+from polyopt.rule import static
+
+
+@dataclass(frozen=True)
+class _Relational(DistillationLoss):
+    """Huber's loss between a relation of the student's samples and the teacher's."""
+
+    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"reduction": "sum"},
+        "torch": {"reduction": "mean"},
+    }
+
+    convention: str = static("paper")
+    reduction: str = static(None, "sum", "mean")
+
+    def __call__(self, xp: Ops, student: Array, teacher: Array, *, name: str = "features") -> Array:
+        """The loss: a 0-d array.
+
+        Parameters
+        ----------
+        student, teacher
+            Features of shape (n, s) and (n, t) of the same n >= 2 samples; s and t may differ.
+        name
+            What the features are called in errors.
+
+        Raises
+        ------
+        InputError
+            Where the shapes don't fit: it names the features and both shapes.
+        """
+        mine, its = tuple(student.shape), tuple(teacher.shape)
+        if len(mine) != 2 or len(its) != 2 or mine[0] != its[0]:
+            raise InputError(
+                f"{type(self).__name__}: {name!r}: the student's have shape {mine}, the teacher's {its}; "
+                "expected (n, s) and (n, t)"
+            )
+        if mine[0] < 2:
+            raise InputError(f"{type(self).__name__}: {name!r}: {mine[0]} sample; expected at least 2")
+        student, teacher = pair(xp, student, teacher)
+        losses = _huber(xp, self._relation(xp, student) - self._relation(xp, teacher))
+        return xp.mean(losses) if self.reduction == "mean" else xp.sum(losses)
+
+    @abstractmethod
+    def _relation(self, xp: Ops, x: Array) -> Array: ...
+
+
+@dataclass(frozen=True)
+class RelationalDistance(_Relational):
+    """RKD-D (Park et al., 2019, eq. 6 and 7): distances between samples, in units of their mean.
+
+    ``Σ_(i,j) huber(d_ij/μ of the student, d_ij/μ of the teacher)`` over the ordered pairs i ≠ j, with
+    ``d_ij = ‖t_i - t_j‖₂`` and Huber's threshold 1. ``"paper"`` sums; μ is the mean over the pairs.
+    ``"torch"`` is the authors' code: the mean over all n² entries (those with i = j are 0), μ that of the
+    distances above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polyopt_numpy.ops as xp
+    >>> x = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+    >>> float(RelationalDistance()(xp, x, 2 * x))
+    0.0
+    """
+
+    def _relation(self, xp: Ops, x: Array) -> Array:
+        e = _differences(xp, x)
+        distance = safe_root(xp, xp.sum(e * e, axis=-1))
+        if self.reduction == "mean":
+            apart = xp.astype(xp.greater(distance, xp.zeros_like(distance)), x.dtype)
+            pairs = xp.maximum(xp.sum(apart), xp.ones_like(xp.sum(apart)))
+        else:
+            n = int(x.shape[0])
+            pairs = n * (n - 1)
+        mean = xp.sum(distance) / pairs
+        none = xp.equal(mean, xp.zeros_like(mean))
+        return distance / xp.where(none, xp.ones_like(mean), mean)
+
+
+@dataclass(frozen=True)
+class RelationalAngle(_Relational):
+    """RKD-A (Park et al., 2019, eq. 8 to 10): the cosines of the angles that triplets of samples form.
+
+    ``Σ_(i,j,k) huber(cos∠t_i t_j t_k of the student, of the teacher)``. ``"paper"`` sums over the triplets of
+    distinct samples; ``"torch"`` is the authors' code: the mean over all n³ entries, those with i = k (1 for
+    both) and with j among them (0) included. Memory grows as n³ + n²·features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polyopt_numpy.ops as xp
+    >>> x = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 0.0]])
+    >>> round(float(RelationalAngle()(xp, x, 2 * x + 1)), 12)
+    0.0
+    """
+
+    def _relation(self, xp: Ops, x: Array) -> Array:
+        e = _differences(xp, x)
+        length = safe_root(xp, xp.sum(e * e, axis=-1, keepdims=True))
+        none = xp.equal(length, xp.zeros_like(length))
+        unit = e / xp.where(none, xp.ones_like(length), length)
+        return xp.matmul(unit, xp.matrix_transpose(unit))
+
+
+def _differences(xp: Ops, x: Array) -> Array:
+    """``e[j, i] = x_i - x_j``, of shape (n, n, features)."""
+    return xp.expand_dims(x, axis=0) - xp.expand_dims(x, axis=1)
+
+
+def _huber(xp: Ops, x: Array) -> Array:
+    size = xp.abs(x)
+    return xp.where(xp.less_equal(size, xp.ones_like(size)), 0.5 * x * x, size - 0.5)

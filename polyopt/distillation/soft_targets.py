@@ -1,0 +1,142 @@
+"""Hinton's distillation: the student follows the teacher's softened probabilities, and the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from polyopt.distillation.base import DistillationLoss, divergence, logit_pair, softened, wide
+from polyopt.distillation.standardization import standardized
+from polyopt.errors import InputError
+from polyopt.losses import cross_entropy
+from polyopt.ops import Array, Ops
+from polyopt.rule import hyper, static
+
+_PAPER: Mapping[str, Any] = {"alpha_weighs": "soft", "reduction": "batchmean", "floor": 0.0}
+
+
+@dataclass(frozen=True)
+class SoftTargets(DistillationLoss):
+    """``(1 - α)·CE(target, student) + α·T²·KL(teacher_T ‖ student_T)`` (Hinton, Vinyals & Dean, 2015).
+
+    ``teacher_T = softmax(z/T)``; both terms are means over the batch. Section 2 of the paper: T² keeps the
+    size of the soft gradients, which go as 1/T². The paper writes the soft term as a cross-entropy, which
+    differs from KL by the teacher's entropy, a constant.
+
+    Parameters
+    ----------
+    temperature
+        T, above 0.
+    alpha
+        α, in [0, 1].
+    teacher
+        What the teacher's argument is: ``"logits"``, or ``"probabilities"`` at T = 1, which are softened to
+        p^(1/T)/Σ p^(1/T): exactly what their logits would give.
+    standardize
+        Standardize the logits of both first (:func:`standardized`, Sun et al., 2024), in the ``"paper"``'s or
+        in the authors' code's (``"torch"``) way; ``None`` doesn't.
+    convention
+        Fills in what is below. ``"torch"`` is ``F.kl_div`` by its default reduction; PyTorch's own tutorial
+        says ``reduction="batchmean"``, which is ``"paper"``.
+    alpha_weighs
+        Which term has α, the other has 1 - α: ``"soft"`` (paper, torch), ``"hard"`` (keras: α is the
+        ``student_loss_weight`` of ``keras.distillation.Distiller``).
+    reduction
+        Of KL: ``"batchmean"`` (paper, keras), or ``"mean"`` over samples and classes (torch), which is
+        smaller by the number of classes.
+    floor
+        What probabilities are held above inside KL: 0 (paper, torch) or 1e-7 (keras; ``KLDivergence``
+        clips).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polyopt_numpy.ops as xp
+    >>> loss = SoftTargets(temperature=2.0, alpha=0.5)
+    >>> student, teacher = np.array([[0.0, 0.0]]), np.array([[2.0, 0.0]])
+    >>> round(float(loss(xp, student, teacher, np.array([0]))), 6)
+    0.568462
+    """
+
+    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": _PAPER,
+        "torch": {**_PAPER, "reduction": "mean"},
+        "keras": {"alpha_weighs": "hard", "reduction": "batchmean", "floor": 1e-7},
+    }
+
+    temperature: Any = hyper(low=0.0, open_low=True)
+    alpha: Any = hyper(low=0.0, high=1.0)
+    teacher: str = static("logits", "logits", "probabilities")
+    standardize: str | None = static(None, None, "paper", "torch")
+    convention: str = static("paper")
+    alpha_weighs: str = static(None, "soft", "hard")
+    reduction: str = static(None, "batchmean", "mean")
+    floor: Any = hyper(None, low=0.0, high=1.0, open_high=True)
+
+    def __call__(self, xp: Ops, student: Array, teacher: Array, target: Array | None = None) -> Array:
+        """The loss: a 0-d array, of the student's dtype, at least float32.
+
+        Parameters
+        ----------
+        student
+            Logits of shape (n, classes).
+        teacher
+            Logits or probabilities of that shape, in any floating dtype.
+        target
+            Integer labels of shape (n,), or probabilities of shape (n, classes); ``None`` where the labels
+            have no weight.
+
+        Raises
+        ------
+        InputError
+            Where the teacher has other classes or samples, or a target is missing.
+        """
+        student, teacher = logit_pair(xp, type(self).__name__, student, teacher)
+        return self.against(xp, student, self.soften(xp, teacher), target)
+
+    def soften(self, xp: Ops, teacher: Array) -> Array:
+        """The teacher's log-probabilities at the temperature T, of shape (n, classes)."""
+        logits = xp.log(teacher) if self.teacher == "probabilities" else teacher
+        return softened(xp, self._standard(xp, logits), self.temperature)
+
+    def against(self, xp: Ops, student: Array, log_p: Array, target: Array | None = None) -> Array:
+        """The loss against log-probabilities that have the temperature already (:meth:`soften`)."""
+        soft = self._divergence(xp, wide(xp, student), log_p)
+        hard_weight = self.alpha if self.alpha_weighs == "hard" else 1.0 - self.alpha
+        soft_weight = 1.0 - self.alpha if self.alpha_weighs == "hard" else self.alpha
+        # T² as one factor after the mean: the loss is 0 where the two agree, in every bit.
+        soft = soft_weight * (self.temperature * self.temperature * soft)
+        if target is None:
+            if not (isinstance(hard_weight, int | float) and hard_weight == 0):
+                raise InputError(
+                    f"{type(self).__name__}: target is None, but the labels have the weight {hard_weight!r}; "
+                    f"expected labels, or alpha = {1.0 if self.alpha_weighs == 'soft' else 0.0}"
+                )
+            return soft
+        _check_target(type(self).__name__, student, target)
+        hard = cross_entropy(xp, student, target if len(target.shape) == 1 else _like(xp, target, student))
+        return hard_weight * hard + soft
+
+    def _standard(self, xp: Ops, logits: Array) -> Array:
+        return logits if self.standardize is None else standardized(xp, logits, self.standardize)
+
+    def _divergence(self, xp: Ops, student: Array, log_p: Array) -> Array:
+        log_q = softened(xp, self._standard(xp, student), self.temperature)
+        if not (isinstance(self.floor, int | float) and self.floor == 0):
+            log_p, log_q = (xp.log(xp.clip(xp.exp(x), self.floor, 1.0)) for x in (log_p, log_q))
+        rows = divergence(xp, log_p, log_q)
+        return xp.mean(rows / int(student.shape[-1]) if self.reduction == "mean" else rows)
+
+
+def _like(xp: Ops, target: Array, student: Array) -> Array:
+    return xp.astype(target, student.dtype)
+
+
+def _check_target(owner: str, student: Array, target: Array) -> None:
+    expected, found = tuple(student.shape), tuple(target.shape)
+    if found not in (expected[:1], expected):
+        raise InputError(
+            f"{owner}: the target has shape {found}; expected labels {expected[:1]} or probabilities "
+            f"{expected}"
+        )

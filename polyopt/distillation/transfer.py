@@ -1,0 +1,45 @@
+"""An array from one framework to another, over shared memory where both can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat
+
+from polyopt.backend import Backend
+from polyopt.ops import Array
+
+REFUSALS = (AttributeError, BufferError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What frameworks raise where they can't take an array over DLPack."""
+
+
+def transfer(x: Array, source: Backend, target: Backend, like: Array) -> Array:
+    """``x`` of ``source`` as an array of ``target``, of the same dtype and values, on the device of ``like``.
+
+    Through DLPack where both frameworks and the device can: no copy is made, so the array must not be written
+    to. Else through the host. Never with another dtype: an :class:`~polyopt.errors.InputError` says which one
+    the target lacks.
+    """
+    device = target.device_name(like)
+    x = source.stop_gradient(x)
+    if source is target:
+        return x if source.device_name(x) == device else source.to_device(x, device)
+    take = _taker(target, like)
+    if take is not None:
+        try:
+            taken = take(x)
+            if target.dtype_name(taken) == source.dtype_name(x) and target.device_name(taken) == device:
+                return taken
+        except REFUSALS:
+            pass
+    return target.from_numpy(source.to_numpy(x), dtype=source.dtype_name(x), device=device)
+
+
+def _taker(target: Backend, like: Array) -> Callable[[Any], Array] | None:
+    """``from_dlpack`` of the framework of ``like``; ``None`` where it offers none (TensorFlow)."""
+    try:
+        namespace = array_api_compat.array_namespace(target.stop_gradient(like))
+    except REFUSALS:
+        return None
+    return getattr(namespace, "from_dlpack", None)
