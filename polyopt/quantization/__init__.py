@@ -1,0 +1,20 @@
+"""Quantization: weights as integers or 16-bit floats, calibration, fake quantization, GPTQ, int8 products."""
+
+from __future__ import annotations
+
+from polyopt.quantization.calibration import Calibration as Calibration
+from polyopt.quantization.calibration import Grid as Grid
+from polyopt.quantization.calibration import calibrate as calibrate
+from polyopt.quantization.fake import fake_quantize as fake_quantize
+from polyopt.quantization.fake import fake_quantize_weight as fake_quantize_weight
+from polyopt.quantization.observers import MSE as MSE
+from polyopt.quantization.observers import Entropy as Entropy
+from polyopt.quantization.observers import MinMax as MinMax
+from polyopt.quantization.observers import Observer as Observer
+from polyopt.quantization.observers import Percentile as Percentile
+from polyopt.quantization.record import Quantized as Quantized
+from polyopt.quantization.record import codes_of as codes_of
+from polyopt.quantization.scheme import Cast as Cast
+from polyopt.quantization.scheme import Integer as Integer
+from polyopt.quantization.weights import dequantize as dequantize
+from polyopt.quantization.weights import quantize as quantize

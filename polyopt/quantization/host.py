@@ -1,0 +1,186 @@
+"""Bounds, scales, zero points and codes, block by block on the host: one result for every framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from polyopt.errors import InputError
+from polyopt.quantization.scheme import Blocks, Integer
+
+BLOCK = 1 << 16
+"""Elements of a block, which stays in the cache from reading to rounding."""
+
+Host: TypeAlias = Any
+"""A host array."""
+
+TORCH_EPSILON = float(np.finfo(np.float32).eps)
+KERAS_EPSILON = 1e-7
+
+
+def compute_dtype(x: Host) -> Any:
+    """float64 for float64, else float32."""
+    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def bounds(x: Host, cut: Blocks, path: str) -> tuple[Host, Host]:
+    """The least and the largest element for each scale, widened to hold 0; refuses what is not finite.
+
+    So are elements beyond half of the largest float: their grid would reach infinity.
+    """
+    dtype = compute_dtype(x)
+    view = x.reshape(cut.view)
+    low, high = np.zeros(cut.scales, dtype), np.zeros(cut.scales, dtype)
+    axes = tuple(i for i, n in enumerate(cut.scales) if n == 1)
+    for where, scales in _boxes(cut):
+        block = np.asarray(view[where], dtype)
+        for total, extremum, reduced in ((low, np.minimum, np.min), (high, np.maximum, np.max)):
+            total[scales] = extremum(total[scales], reduced(block, axis=axes, keepdims=True))
+    limit = np.finfo(dtype).max / 2
+    if not (np.all(low >= -limit) and np.all(high <= limit)):
+        flat = np.asarray(x, dtype).reshape(-1)
+        i = int(np.flatnonzero(~(np.abs(flat) <= limit))[0])
+        index = tuple(int(k) for k in np.unravel_index(i, x.shape))
+        raise InputError(
+            f"leaf {path!r}: the element at {index} is {float(flat[i]):.6g}; expected finite numbers "
+            f"of at most {float(limit):.6g}"
+        )
+    return low, high
+
+
+def choose(scheme: Integer, low: Host, high: Host) -> tuple[Host, Host | None]:
+    """``(scale, zero point)`` for these bounds, which hold 0; the zero point is ``None`` where symmetric."""
+    dtype = low.dtype.type
+    least, largest = scheme.range
+    levels = dtype(largest - least)
+    if scheme.symmetric:
+        most = np.maximum(-low, high)
+        if scheme.convention == "torch":
+            return np.maximum(most / (levels / dtype(2)), dtype(TORCH_EPSILON)), None
+        if scheme.convention == "keras":
+            return dtype(1) / (dtype(largest) / (most + dtype(KERAS_EPSILON))), None
+        return _usable(most / dtype(largest)), None
+    scale = (high - low) / levels
+    scale = np.maximum(scale, dtype(TORCH_EPSILON)) if scheme.convention == "torch" else _usable(scale)
+    if scheme.convention == "tensorflow":
+        # Half away from zero on TensorFlow's unsigned grid, where this is a number >= 0.
+        unsigned = dtype(2 ** (scheme.bits - 1))
+        zero = np.floor(((least + unsigned) - low / scale) + dtype(0.5)) - unsigned
+    else:
+        zero = dtype(least) - np.rint(low / scale)
+    return scale, np.clip(zero, least, largest).astype(np.int8)
+
+
+def _usable(scale: Host) -> Host:
+    """1 for zeros alone; else not subnormal, which has few bits and is 0 on XLA and TensorFlow."""
+    return np.where(scale == 0, scale.dtype.type(1), np.maximum(scale, np.finfo(scale.dtype).tiny))
+
+
+def encode(
+    scheme: Integer,
+    x: Host,
+    cut: Blocks,
+    scale: Host,
+    zero_point: Host | None,
+    bounds: tuple[Host, Host] | None = None,
+) -> Host:
+    """int8 codes of the shape of ``x``. ``bounds``, where given, are those that the scale was chosen for."""
+    view, codes = x.reshape(cut.view), np.empty(cut.view, np.int8)
+    rounder = _Rounder(scheme, scale, zero_point, bounds)
+    buffer = np.empty(0, scale.dtype)
+    for where, scales in _boxes(cut):
+        block = view[where]
+        if buffer.size < block.size:
+            buffer = np.empty(block.size, scale.dtype)
+        out = buffer[: block.size].reshape(block.shape)
+        rounder(block, scales, out)
+        np.copyto(codes[where], out, casting="unsafe")
+    return codes.reshape(x.shape)
+
+
+class _Rounder:
+    """The convention's formula for a block, written into a buffer."""
+
+    def __init__(self, scheme: Integer, scale: Host, zero: Host | None, bounds: Any) -> None:
+        dtype = scale.dtype.type
+        self._range = scheme.range
+        self._convention, self._scale = scheme.convention, scale
+        self._zero = None if zero is None else zero.astype(scale.dtype)
+        # A symmetric scale from the bounds takes each element to at most the largest code, rounded.
+        self._inside = bounds is not None and scheme.symmetric and scheme.convention in ("paper", "keras")
+        with np.errstate(over="ignore"):
+            self._inverse = dtype(1) / scale
+        if scheme.convention == "keras" and bounds is not None:
+            most = np.maximum(-bounds[0], bounds[1])
+            self._inverse = dtype(scheme.range[1]) / (most + dtype(KERAS_EPSILON))
+
+    def __call__(self, block: Host, scales: Any, out: Host) -> None:
+        low, high = self._range
+        if self._convention == "tensorflow":
+            self._half_up(block, scales, out)
+            return
+        if self._convention == "paper":
+            np.divide(block, self._scale[scales], out=out, dtype=out.dtype)
+        else:
+            np.multiply(block, self._inverse[scales], out=out, dtype=out.dtype)
+        np.rint(out, out=out)
+        if self._zero is not None:
+            np.add(out, self._zero[scales], out=out)
+        if not self._inside:
+            np.clip(out, low, high, out=out)
+
+    def _half_up(self, block: Host, scales: Any, out: Host) -> None:
+        low, high = self._range
+        assert self._zero is not None
+        scale, zero, half = self._scale[scales], self._zero[scales], out.dtype.type(0.5)
+        least = (low - zero) * scale
+        np.copyto(out, block, casting="unsafe")
+        np.clip(out, least, (high - zero) * scale, out=out)
+        np.subtract(out, least, out=out)
+        np.multiply(out, self._inverse[scales], out=out)
+        np.add(out, half, out=out)
+        np.floor(out, out=out)
+        np.add(out, out.dtype.type(low), out=out)
+
+
+def _boxes(cut: Blocks) -> Iterator[tuple[Any, Any]]:
+    """Boxes of about :data:`BLOCK` elements that cover the view: where they lie in it, and in the scales."""
+    a, b, c = cut.view
+    if not a * b * c:
+        return
+    columns = max(1, min(b, BLOCK // c))
+    rows = max(1, min(a, BLOCK // (columns * c)))
+    for i in range(0, a, rows):
+        for j in range(0, b, columns):
+            first, second = slice(i, i + rows), slice(j, j + columns)
+            ours = (
+                first if cut.scales[0] > 1 else slice(None),
+                second if cut.scales[1] > 1 else slice(None),
+            )
+            yield (first, second), ours
+
+
+def pack(codes: Host) -> Host:
+    """Codes of 4 bits, two a byte: the first in the low half; a uint8 array of ⌈n/2⌉.
+
+    >>> pack(np.int8([1, -1, 7])).tolist()
+    [241, 7]
+    """
+    flat = codes.reshape(-1).view(np.uint8)
+    packed = flat[::2] & np.uint8(15)
+    packed[: flat.size // 2] |= flat[1::2] << np.uint8(4)
+    return packed
+
+
+def unpack(packed: Host, shape: tuple[int, ...]) -> Host:
+    """The int8 codes of ``shape`` that :func:`pack` was given.
+
+    >>> unpack(np.uint8([241, 7]), (3,)).tolist()
+    [1, -1, 7]
+    """
+    both = np.empty((packed.size, 2), np.int8)
+    both[:, 0] = (packed << np.uint8(4)).view(np.int8) >> 4
+    both[:, 1] = packed.view(np.int8) >> 4
+    return both.reshape(-1)[: int(np.prod(shape, dtype=np.int64))].reshape(shape)

@@ -1,0 +1,159 @@
+"""From a tree of weights to one with quantized leaves, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from polyopt import registry, tree
+from polyopt.backend import Backend
+from polyopt.errors import InputError, nearest
+from polyopt.ops import FLOATING
+from polyopt.quantization.host import bounds, choose, encode, pack
+from polyopt.quantization.record import Quantized, restored
+from polyopt.quantization.scheme import Blocks, Cast, Integer, Scheme, blocks
+from polyopt.rule import Pattern, matches
+from polyopt.tree import Flat, Tree
+
+
+def quantize(params: Tree, scheme: Scheme, select: Pattern | None = None) -> Tree:
+    """``params`` with a :class:`Quantized` in the place of each selected leaf.
+
+    Parameters
+    ----------
+    params
+        Weights of any framework, floating: a tree, or one array. They are not changed.
+    scheme
+        :class:`Integer` or :class:`Cast`.
+    select
+        The leaves, by path: a regular expression that is searched for, or a predicate. By default all that
+        are floating and have at least two axes: not biases and the like. What is quantized already stays so.
+
+    Returns
+    -------
+    A tree of the same structure. Codes, scales and zero points are the same bits for the same weights on
+    every framework: they are computed on the host.
+
+    Raises
+    ------
+    InputError
+        For a pattern that selects nothing (with the nearest paths), a selected leaf that is not floating, is
+        quantized already or holds what is not finite (with its index), an axis out of range, groups that
+        don't divide it, and weights that overflow float16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> params = {"weight": np.float32([[0.5, 1.27], [-1.0, 0.0]]), "bias": np.float32([1.0, 2.0])}
+    >>> q = quantize(params, Integer(per="tensor"))["weight"]
+    >>> q.codes.tolist(), round(float(q.scale), 6)
+    ([[50, 127], [-100, 0]], 0.01)
+    """
+    if not isinstance(scheme, Integer | Cast):
+        raise InputError(f"quantize: scheme = {scheme!r}; expected an Integer or a Cast")
+    flat = tree.flatten(params)
+    chosen = selected(flat, select)
+    return flat.unflatten(
+        _quantized(path, x, scheme) if path in chosen else x
+        for path, x in zip(flat.paths, flat.leaves, strict=True)
+    )
+
+
+def dequantize(params: Tree) -> Tree:
+    """``params`` with each :class:`Quantized` leaf as an array again: (q - z)·s in its own shape and dtype.
+
+    The same bits on every framework; it may stand in a compiled function.
+
+    >>> import numpy as np
+    >>> w = np.float32([[0.5, 1.0], [-1.0, 0.0]])
+    >>> dequantize(quantize(w, Cast("float16"))).tolist()
+    [[0.5, 1.0], [-1.0, 0.0]]
+    """
+    return tree.map_leaves(lambda x: restored(x) if isinstance(x, Quantized) else x, params)
+
+
+def selected(flat: Flat, select: Pattern | None) -> set[str]:
+    """The paths of the leaves that a pattern selects; an error where there are none."""
+    leaves = dict(zip(flat.paths, flat.leaves, strict=True))
+    present = [path for path, x in leaves.items() if x is not None]
+    if select is None:
+        arrays = (p for p in present if not isinstance(leaves[p], Quantized))
+        return {p for p in arrays if len(leaves[p].shape) > 1 and _dtype(leaves[p]) in FLOATING}
+    chosen = {p for p in present if matches(select, p)}
+    if not chosen:
+        name = select.strip("^$").replace("\\", "") if isinstance(select, str) else ""
+        raise InputError(f"quantize: select = {select!r} matches no parameter; {nearest(name, present)}")
+    for path in chosen:
+        if isinstance(leaves[path], Quantized):
+            raise InputError(f"leaf {path!r} is quantized already; dequantize it first")
+    return chosen
+
+
+def floating(path: str, x: Any) -> tuple[Backend, Any]:
+    """The backend and the host values of a leaf, which must be floating and have values."""
+    backend = registry.of(x)
+    if backend.dtype_name(x) not in FLOATING:
+        raise InputError(
+            f"leaf {path!r} has dtype {backend.dtype_name(x)}; expected one of {', '.join(FLOATING)}"
+        )
+    if backend.is_traced(x):
+        raise InputError(
+            f"leaf {path!r} is traced; quantize outside of compiled functions, or use fake_quantize"
+        )
+    return backend, backend.to_numpy(x)
+
+
+def record(
+    backend: Backend,
+    like: Any,
+    scheme: Integer,
+    cut: Blocks,
+    codes: Any,
+    scale: Any,
+    zero_point: Any | None,
+) -> Quantized:
+    """A record on the framework and the device of ``like``, of host arrays."""
+    device = backend.device_name(like)
+
+    def give(x: Any) -> Any:
+        return backend.from_numpy(x, device=device)
+
+    return Quantized(
+        give(pack(codes) if scheme.bits == 4 else codes),
+        give(scale.reshape(cut.stored)),
+        None if zero_point is None else give(zero_point.reshape(cut.stored)),
+        tuple(like.shape),
+        backend.dtype_name(like),
+        scheme,
+    )
+
+
+def _dtype(x: Any) -> str:
+    return registry.of(x).dtype_name(x)
+
+
+def _quantized(path: str, x: Any, scheme: Scheme) -> Quantized:
+    backend, host = floating(path, x)
+    if isinstance(scheme, Cast):
+        return _cast(path, backend, x, host, scheme)
+    cut = blocks(scheme, tuple(host.shape), path)
+    limits = bounds(host, cut, path)
+    scale, zero_point = choose(scheme, *limits)
+    codes = encode(scheme, host, cut, scale, zero_point, limits)
+    return record(backend, x, scheme, cut, codes, scale, zero_point)
+
+
+def _cast(path: str, backend: Backend, x: Any, host: Any, scheme: Cast) -> Quantized:
+    bounds(host, blocks(Integer(per="tensor"), tuple(host.shape), path), path)
+    with np.errstate(over="ignore"):
+        narrow = registry.by_name("numpy").from_numpy(host, dtype=scheme.dtype)
+    wrong = np.flatnonzero(~np.isfinite(narrow.astype(np.float32)).reshape(-1))
+    if wrong.size:
+        index = tuple(int(k) for k in np.unravel_index(int(wrong[0]), host.shape))
+        raise InputError(
+            f"leaf {path!r}: the element at {index} is {float(host[index]):.6g}, beyond {scheme.dtype}; "
+            "expected smaller numbers, or bfloat16"
+        )
+    codes = backend.from_numpy(narrow, dtype=scheme.dtype, device=backend.device_name(x))
+    return Quantized(codes, None, None, tuple(x.shape), backend.dtype_name(x), scheme)
