@@ -52,11 +52,10 @@ class L2SP(Elementwise):
         return self if self.new is None or not matches(self.new, path) else _NewLayer(self.beta)
 
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("anchor", init="param"),)
+        return (Slot("anchor", init="param", constant=True),)
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        anchor = slots["anchor"]
-        return g + c.alpha * (p - anchor), {"anchor": anchor}
+        return g + c.alpha * (p - slots["anchor"]), {}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,222 @@
+"""A step over any number of samples, in micro-batches of one fixed size: compiled once for all sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from polyopt import accumulation, lifting, registry, tree
+from polyopt.backend import Backend
+from polyopt.batch_size.noise import Norms
+from polyopt.clipping import global_norm
+from polyopt.errors import InputError
+from polyopt.execution import compute_dtype
+from polyopt.gradients import value_and_grad
+from polyopt.ops import Array
+from polyopt.optimizer import Optimizer, State
+from polyopt.tree import Tree
+
+Losses = Callable[..., Array]
+"""``losses(xp, params, *shared, *data)``: the loss of each sample, of shape (micro,)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one :class:`AccumulatedStep` found.
+
+    Parameters
+    ----------
+    loss
+        The mean over the batch's samples, before the update: a 0-d array.
+    norms
+        Of the gradients, for the noise scale; ``None`` where they are not measured, or where there is but
+        one micro-batch.
+    """
+
+    loss: Array
+    norms: Norms | None
+
+
+class AccumulatedStep:
+    """Loss, gradients and update over a batch of any size, as many micro-batches as it takes.
+
+    The gradient is the mean over the batch's samples. A micro-batch that is not full is padded by
+    samples that count nothing, so every array has the same shape, and nothing is compiled again. For a whole number k of micro-batches the update has the bits of ``Optimizer(rule, accumulate=k)`` for the
+    same gradients.
+
+    Parameters
+    ----------
+    losses
+        ``losses(xp, params, *shared, *data)``: the loss of each sample on its own, of shape (micro,). A sum or mean over samples inside (as batch normalization has) sees the micro-batch alone.
+    optimizer
+        Makes the update; it must not accumulate itself.
+    micro
+        Samples in a micro-batch.
+    measure
+        Measure the norms that :class:`~polyopt.batch_size.NoiseScale` wants, in an order that gives
+        the same bits on every backend.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, Optimizer
+    >>> def losses(xp, params, x, y):
+    ...     return (params["w"] * x - y) ** 2
+    >>> step = AccumulatedStep(losses, Optimizer(SGD(lr=0.25)), micro=2)
+    >>> params = {"w": np.array([0.0])}
+    >>> state = step.optimizer.init(params)
+    >>> x, y = np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 6.0])
+    >>> params, state, outcome = step(params, state, (x, y), np.array([0, 1, 2]))
+    >>> params["w"].tolist(), round(float(outcome.loss), 4)
+    ([1.5], 13.6667)
+    """
+
+    def __init__(self, losses: Losses, optimizer: Optimizer, micro: int, *, measure: bool = False) -> None:
+        if isinstance(micro, bool) or not isinstance(micro, int) or micro < 1:
+            raise InputError(f"AccumulatedStep: micro = {micro!r}; expected an integer >= 1")
+        if optimizer.accumulate != 1:
+            raise InputError(
+                f"AccumulatedStep: the optimizer has accumulate = {optimizer.accumulate}; expected 1: "
+                "the step accumulates by itself"
+            )
+        self.losses, self.optimizer, self.micro, self.measure = losses, optimizer, micro, measure
+
+        def loss(xp: Any, params: Tree, counted: Array, shared: Any, data: Any) -> Array:
+            each = losses(xp, params, *shared, *data)
+            if tuple(each.shape) != (micro,):
+                raise InputError(
+                    f"AccumulatedStep: losses has shape {tuple(each.shape)}; "
+                    f"expected one loss a sample, ({micro},)"
+                )
+            # Divided by what a full one has: the parts of a batch are then added up unweighted.
+            return xp.sum(xp.astype(counted, each.dtype) * each) / float(micro)
+
+        self._gradient = value_and_grad(loss, compiled=optimizer.compiled)
+
+    def __call__(
+        self,
+        params: Tree,
+        state: State,
+        data: Sequence[Any],
+        indices: Any,
+        *,
+        shared: Sequence[Any] = (),
+        donate: bool = False,
+    ) -> tuple[Tree, State, Outcome]:
+        """``(next params, next state, outcome)`` after one update.
+
+        Parameters
+        ----------
+        params, state
+            As ``Optimizer.step`` takes them; a leaf that is ``None`` is left alone.
+        data
+            The whole data set, (x, y), say: trees of arrays whose first axis is the samples, of the
+            parameters' framework or on the host, from where each micro-batch is brought over.
+        indices
+            The batch: at least one index into the samples, a host array or a list.
+        shared
+            What ``losses`` gets before the samples, whole: the frozen part of a
+            :func:`~polyopt.finetuning.trainable` loss.
+        donate
+            Give up ``params`` and ``state``, as in ``Optimizer.step``.
+
+        Raises
+        ------
+        InputError
+            For no indices, or one out of range, and for data of different lengths. Nothing was changed.
+        """
+        flat = tree.flatten(params)
+        present = {path: x for path, x in zip(flat.paths, flat.leaves, strict=True) if x is not None}
+        backend = registry.of(*present.values())
+        rows = _rows(tuple(data), indices)
+        fetch = _Fetch(backend, backend.device_name(next(iter(present.values()))), self.micro)
+        held = {
+            path: lifting.full_like(backend, x, 0.0, compute_dtype(backend.dtype_name(x)))
+            for path, x in present.items()
+        }
+        paths, compiled = tuple(present), self.optimizer.compiled
+        losses: list[Array] = []
+        norms: list[Array] = []
+        for start in range(0, len(rows), self.micro):
+            part = rows[start : start + self.micro]
+            value, gradients = self._gradient(params, fetch.counted(part), tuple(shared), fetch(data, part))
+            found = tree.named(gradients)
+            held = accumulation.add(backend, paths, [found[path] for path in paths], held, compiled)
+            losses.append(value)
+            # A part that is not full has other noise.
+            if self.measure and len(part) == self.micro < len(rows):
+                norms.append(global_norm(gradients))
+        share = len(rows) / self.micro
+        mean = accumulation.mean(backend, paths, held, share, compiled)
+        gradients = flat.unflatten(mean.get(path) for path in flat.paths)
+        measured = self._norms(backend, norms, gradients, len(rows))
+        total = losses[0]
+        for value in losses[1:]:
+            total = total + value
+        params, state = self.optimizer.step(params, gradients, state, donate=donate)
+        return params, state, Outcome(total / share, measured)
+
+    def _norms(self, backend: Backend, norms: list[Array], gradients: Tree, many: int) -> Norms | None:
+        if not norms:
+            return None
+        squares = [float(backend.to_numpy(x)) ** 2 for x in (*norms, global_norm(gradients))]
+        return Norms(sum(squares[:-1]) / len(norms), squares[-1], self.micro, many)
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """Brings the samples of a micro-batch together, always ``micro`` of them."""
+
+    backend: Backend
+    device: str
+    micro: int
+
+    def __call__(self, data: Sequence[Any], part: Any) -> Any:
+        padded = _padded(part, self.micro, part[-1])
+        rows = self._array(padded.astype("int32"))
+
+        def one(x: Any) -> Any:
+            if registry.of(x) is self.backend:
+                return self.backend.ops.take(x, rows, axis=0)
+            return self.backend.from_numpy(registry.of(x).to_numpy(x)[padded], device=self.device)
+
+        return tree.map_leaves(one, tuple(data))
+
+    def counted(self, part: Any) -> Any:
+        """1 for each sample, 0 for each that fills up."""
+        return self._array(_padded((part >= 0).astype("float32"), self.micro, 0.0))
+
+    def _array(self, x: Any) -> Any:
+        return self.backend.from_numpy(x, device=self.device)
+
+
+def _padded(x: Any, size: int, fill: Any) -> Any:
+    import numpy as np
+
+    return np.concatenate([x, np.full(size - len(x), fill, dtype=x.dtype)])
+
+
+def _rows(data: tuple[Any, ...], indices: Any) -> Any:
+    """The indices as a host array, held against the data."""
+    import numpy as np
+
+    lengths = {f"data.{path}": int(x.shape[0]) for path, x in tree.named(data).items()}
+    if not lengths:
+        raise InputError("AccumulatedStep: data is empty; expected at least one array of samples")
+    (first, samples), *others = lengths.items()
+    for path, n in others:
+        if n != samples:
+            raise InputError(f"AccumulatedStep: {path} has {n} samples; expected those of {first}, {samples}")
+    rows = np.asarray(indices)
+    if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu":
+        raise InputError(
+            f"AccumulatedStep: indices have shape {rows.shape} and dtype {rows.dtype}; "
+            "expected one axis of at least one integer"
+        )
+    low, high = int(rows.min()), int(rows.max())
+    if low < 0 or high >= samples:
+        raise InputError(
+            f"AccumulatedStep: index {low if low < 0 else high} is out of range; expected 0 to {samples - 1}"
+        )
+    return rows
