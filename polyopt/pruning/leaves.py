@@ -1,0 +1,163 @@
+"""Which leaves are pruned, their values on the host, and masks: plain data, ``{path: bool array}``.
+
+A mask is ``True`` where a weight is kept. It has the shape and the framework of its leaf; a leaf without one
+is kept whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from polyopt import registry, tree
+from polyopt.backend import Backend
+from polyopt.errors import InputError, nearest
+from polyopt.ops import FLOATING, Array
+from polyopt.rule import Pattern, matches
+from polyopt.tree import Flat, Tree
+
+Masks: TypeAlias = dict[str, Array]
+"""``{path: bool array of the leaf's shape}``, ``True`` where a weight is kept."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The leaves that a pattern selects, as they are and as contiguous float32 or float64 host arrays."""
+
+    backend: Backend
+    paths: tuple[str, ...]
+    leaves: tuple[Array, ...]
+    hosts: tuple[Any, ...]
+
+    def masks(self, kept: Sequence[Any]) -> Masks:
+        """Masks from one host array of bools for each leaf, of any shape."""
+        return {
+            path: mask_like(self.backend, x, mask)
+            for path, x, mask in zip(self.paths, self.leaves, kept, strict=True)
+        }
+
+
+def selected(owner: str, values: Tree, select: Pattern | None, *, matrices: bool = True) -> Selected:
+    """The leaves of ``values`` whose path ``select`` matches.
+
+    ``None`` selects all floating-point leaves, of at least two axes with ``matrices``: biases and scales, of
+    which there are few, are left out.
+
+    Raises
+    ------
+    InputError
+        Where nothing is selected, or what is no floating-point array or is traced.
+    """
+    flat = tree.flatten(values)
+    present = [(p, x) for p, x in zip(flat.paths, flat.leaves, strict=True) if x is not None]
+    backend = registry.of(*(x for _, x in present))
+    if select is None:
+        least = 2 if matrices else 0
+        chosen = [(p, x) for p, x in present if len(x.shape) >= least and backend.dtype_name(x) in FLOATING]
+        if not chosen:
+            raise InputError(
+                f"{owner}: no floating-point parameter has {least} axes or more; expected one, or a pattern "
+                f"in select; {nearest('weight', flat.paths)}"
+            )
+    else:
+        chosen = [(p, x) for p, x in present if matches(select, p)]
+        if not chosen:
+            raise InputError(
+                f"{owner}: select = {select!r} matches no parameter; {nearest(str(select), flat.paths)}"
+            )
+    hosts = [host(owner, backend, p, x) for p, x in chosen]
+    return Selected(backend, tuple(p for p, _ in chosen), tuple(x for _, x in chosen), tuple(hosts))
+
+
+def host(owner: str, backend: Backend, path: str, x: Array) -> Any:
+    """``x`` as a contiguous host array of float32, or of float64 where it is that; halves are widened."""
+    dtype = backend.dtype_name(x)
+    if dtype not in FLOATING:
+        raise InputError(f"{owner}: leaf {path!r} has dtype {dtype}; expected one of {', '.join(FLOATING)}")
+    if backend.is_traced(x):
+        raise InputError(f"{owner}: leaf {path!r} is traced; expected a call outside of a compiled function")
+    wide = np.float64 if dtype == "float64" else np.float32
+    return np.ascontiguousarray(backend.to_numpy(x), wide)
+
+
+def mask_like(backend: Backend, leaf: Array, mask: Any) -> Array:
+    """The host's ``mask`` as a bool array of ``backend`` with the shape and the device of ``leaf``."""
+    shaped = np.ascontiguousarray(mask).reshape(tuple(leaf.shape))
+    return backend.from_numpy(shaped, dtype="bool", device=backend.device_name(leaf))
+
+
+def aligned_masks(owner: str, flat: Flat, masks: Mapping[str, Array]) -> dict[str, Array]:
+    """``masks``, if they belong to the leaves of ``flat``: known paths, equal shapes, bools, one framework.
+
+    Raises
+    ------
+    InputError
+        It names the first leaf whose mask doesn't.
+    """
+    leaves = dict(zip(flat.paths, flat.leaves, strict=True))
+    for path, mask in masks.items():
+        leaf = leaves.get(path)
+        if leaf is None:
+            raise InputError(f"{owner}: mask {path!r} belongs to no parameter; {nearest(path, leaves)}")
+        backend = registry.of(leaf, mask)
+        if backend.dtype_name(mask) != "bool":
+            raise InputError(
+                f"{owner}: mask {path!r} has dtype {backend.dtype_name(mask)}; expected bool, True to keep"
+            )
+        if tuple(mask.shape) != tuple(leaf.shape):
+            raise InputError(
+                f"{owner}: mask {path!r} has shape {tuple(mask.shape)}; expected its parameter's "
+                f"{tuple(leaf.shape)}"
+            )
+    return dict(masks)
+
+
+def host_masks(owner: str, chosen: Selected, within: Mapping[str, Array] | None) -> list[Any]:
+    """For each chosen leaf its mask in ``within`` as a flat host array, ``None`` where it is whole."""
+    if within is None:
+        return [None] * len(chosen.paths)
+    flat = Flat(chosen.paths, list(chosen.leaves), None)
+    own = {path: mask for path, mask in within.items() if path in chosen.paths}
+    aligned_masks(owner, flat, own)
+    found = {p: np.ascontiguousarray(chosen.backend.to_numpy(m)).reshape(-1) for p, m in own.items()}
+    return [None if (mask := found.get(p)) is None or mask.all() else mask for p in chosen.paths]
+
+
+def apply_masks(params: Tree, masks: Mapping[str, Array]) -> Tree:
+    """``params`` with 0 wherever a mask is ``False``; leaves without a mask are handed on as they are.
+
+    Differentiable, and usable inside compiled functions: the gradient is 0 where the mask is.
+
+    Raises
+    ------
+    InputError
+        Where a mask has no parameter, or not its shape.
+
+    Examples
+    --------
+    >>> apply_masks({"w": np.array([1.0, 2.0])}, {"w": np.array([True, False])})["w"].tolist()
+    [1.0, 0.0]
+    """
+    flat = tree.flatten(params)
+    known = aligned_masks("apply_masks", flat, masks)
+    return flat.unflatten(
+        zeroed(x, known[path]) if path in known else x
+        for path, x in zip(flat.paths, flat.leaves, strict=True)
+    )
+
+
+def zeroed(x: Array, mask: Array) -> Array:
+    """``x``, and 0 where the bool array ``mask`` is ``False``."""
+    xp = registry.of(x).ops
+    return xp.where(mask, x, xp.zeros_like(x))
+
+
+def check_sparsity(owner: str, sparsity: Any) -> float:
+    """``sparsity``, a number in [0, 1)."""
+    number = isinstance(sparsity, int | float | np.floating) and not isinstance(sparsity, bool)
+    if not number or not 0 <= sparsity < 1:
+        raise InputError(f"{owner}: sparsity = {sparsity!r}; expected a number in [0, 1)")
+    return float(sparsity)

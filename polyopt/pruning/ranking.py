@@ -1,0 +1,164 @@
+"""Exactly the lowest so many of millions of numbers, ties decided by position: on the host, in one pass.
+
+Floating-point numbers are compared as integers: the bits of a non-negative float order as it does. A sample
+says between which two keys the limit lies; a pass in blocks that stay in the cache decides all elements
+outside and collects the few inside, which alone are ranked. What is chosen doesn't depend on the sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from polyopt.errors import InputError
+
+BLOCK = 1 << 16
+"""Elements looked at together."""
+
+SAMPLE = 1 << 16
+"""Elements of the sample; four times as many are ranked without one."""
+
+_UNSIGNED = {"float32": np.uint32, "float64": np.uint64}
+_SIGNED = {"float32": np.int32, "float64": np.int64}
+
+
+class Keys:
+    """Unsigned integers that order as float32 or float64 numbers do, or as their magnitudes."""
+
+    def __init__(self, dtype: Any, magnitude: bool) -> None:
+        name = np.dtype(dtype).name
+        self.unsigned, self._signed = _UNSIGNED[name], _SIGNED[name]
+        self.dtype, self._magnitude = np.dtype(dtype), magnitude
+        self._shift = self.dtype.itemsize * 8 - 1
+        self._sign: Any = self.unsigned(1 << self._shift)
+        self.largest = self.unsigned((1 << (self._shift + 1)) - 1)
+        ends = np.array([0.0 if magnitude else -math.inf, math.inf], self.dtype)
+        self.lowest, self.highest = self.of(ends)
+
+    def of(self, x: Any, out: Any = None) -> Any:
+        """The keys of a 1-d array; a NaN has one outside [``lowest``, ``highest``]."""
+        if self._magnitude:
+            return np.bitwise_and(x.view(self.unsigned), self._sign - self.unsigned(1), out=out)
+        x = x + self.dtype.type(0)  # -0 is 0
+        flip = (x.view(self._signed) >> self._shift).view(self.unsigned) | self._sign
+        return np.bitwise_xor(x.view(self.unsigned), flip, out=out)
+
+
+def keep_highest(
+    leaves: Sequence[Any], prune: int, names: Sequence[str], *, magnitude: bool = False
+) -> list[Any]:
+    """Bool arrays, ``False`` at the ``prune`` lowest elements of all ``leaves`` together.
+
+    Of equal elements those that come first are pruned, in the order of the leaves and, within one, of its
+    elements. ``leaves`` are 1-d, all float32 or all float64; ``names`` are for errors.
+
+    Raises
+    ------
+    InputError
+        For a NaN, which has no rank.
+
+    Examples
+    --------
+    >>> [x.tolist() for x in keep_highest([np.array([3.0, 1.0]), np.array([1.0, 2.0])], 2, "ab")]
+    [[True, False], [False, True]]
+    """
+    if not leaves:
+        return []
+    keys = Keys(leaves[0].dtype, magnitude)
+    total = sum(x.size for x in leaves)
+    low, high = _between(leaves, keys, total, prune)
+    found = _divide(leaves, keys, names, low, high)
+    need = _needed(found, total, prune)
+    if not 0 <= need <= sum(len(x) for _, _, x in found):
+        found = _divide(leaves, keys, names, keys.unsigned(0), keys.largest)
+        need = prune
+    inside = np.concatenate([x for _, _, x in found])
+    drop = lowest(inside, need)
+    start = 0
+    for mask, positions, x in found:
+        mask[positions] = ~drop[start : start + len(x)]
+        start += len(x)
+    return [mask for mask, _, _ in found]
+
+
+def lowest(keys: Any, count: int) -> Any:
+    """A bool array, ``True`` at the ``count`` lowest of the 1-d ``keys``, the first of equal ones."""
+    if count == 0:
+        return np.zeros(len(keys), bool)
+    limit = np.partition(keys, count - 1)[count - 1]
+    drop: Any = keys < limit
+    ties = np.flatnonzero(keys == limit)
+    drop[ties[: count - int(np.count_nonzero(drop))]] = True
+    return drop
+
+
+def keep_highest_in_rows(rows: Any, prune: int, name: str, *, magnitude: bool = False) -> Any:
+    """:func:`keep_highest` for each row of a 2-d array by itself: a bool array of its shape.
+
+    >>> keep_highest_in_rows(np.array([[3.0, 1.0, 1.0], [0.0, 2.0, 1.0]]), 1, "w").tolist()
+    [[True, False, True], [False, True, True]]
+    """
+    keys = Keys(rows.dtype, magnitude)
+    k = keys.of(np.ascontiguousarray(rows).reshape(-1)).reshape(rows.shape)
+    if k.size:
+        _check(keys, k, name)
+    if prune == 0 or not k.size:
+        return np.ones(k.shape, bool)
+    limit = np.partition(k, prune - 1, axis=1)[:, prune - 1 : prune]
+    below, equal = k < limit, k == limit
+    left = prune - np.count_nonzero(below, axis=1, keepdims=True)
+    return ~(below | (equal & (np.cumsum(equal, axis=1) <= left)))
+
+
+def _between(leaves: Sequence[Any], keys: Keys, total: int, prune: int) -> tuple[Any, Any]:
+    """Two keys between which the limit should lie: four deviations of a sample's rank to either side."""
+    if total <= 4 * SAMPLE:
+        return keys.unsigned(0), keys.largest
+    stride = total // SAMPLE
+    sample = np.sort(np.concatenate([keys.of(np.ascontiguousarray(x[::stride])) for x in leaves]))
+    n, share = len(sample), prune / total
+    margin = 4 * math.sqrt(n * share * (1 - share)) + 4
+    low, high = math.floor(n * share - margin), math.ceil(n * share + margin)
+    return (
+        sample[low] if 0 <= low < n else keys.unsigned(0),
+        sample[high] if 0 <= high < n else keys.largest,
+    )
+
+
+def _divide(
+    leaves: Sequence[Any], keys: Keys, names: Sequence[str], low: Any, high: Any
+) -> list[tuple[Any, Any, Any]]:
+    """For each leaf: the mask of what lies above ``high``, and the positions and keys from ``low`` to it."""
+    scratch, offset = (np.empty(BLOCK, keys.unsigned) for _ in range(2))
+    inside = np.empty(BLOCK, bool)
+    found = []
+    for x, name in zip(leaves, names, strict=True):
+        mask = np.empty(x.size, bool)
+        positions: list[Any] = [np.empty(0, np.intp)]
+        chosen: list[Any] = [np.empty(0, keys.unsigned)]
+        for start in range(0, x.size, BLOCK):
+            n = min(BLOCK, x.size - start)
+            k = keys.of(x[start : start + n], out=scratch[:n])
+            _check(keys, k, name)
+            np.greater(k, high, out=mask[start : start + n])
+            # Below low it wraps around: one comparison for both ends.
+            np.less_equal(np.subtract(k, low, out=offset[:n]), high - low, out=inside[:n])
+            here = np.flatnonzero(inside[:n])
+            positions.append(here + start)
+            chosen.append(k[here])
+        found.append((mask, np.concatenate(positions), np.concatenate(chosen)))
+    return found
+
+
+def _needed(found: Sequence[tuple[Any, Any, Any]], total: int, prune: int) -> int:
+    """How many of the elements in question are among the lowest."""
+    above = sum(int(np.count_nonzero(mask)) for mask, _, _ in found)
+    return prune - (total - above - sum(len(x) for _, _, x in found))
+
+
+def _check(keys: Keys, k: Any, name: str) -> None:
+    if k.max() > keys.highest or (keys.lowest > 0 and k.min() < keys.lowest):
+        raise InputError(f"{name!r} holds NaN, which has no rank; expected numbers. Nothing was changed")
