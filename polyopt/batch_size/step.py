@@ -41,14 +41,15 @@ class Outcome:
 class AccumulatedStep:
     """Loss, gradients and update over a batch of any size, as many micro-batches as it takes.
 
-    The gradient is the mean over the batch's samples. A micro-batch that is not full is padded by
-    samples that count nothing, so every array has the same shape, and nothing is compiled again. For a whole number k of micro-batches the update has the bits of ``Optimizer(rule, accumulate=k)`` for the
-    same gradients.
+    The gradient is the mean over the batch's samples. A micro-batch that is not full is padded by samples
+    that count nothing, so every array has the same shape, and nothing is compiled again. For a whole number
+    k of micro-batches the update has the bits of ``Optimizer(rule, accumulate=k)`` for the same gradients.
 
     Parameters
     ----------
     losses
-        ``losses(xp, params, *shared, *data)``: the loss of each sample on its own, of shape (micro,). A sum or mean over samples inside (as batch normalization has) sees the micro-batch alone.
+        ``losses(xp, params, *shared, *data)``: the loss of each sample on its own, of shape (micro,). A sum
+        or mean over samples inside (as batch normalization has) sees the micro-batch alone.
     optimizer
         Makes the update; it must not accumulate itself.
     micro
