@@ -30,12 +30,13 @@ def shown(value: Any) -> str:
 
 
 def dotted(key: Iterable[str | int]) -> str:
-    """A key's path as errors name it.
+    """A key's path as errors name it, on one line.
 
-    >>> dotted(("partition", 0, "pattern"))
-    'partition.0.pattern'
+    >>> dotted(("partition", 0, "pattern")), dotted(("a\\n",))
+    ('partition.0.pattern', "'a\\\\n'")
     """
-    return ".".join(str(part) for part in key)
+    parts = map(str, key)
+    return ".".join(part if part.isprintable() and len(part) <= 60 else shown(part) for part in parts)
 
 
 def one_line(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from polyopt import tree
@@ -280,6 +280,7 @@ def repr_sorted(value: Any) -> str:
 
 
 @settings(max_examples=80, deadline=None)
+@example({"\n": False})
 @given(st.one_of(plain, st.fixed_dictionaries(dict.fromkeys(base(), plain))))
 def test_junk_is_refused_in_one_line(table: Any) -> None:
     with pytest.raises(InputError) as caught:
