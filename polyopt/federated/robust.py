@@ -1,0 +1,90 @@
+"""Aggregation that some clients may lie to: coordinate by coordinate, of sorted values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from polyopt.errors import InputError
+from polyopt.federated.clients import Client, gather
+from polyopt.tree import Tree
+
+
+def median(server: Tree, clients: Sequence[Client]) -> Tree:
+    """The coordinate-wise median (Yin et al., 2018, Definition 1); weights don't count.
+
+    The mean of the two in the middle where the number of clients is even. Right as long as fewer than half
+    lie. The rest is as of :func:`fedavg`.
+
+    >>> import numpy as np
+    >>> clients = [Client(i, {"w": np.array([x])}) for i, x in enumerate([1.0, 2.0, 1e9])]
+    >>> median({"w": np.zeros(1)}, clients)["w"].tolist()
+    [2.0]
+    """
+    round_ = gather(server, clients, "median")
+    m = len(round_.clients)
+    return round_.finished({i: _mean(np.sort(x, axis=0), (m - 1) // 2) for i, x in _stacked(round_)})
+
+
+def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> Tree:
+    """The coordinate-wise β-trimmed mean (Yin et al., 2018, Definition 2); weights don't count.
+
+    Of each coordinate the ⌊β·m⌋ largest and as many smallest values of the m clients are left out, and the
+    others averaged, added up from the smallest. The rest is as of :func:`fedavg`.
+
+    Parameters
+    ----------
+    trim
+        β, in (0, 1/2): at least the part of the clients that may lie.
+
+    Raises
+    ------
+    InputError
+        As of :func:`fedavg`, and where there are too few clients for one to be left out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clients = [Client(i, {"w": np.array([x])}) for i, x in enumerate([-1e9, 1.0, 2.0, 3.0, 1e9])]
+    >>> trimmed_mean({"w": np.zeros(1)}, clients, trim=0.2)["w"].tolist()
+    [2.0]
+    """
+    if isinstance(trim, bool) or not isinstance(trim, int | float) or not 0 < trim < 0.5:
+        raise InputError(f"trimmed_mean: trim = {trim!r}; expected a number in (0, 0.5)")
+    round_ = gather(server, clients, "trimmed_mean")
+    cut = _cut(trim, len(round_.clients))
+    if cut == 0:
+        raise InputError(
+            f"trimmed_mean: {len(round_.clients)} clients are too few for trim = {trim!r}: none would be "
+            f"left out; expected at least {math.ceil(1 / trim - 1e-9)}"
+        )
+    return round_.finished({i: _mean(np.sort(x, axis=0), cut) for i, x in _stacked(round_)})
+
+
+def trimming(trim: float) -> Any:
+    """:func:`trimmed_mean` with that β, where an aggregation of two arguments is asked for."""
+    if not 0 < trim < 0.5:
+        raise InputError(f"trimming: trim = {trim!r}; expected a number in (0, 0.5)")
+    return partial(trimmed_mean, trim=trim)
+
+
+def _cut(trim: float, m: int) -> int:
+    """⌊β·m⌋ of the decimal that was meant: 0.29·100 is 28.999999999999996."""
+    return math.floor(trim * m + 1e-9)
+
+
+def _stacked(round_: Any) -> Any:
+    return ((i, np.stack(column)) for i, column in round_.columns())
+
+
+def _mean(ascending: Any, cut: int) -> Any:
+    """The mean over the first axis without ``cut`` at either end, in the order that they stand."""
+    kept = ascending[cut : len(ascending) - cut]
+    total = kept[0].copy()
+    for x in kept[1:]:
+        total += x
+    return total / len(kept)

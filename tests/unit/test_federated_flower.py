@@ -1,0 +1,154 @@
+"""The adapter in Flower's own round loop, with clients in this process; needs flwr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyopt import Optimizer
+from polyopt.errors import InputError
+from polyopt.federated import (
+    Client,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    Server,
+    array_record,
+    fedavg,
+    flower_strategy,
+    params_of,
+    trimming,
+)
+from polyopt.random import generator
+from polyopt.testing import assert_close, assert_same_bits
+
+flwr = pytest.importorskip("flwr", reason="Flower is not installed: pip install 'polyopt[flower]'")
+
+LIKE = {"layer": {"weight": np.zeros((3, 2), np.float32)}, "bias": np.zeros(2, np.float32)}
+NODES = (11, 2, 30, 7)
+
+
+def trained(node: int, round_: int, arrays: Any) -> tuple[dict[str, Any], int]:
+    """What a node makes of the parameters, and from how many samples."""
+    params = params_of(arrays, LIKE)
+    draw = generator(node, "node", round_)
+    moved = {
+        "layer": {"weight": params["layer"]["weight"] + draw.normal(size=(3, 2)).astype(np.float32)},
+        "bias": params["bias"] + draw.normal(size=2).astype(np.float32),
+    }
+    return moved, node * 10
+
+
+def grid(reply: Callable[[Any], Any]) -> Any:
+    """Flower's ``Grid`` as far as a strategy uses it."""
+
+    class InProcess:
+        def get_node_ids(self) -> Iterable[int]:
+            return NODES
+
+        def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> Iterable[Any]:
+            return [reply(m) for m in reversed(list(messages))]
+
+    return InProcess()
+
+
+def answer(message: Any) -> Any:
+    from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+    config = message.content["config"]
+    assert isinstance(config, ConfigRecord)
+    node = message.metadata.dst_node_id
+    moved, samples = trained(node, int(config["server-round"]), message.content["arrays"])
+    records = {
+        "arrays": array_record(moved),
+        "metrics": MetricRecord({"num-examples": samples, "loss": 1.0 / node}),
+    }
+    return Message(RecordDict(records), reply_to=message)
+
+
+def run(strategy: Any, rounds: int = 3, reply: Callable[[Any], Any] = answer) -> Any:
+    result = strategy.start(grid(reply), initial_arrays=array_record(LIKE), num_rounds=rounds)
+    return params_of(result.arrays, LIKE)
+
+
+OPTIONS: dict[str, Any] = {"fraction_evaluate": 0.0, "min_available_nodes": 4}
+
+
+def test_rounds_of_flower_are_those_of_the_server() -> None:
+    server = Server(Optimizer(FedYogi(lr=0.1)), aggregate=trimming(0.25))
+    strategy = flower_strategy(server, **OPTIONS)
+    found = run(strategy)
+    params: Any = LIKE
+    state = server.init(params)
+    for t in range(1, 4):
+        sent = [Client(n, *trained(n, t, array_record(params))) for n in NODES]
+        params, state = server.step(params, sent, state)
+    assert_same_bits(found["layer"]["weight"], params["layer"]["weight"])
+    assert_same_bits(found["bias"], params["bias"])
+    assert strategy.state["step"] == 3
+
+
+@pytest.mark.parametrize("kind", ["FedAvg", "FedAdagrad", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg"])
+def test_flower_s_own_strategies_give_the_same_within_float32(kind: str) -> None:
+    from flwr.serverapp import strategy as flower
+
+    from polyopt.federated import median
+
+    numbers = {"lr": 0.1, "b1": 0.9, "b2": 0.99, "tau": 1e-2, "convention": "flower"}
+    servers = {
+        "FedAvg": Server(),
+        "FedAdagrad": Server(Optimizer(FedAdagrad(**{**numbers, "b1": 0.0}))),
+        "FedAdam": Server(Optimizer(FedAdam(**numbers))),
+        "FedYogi": Server(Optimizer(FedYogi(**numbers))),
+        "FedMedian": Server(aggregate=median),
+        "FedTrimmedAvg": Server(aggregate=trimming(0.25)),
+    }
+    extra: dict[str, Any] = {"eta": 0.1, "tau": 1e-2} if kind in ("FedAdagrad", "FedAdam", "FedYogi") else {}
+    if kind in ("FedAdam", "FedYogi"):
+        extra |= {"beta_1": 0.9, "beta_2": 0.99}
+    if kind == "FedTrimmedAvg":
+        extra = {"beta": 0.25}
+    theirs = run(getattr(flower, kind)(**OPTIONS, **extra))
+    mine = run(flower_strategy(servers[kind], **OPTIONS))
+    assert_close(mine["bias"], theirs["bias"], rtol=1e-5, atol=1e-6, because="Flower computes in float32")
+    assert_close(mine["layer"]["weight"], theirs["layer"]["weight"], rtol=1e-5, atol=1e-6, because="as above")
+
+
+def test_a_failed_client_is_left_out_and_none_changes_nothing() -> None:
+    from flwr.app import Error, Message
+
+    def some(message: Any) -> Any:
+        if message.metadata.dst_node_id in (2, 30):
+            return Message(Error(code=1, reason="lost"), reply_to=message)
+        return answer(message)
+
+    strategy = flower_strategy(Server(), **OPTIONS)
+    found = run(strategy, rounds=1, reply=some)
+    expected = fedavg(LIKE, [Client(n, *trained(n, 1, array_record(LIKE))) for n in (7, 11)])
+    assert_same_bits(found["bias"], expected["bias"])
+    assert strategy.aggregate_train(2, []) == (None, None)
+
+
+def test_a_reply_without_its_weight_is_named() -> None:
+    from flwr.app import Message, MetricRecord, RecordDict
+
+    def weightless(message: Any) -> Any:
+        records = {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-samples": 3})}
+        return Message(RecordDict(records), reply_to=message)
+
+    with pytest.raises(InputError, match=r"'num-examples' is None.*did you mean 'num-samples'"):
+        run(flower_strategy(Server(), **OPTIONS), reply=weightless)
+
+
+def test_records_keep_values_and_refuse_what_does_not_fit() -> None:
+    record = array_record(LIKE)
+    assert sorted(record) == ["bias", "layer.weight"]
+    with pytest.raises(InputError, match=r"'bias' has shape \(2,\); expected \(3,\)"):
+        params_of(record, {**LIKE, "bias": np.zeros(3)})
+    with pytest.raises(InputError, match="'extra' is missing"):
+        params_of(record, {**LIKE, "extra": np.zeros(3)})
+    with pytest.raises(InputError, match="unknown array 'bias'"):
+        params_of(record, {"layer": LIKE["layer"]})
