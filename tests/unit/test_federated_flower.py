@@ -74,6 +74,15 @@ def run(strategy: Any, rounds: int = 3, reply: Callable[[Any], Any] = answer) ->
     return params_of(result.arrays, LIKE)
 
 
+@pytest.fixture(autouse=True)
+def inside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's messages ask for the run that they belong to, which its server process sets."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
 OPTIONS: dict[str, Any] = {"fraction_evaluate": 0.0, "min_available_nodes": 4}
 
 
