@@ -9,6 +9,7 @@ from polyopt.distillation.base import DistillationLoss as DistillationLoss
 from polyopt.distillation.checking import check_target as check_target
 from polyopt.distillation.decoupled import DecoupledKD as DecoupledKD
 from polyopt.distillation.ensembles import Ensemble as Ensemble
+from polyopt.distillation.exchange import transfer as transfer
 from polyopt.distillation.features import AttentionTransfer as AttentionTransfer
 from polyopt.distillation.features import FeatureHint as FeatureHint
 from polyopt.distillation.relations import RelationalAngle as RelationalAngle
@@ -17,7 +18,6 @@ from polyopt.distillation.soft_targets import SoftTargets as SoftTargets
 from polyopt.distillation.standardization import standardized as standardized
 from polyopt.distillation.teacher import Teacher as Teacher
 from polyopt.distillation.teacher import TeacherLogits as TeacherLogits
-from polyopt.distillation.transfer import transfer as transfer
 
 DISTILLATION_LOSSES: dict[str, type[DistillationLoss]] = {
     "attention_transfer": AttentionTransfer,

@@ -58,7 +58,7 @@ class _Relational(DistillationLoss):
 
 @dataclass(frozen=True)
 class RelationalDistance(_Relational):
-    """RKD-D (Park et al., 2019, eq. 6 and 7): distances between samples, in units of their mean.
+    """RKD-D (Park et al., 2019, section 3.2.1): distances between samples, in units of their mean.
 
     ``Σ_(i,j) huber(d_ij/μ of the student, d_ij/μ of the teacher)`` over the ordered pairs i ≠ j, with
     ``d_ij = ‖t_i - t_j‖₂`` and Huber's threshold 1. ``"paper"`` sums; μ is the mean over the pairs.
@@ -90,7 +90,7 @@ class RelationalDistance(_Relational):
 
 @dataclass(frozen=True)
 class RelationalAngle(_Relational):
-    """RKD-A (Park et al., 2019, eq. 8 to 10): the cosines of the angles that triplets of samples form.
+    """RKD-A (Park et al., 2019, section 3.2.2): the cosines of the angles that triplets of samples form.
 
     ``Σ_(i,j,k) huber(cos∠t_i t_j t_k of the student, of the teacher)``. ``"paper"`` sums over the triplets of
     distinct samples; ``"torch"`` is the authors' code: the mean over all n³ entries, those with i = k (1 for

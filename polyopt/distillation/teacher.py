@@ -10,7 +10,7 @@ import numpy as np
 
 from polyopt import registry, tree
 from polyopt.backend import Backend
-from polyopt.distillation.transfer import transfer
+from polyopt.distillation.exchange import transfer
 from polyopt.errors import InputError
 from polyopt.ops import Array
 from polyopt.tree import Tree

@@ -65,7 +65,7 @@ class Server:
 
 
 def pseudo_gradient(server: Tree, clients: Sequence[Client], *, aggregate: Aggregate = fedavg) -> Tree:
-    """``-Δ_t``: the server's parameters minus what ``aggregate`` makes of the clients' (eq. 2 of the paper).
+    """``-Δ_t``: the server's parameters minus what ``aggregate`` makes of the clients'.
 
     In the compute dtype of each leaf (float32, or float64), aggregated and subtracted in float64.
 

@@ -21,8 +21,10 @@ def transfer(x: Array, source: Backend, target: Backend, like: Array) -> Array:
     to. Else through the host. Never with another dtype: an :class:`~polyopt.errors.InputError` says which one
     the target lacks.
     """
-    device = target.device_name(like)
     x = source.stop_gradient(x)
+    if source is target and target.is_traced(like):
+        return x  # what is traced lies nowhere yet
+    device = target.device_name(like)
     if source is target:
         return x if source.device_name(x) == device else source.to_device(x, device)
     take = _taker(target, like)
