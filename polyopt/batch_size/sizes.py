@@ -89,25 +89,26 @@ class InsteadOfDecay(Schedule):
     """A size that grows as a rate would decay: ``initial · rate(0) / rate(t)``, with the rate kept constant.
 
     Smith, Kindermans, Ying & Le, "Don't decay the learning rate, increase the batch size", 2018: the
-    noise of SGD goes with rate/size.
+    noise of SGD goes with rate/size. Where the rate comes to 0 the size is infinite: give the
+    :class:`BatchSize` a maximum.
 
     >>> from polyopt.schedules import MultiStep
-    >>> grown = InsteadOfDecay(128, MultiStep(0.1, milestones=[10, 20], rate=0.2))
+    >>> grown = InsteadOfDecay(MultiStep(0.1, milestones=[10, 20], rate=0.2), initial=128)
     >>> round(grown(0)), round(grown(10)), round(grown(20))
     (128, 640, 3200)
     """
 
-    initial: float = level(low=1)
     rate: Schedule
+    initial: float = level(low=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         inner("InsteadOfDecay", "rate", self.rate)
-        if not all(x > 0 for _, x in self.rate.levels()):
-            raise InputError(f"InsteadOfDecay: rate = {self.rate!r}; expected one that stays above 0")
+        if any(x < 0 for _, x in self.rate.levels()):
+            raise InputError(f"InsteadOfDecay: rate = {self.rate!r}; expected one that doesn't fall below 0")
 
     def value(self, xp: Any, t: Any) -> Any:
-        return self.initial * self.rate.value(xp, 0.0 * t) / self.rate.value(xp, t)
+        return xp.divide(self.initial * self.rate.value(xp, 0.0 * t), self.rate.value(xp, t))
 
 
 POWERS = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}

@@ -180,7 +180,7 @@ class _Fetch:
         def one(x: Any) -> Any:
             if registry.of(x) is self.backend:
                 return self.backend.ops.take(x, rows, axis=0)
-            return self.backend.from_numpy(registry.of(x).to_numpy(x)[padded], device=self.device)
+            return self._array(registry.of(x).to_numpy(x)[padded])
 
         return tree.map_leaves(one, tuple(data))
 
@@ -189,7 +189,10 @@ class _Fetch:
         return self._array(_padded((part >= 0).astype("float32"), self.micro, 0.0))
 
     def _array(self, x: Any) -> Any:
-        return self.backend.from_numpy(x, device=self.device)
+        made = self.backend.from_numpy(x)
+        # Where it lies there already it is not bound to it, as others aren't: JAX compiles anew for that.
+        there = self.backend.device_name(made) == self.device
+        return made if there else self.backend.to_device(made, self.device)
 
 
 def _padded(x: Any, size: int, fill: Any) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from polyopt import registry, tree
 from polyopt.backend import LossFunction
 from polyopt.errors import InputError, nearest
 from polyopt.finetuning.freezing import constant
+from polyopt.finetuning.placing import beside
 from polyopt.finetuning.selection import select
 from polyopt.initializers import He, Initializer, Zeros
 from polyopt.ops import Array
@@ -67,7 +68,7 @@ class LoRA:
     True
     """
 
-    patterns: tuple[Pattern, ...]
+    patterns: Pattern | Sequence[Pattern]
     rank: int
     alpha: float
     layout: str = "in_out"
@@ -75,8 +76,9 @@ class LoRA:
     initializer: Initializer = field(default_factory=lambda: He(distribution="normal", convention="paper"))
 
     def __post_init__(self) -> None:
-        one = isinstance(self.patterns, str) or callable(self.patterns)
-        object.__setattr__(self, "patterns", (self.patterns,) if one else tuple(self.patterns))
+        given = self.patterns
+        several = (given,) if isinstance(given, str) or callable(given) else tuple(given)
+        object.__setattr__(self, "patterns", several)
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise InputError(f"LoRA: rank = {self.rank!r}; expected an integer >= 1")
         if not isinstance(self.alpha, int | float) or not (self.alpha > 0 and math.isfinite(self.alpha)):
@@ -103,7 +105,7 @@ class LoRA:
         dtype
             Of the adapters; that of each weight by default.
         """
-        paths = select(params, *self.patterns)
+        paths = select(params, *cast(tuple[Pattern, ...], self.patterns))
         leaves = tree.named(params)
         return {path: self._adapter(path, leaves.get(path), seed, dtype) for path in paths}
 
@@ -148,7 +150,7 @@ class LoRA:
             wide = {k: backend.to_numpy(x).astype(np.float64) for k, x in (adapters[path] | {"W": w}).items()}
             product = wide["A"] @ wide["B"] if self.layout == "in_out" else wide["B"] @ wide["A"]
             values = wide["W"] + self.scale * product
-            return backend.from_numpy(values, dtype=backend.dtype_name(w), device=backend.device_name(w))
+            return beside(w, values)
 
         _check_paths(params, adapters)
         flat = tree.flatten(params)
@@ -163,13 +165,12 @@ class LoRA:
             raise InputError(f"LoRA: leaf {path!r} has shape {shape}; expected two axes")
         if self.rank > min(shape):
             raise InputError(f"LoRA: rank = {self.rank} for leaf {path!r} of shape {shape}; expected less")
-        backend = registry.of(w)
-        kind, device = dtype or backend.dtype_name(w), backend.device_name(w)
+        kind = dtype or registry.of(w).dtype_name(w)
         inputs, outputs = shape if self.layout == "in_out" else shape[::-1]
         a = self.initializer.sample((inputs, self.rank), seed, f"{path}.A", kind)
         b = Zeros().sample((self.rank, outputs), seed, f"{path}.B", kind)
         host = {"A": a, "B": b} if self.layout == "in_out" else {"A": a.T.copy(), "B": b.T.copy()}
-        return {name: backend.from_numpy(x, dtype=kind, device=device) for name, x in host.items()}
+        return {name: beside(w, x, kind) for name, x in host.items()}
 
 
 def unmerge(merged: Tree, originals: Mapping[str, Array]) -> Tree:

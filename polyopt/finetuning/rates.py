@@ -113,7 +113,7 @@ def layer_rates(rule: Stage, factors: Members) -> Stage:
         raise InputError(f"layer_rates: no rule of {rule!r} has a hyperparameter 'lr'; expected one that has")
 
     def changed(part: Rule, factor: float) -> Rule:
-        return dataclasses.replace(part, lr=times(part.hyperparameters()["lr"], factor))
+        return _with(part, "lr", times(part.hyperparameters()["lr"], factor))
 
     return _by_layer(rule, pairs, lambda part: _has(part, "lr"), changed)
 
@@ -180,7 +180,7 @@ def layer_weight_decay(rule: Stage, values: Members) -> Stage:
     """
     pairs = _checked("layer_weight_decay", values)
     meant = _decaying(rule)
-    return _by_layer(rule, pairs, meant, lambda part, x: dataclasses.replace(part, weight_decay=x))
+    return _by_layer(rule, pairs, meant, lambda part, x: _with(part, "weight_decay", x))
 
 
 def _decaying(rule: Stage) -> Callable[[Rule], bool]:
@@ -230,6 +230,11 @@ def _checked(owner: str, members: Members) -> list[tuple[Pattern, float]]:
         if isinstance(x, bool) or not isinstance(x, int | float) or not (x >= 0 and finite(x)):
             raise InputError(f"{owner}: {pattern!r} has {x!r}; expected a finite number >= 0")
     return [(pattern, float(x)) for pattern, x in pairs]
+
+
+def _with(rule: Rule, name: str, value: Any) -> Rule:
+    changes: dict[str, Any] = {name: value}
+    return dataclasses.replace(rule, **changes)
 
 
 def _has(rule: Rule, name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from polyopt import registry, tree
 from polyopt.errors import InputError
+from polyopt.finetuning.placing import beside
 from polyopt.finetuning.selection import assigned
 from polyopt.initializers import Initializer
 from polyopt.rule import Pattern
@@ -59,7 +60,5 @@ def reinitialize(
 
 
 def _drawn(like: Any, initializer: Initializer, seed: int, path: str) -> Any:
-    backend = registry.of(like)
-    dtype = backend.dtype_name(like)
-    values = initializer.sample(tuple(like.shape), seed, path, dtype)
-    return backend.from_numpy(values, dtype=dtype, device=backend.device_name(like))
+    values = initializer.sample(tuple(like.shape), seed, path, registry.of(like).dtype_name(like))
+    return beside(like, values)

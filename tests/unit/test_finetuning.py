@@ -280,6 +280,27 @@ def test_gradual_unfreezing_keeps_what_was_there(backend: Backend) -> None:
         same(params["layers"][i], alone[i][0])
 
 
+def test_a_whole_step_goes_on_after_a_thaw(backend: Backend) -> None:
+    schedule = GradualUnfreezing(Adam(lr=0.02), LAYERS, steps=[2])
+    params = parameters(backend)
+    optimizer = schedule.optimizer(0)
+    state, found, found_state = optimizer.init(params), params, optimizer.init(params)
+    for t in range(4):
+        if schedule.changes(t):
+            state, found_state = schedule.advance(state, params), schedule.advance(found_state, found)
+            optimizer = schedule.optimizer(t)
+        trained, frozen = schedule.split(found, t)
+        step = TrainStep(trainable(loss), optimizer)
+        carry, _ = step(step.load(trained, found_state), frozen, *batch(backend, t))
+        trained, found_state = step.unload(carry)
+        found = merge(trained, frozen)
+        params, state = optimizer.step(params, value_and_grad(loss)(params, *batch(backend, t))[1], state)
+    assert found_state["missed"] == state["missed"] == dict.fromkeys(select(params, LAYERS[1]), 2)
+    for path, x in tree.named(found).items():
+        because = "the loss is compiled together with the update: sums in another order"
+        assert_close(x, host(tree.named(params)[path]), rtol=2e-5, atol=2e-6, because=because)
+
+
 def batch_of(params: Any, backend: Backend, seed: int) -> Any:
     rng = np.random.default_rng(seed)
     return tree.map_leaves(
