@@ -298,6 +298,23 @@ def test_where_the_snippets_come_from_is_said(tmp_path: Path, monkeypatch: pytes
         vader.read(tmp_path / "other.tar.gz")
 
 
+@published
+def test_their_features_are_scaled_by_the_training_texts() -> None:
+    texts = GOLDEN["texts"][:4]
+    snippets = vader.Snippets(tuple(texts[:3]), np.array([0, 1, 1]), (texts[3],), np.array([1]))
+    params = minilm.load("numpy")
+    found = vader.dataset(params, snippets)
+    assert (found.features, found.outputs) == (384, 2)
+    x = minilm.embed(params, texts).astype(np.float64)
+    deviation = x[:3].std(axis=0)
+    dead = deviation < 1e-6
+    assert dead.sum() == 3
+    assert_close(found.x_train[:, ~dead].std(axis=0), np.ones(381), atol=1e-12, because="float64")
+    expected = (x[3] - x[:3].mean(axis=0))[~dead] / deviation[~dead]
+    assert_close(found.x_test[0, ~dead], expected, rtol=1e-12, because="float64")
+    assert_close(found.x_train[:, dead], np.zeros((3, 3)), atol=1e-6, because="constant: only shifted")
+
+
 @pytest.mark.skipif(not vader.default_path().exists(), reason=f"{vader.default_path()} is not there")
 def test_snippets() -> None:
     texts, ratings = vader.read()
