@@ -20,6 +20,7 @@ from polyopt.trace import Program
 from polyopt_jax import ops
 from polyopt_jax.dtypes import allowed
 from polyopt_jax.grad import value_and_grad
+from polyopt_jax.int8 import int8_matmul
 from polyopt_jax.joining import join, split
 from polyopt_jax.lift import compile_function, lift
 from polyopt_jax.whole import whole
@@ -116,6 +117,10 @@ class JaxBackend:
 
     def whole(self, loss: LossFunction, update: protocol.Update) -> protocol.WholeStep | None:
         return whole(loss, update)
+
+    def int8_matmul(self, x: Any, w: Any) -> Any:
+        """``x @ w`` of int8 matrices in int32: see :func:`polyopt.quantization.int8_matmul`."""
+        return int8_matmul(x, w)
 
     def assign(self, target: Any, value: Any) -> Any:
         """``value``: JAX arrays are immutable."""

@@ -17,6 +17,7 @@ from polyopt.trace import Program
 from polyopt_tensorflow import ops
 from polyopt_tensorflow.compiling import compile_function
 from polyopt_tensorflow.grad import value_and_grad
+from polyopt_tensorflow.int8 import int8_matmul
 from polyopt_tensorflow.joining import join, split
 from polyopt_tensorflow.lift import lift
 from polyopt_tensorflow.whole import whole
@@ -121,6 +122,10 @@ class TensorFlowBackend:
 
     def whole(self, loss: LossFunction, update: protocol.Update) -> protocol.WholeStep | None:
         return whole(loss, update)
+
+    def int8_matmul(self, x: Any, w: Any) -> Any:
+        """``x @ w`` of int8 matrices in int32: see :func:`polyopt.quantization.int8_matmul`."""
+        return int8_matmul(x, w)
 
     def assign(self, target: Any, value: Any) -> Any:
         """Write into a variable and give it back; a tensor is immutable, so ``value`` is given."""

@@ -16,6 +16,7 @@ from polyopt.ops import Ops
 from polyopt.trace import Program
 from polyopt_torch import devices
 from polyopt_torch import ops as _ops
+from polyopt_torch.int8 import int8_matmul
 from polyopt_torch.joining import join, split
 from polyopt_torch.lift import lift
 from polyopt_torch.memory import DTYPES, NAMES, host_view, tensor_from_host
@@ -118,6 +119,10 @@ class TorchBackend:
     def whole(self, loss: LossFunction, update: protocol.Update) -> protocol.WholeStep | None:
         """``None``: eager PyTorch has no such function, and an in-place update is as fast."""
         return None
+
+    def int8_matmul(self, x: Any, w: Any) -> Any:
+        """``x @ w`` of int8 matrices in int32: see :func:`polyopt.quantization.int8_matmul`."""
+        return int8_matmul(x, w)
 
     def assign(self, target: Any, value: Any) -> Any:
         with torch.no_grad():

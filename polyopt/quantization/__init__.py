@@ -7,6 +7,8 @@ from polyopt.quantization.calibration import Grid as Grid
 from polyopt.quantization.calibration import calibrate as calibrate
 from polyopt.quantization.fake import fake_quantize as fake_quantize
 from polyopt.quantization.fake import fake_quantize_weight as fake_quantize_weight
+from polyopt.quantization.matmul import int8_linear as int8_linear
+from polyopt.quantization.matmul import int8_matmul as int8_matmul
 from polyopt.quantization.observers import MSE as MSE
 from polyopt.quantization.observers import Entropy as Entropy
 from polyopt.quantization.observers import MinMax as MinMax
@@ -14,7 +16,15 @@ from polyopt.quantization.observers import Observer as Observer
 from polyopt.quantization.observers import Percentile as Percentile
 from polyopt.quantization.record import Quantized as Quantized
 from polyopt.quantization.record import codes_of as codes_of
+from polyopt.quantization.reporting import LeafReport as LeafReport
+from polyopt.quantization.reporting import Report as Report
+from polyopt.quantization.reporting import report as report
+from polyopt.quantization.saving import from_arrays as from_arrays
+from polyopt.quantization.saving import load as load
+from polyopt.quantization.saving import save as save
+from polyopt.quantization.saving import to_arrays as to_arrays
 from polyopt.quantization.scheme import Cast as Cast
 from polyopt.quantization.scheme import Integer as Integer
+from polyopt.quantization.second_order import gptq as gptq
 from polyopt.quantization.weights import dequantize as dequantize
 from polyopt.quantization.weights import quantize as quantize

@@ -1,0 +1,144 @@
+"""Quantized trees as named arrays and plain data, and as a file of their true size."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from polyopt import checkpoint, registry, tree
+from polyopt.backend import Backend
+from polyopt.conversion import convert
+from polyopt.errors import CheckpointError, InputError
+from polyopt.ops import FLOATING
+from polyopt.quantization.record import Quantized
+from polyopt.quantization.scheme import Cast, Integer, blocks, from_plain, to_plain
+from polyopt.tree import Tree
+
+PARTS = ("codes", "scale", "zero_point")
+META = "quantization"
+
+
+def to_arrays(params: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``(arrays, meta)``: all arrays by name, and what the quantized leaves are as plain data.
+
+    A leaf ``w`` gives ``w``; where it is quantized ``w/codes``, ``w/scale`` and ``w/zero_point``, as far as
+    it has them.
+
+    >>> import numpy as np
+    >>> from polyopt.quantization import quantize
+    >>> arrays, meta = to_arrays(quantize({"w": np.ones((2, 2)), "b": np.ones(2)}, Integer()))
+    >>> sorted(arrays), meta["w"]["shape"], meta["w"]["dtype"]
+    (['b', 'w/codes', 'w/scale'], [2, 2], 'float64')
+    """
+    arrays: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    for path, x in tree.named(params).items():
+        parts = {path: x}
+        if isinstance(x, Quantized):
+            parts = {f"{path}/{part}": getattr(x, part) for part in PARTS if getattr(x, part) is not None}
+            meta[path] = {"shape": list(x.shape), "dtype": x.dtype, "scheme": to_plain(x.scheme)}
+        for name, array in parts.items():
+            if name in arrays:
+                raise InputError(f"two arrays have the name {name!r}: rename a leaf")
+            arrays[name] = array
+    return arrays, meta
+
+
+def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any], like: Tree = None) -> Tree:
+    """What :func:`to_arrays` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
+
+    Raises :class:`~polyopt.errors.InputError`, naming the leaf, where the two don't belong together.
+    """
+    leaves: dict[str, Any] = {}
+    used = set()
+    for path, entry in meta.items():
+        parts = {part: arrays.get(f"{path}/{part}") for part in PARTS}
+        used |= {f"{path}/{part}" for part, x in parts.items() if x is not None}
+        leaves[path] = _record(path, entry, parts)
+    for name, x in arrays.items():
+        if name not in used:
+            if name in leaves:
+                raise InputError(f"leaf {name!r} is there twice, quantized and not")
+            leaves[name] = x
+    return leaves if like is None else tree.rename(like, leaves, "arrays")
+
+
+def save(path: str | os.PathLike[str], params: Tree, meta: dict[str, Any] | None = None) -> None:
+    """Write a tree with quantized leaves to a safetensors file, by :func:`polyopt.checkpoint.save`.
+
+    Four bits take half a byte. The file is replaced as a whole; ``meta`` is plain data of the caller.
+
+    >>> import numpy as np, os, tempfile
+    >>> from polyopt.quantization import quantize
+    >>> file = tempfile.mkdtemp() + "/model.safetensors"
+    >>> w = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
+    >>> save(file, quantize({"w": w}, Integer(bits=4)))
+    >>> round(w.nbytes / os.path.getsize(file), 1)
+    7.8
+    >>> load(file)["w"].shape
+    (512, 512)
+    """
+    arrays, ours = to_arrays(params)
+    checkpoint.save(path, arrays, meta={META: ours, "user": meta or {}})
+
+
+def load(
+    path: str | os.PathLike[str],
+    like: Tree = None,
+    backend: str | Backend | None = None,
+    device: str | None = None,
+) -> Tree:
+    """What :func:`save` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
+
+    ``like``'s leaves may be anything: only their paths count. ``backend`` and ``device``: where the arrays
+    go, the host by default.
+
+    Raises
+    ------
+    CheckpointError
+        For a file that is missing, corrupt, or not one of these.
+    """
+    found = checkpoint.load(path)
+    ours = found.meta.get(META)
+    if not isinstance(ours, dict):
+        raise CheckpointError(f"{os.fspath(path)}: a checkpoint, but not of quantized weights")
+    try:
+        arrays = found.params if backend is None else convert(found.params, backend, device=device)
+        return from_arrays(arrays, ours, like)
+    except InputError as e:
+        raise CheckpointError(f"{os.fspath(path)}: {e}") from None
+
+
+def _record(path: str, entry: Any, parts: Mapping[str, Any]) -> Quantized:
+    if not isinstance(entry, Mapping) or set(entry) != {"shape", "dtype", "scheme"}:
+        raise InputError(f"leaf {path!r}: expected its shape, dtype and scheme, found {entry!r:.80}")
+    shape, dtype, scheme = entry["shape"], entry["dtype"], from_plain(entry["scheme"], path)
+    if not isinstance(shape, list | tuple) or any(type(n) is not int or n < 0 for n in shape):
+        raise InputError(f"leaf {path!r}: {shape!r:.80} is no shape")
+    if dtype not in FLOATING:
+        raise InputError(f"leaf {path!r}: dtype {dtype!r:.80}; expected one of {', '.join(FLOATING)}")
+    size = tuple(shape)
+    for part, (wanted, kind) in _expected(scheme, size, dtype, path).items():
+        x = parts[part]
+        found = "nothing" if x is None else f"{registry.of(x).dtype_name(x)} of shape {tuple(x.shape)}"
+        expected = "nothing" if kind is None else f"{kind} of shape {wanted}"
+        if found != expected:
+            raise InputError(f"leaf {path!r}: {part} is {found}; expected {expected}")
+    return Quantized(parts["codes"], parts["scale"], parts["zero_point"], size, dtype, scheme)
+
+
+def _expected(
+    scheme: Integer | Cast, shape: tuple[int, ...], dtype: str, path: str
+) -> dict[str, tuple[tuple[int, ...], str | None]]:
+    """Shape and dtype of every part; a dtype of ``None`` where there is none."""
+    if isinstance(scheme, Cast):
+        return {"codes": (shape, scheme.dtype), "scale": ((), None), "zero_point": ((), None)}
+    stored = blocks(scheme, shape, path).stored
+    four = ((math.prod(shape) + 1) // 2,)
+    return {
+        "codes": (four, "uint8") if scheme.bits == 4 else (shape, "int8"),
+        "scale": (stored, "float64" if dtype == "float64" else "float32"),
+        "zero_point": (stored, None if scheme.symmetric else "int8"),
+    }
