@@ -18,6 +18,7 @@ from polyopt.pruning.criteria import score_masks as score_masks
 from polyopt.pruning.criteria import threshold_masks as threshold_masks
 from polyopt.pruning.leaves import Masks as Masks
 from polyopt.pruning.leaves import apply_masks as apply_masks
+from polyopt.pruning.leaves import pruned as pruned
 from polyopt.pruning.lottery import Ticket as Ticket
 from polyopt.pruning.lottery import lottery as lottery
 from polyopt.pruning.lottery import prune as prune

@@ -19,6 +19,11 @@ from polyopt.ops import FLOATING, Array
 from polyopt.rule import Pattern, matches
 from polyopt.tree import Flat, Tree
 
+BLOCK = 1 << 16
+"""Elements that are handled together: what stays in the cache."""
+
+_UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+
 Masks: TypeAlias = dict[str, Array]
 """``{path: bool array of the leaf's shape}``, ``True`` where a weight is kept."""
 
@@ -86,7 +91,10 @@ def host(owner: str, backend: Backend, path: str, x: Array) -> Any:
 def mask_like(backend: Backend, leaf: Array, mask: Any) -> Array:
     """The host's ``mask`` as a bool array of ``backend`` with the shape and the device of ``leaf``."""
     shaped = np.ascontiguousarray(mask).reshape(tuple(leaf.shape))
-    return backend.from_numpy(shaped, dtype="bool", device=backend.device_name(leaf))
+    device = backend.device_name(leaf)
+    if device == "cpu":  # ours alone, so that it needs no copy
+        return backend.ops.asarray(shaped)
+    return backend.from_numpy(shaped, dtype="bool", device=device)
 
 
 def aligned_masks(owner: str, flat: Flat, masks: Mapping[str, Array]) -> dict[str, Array]:
@@ -129,7 +137,8 @@ def host_masks(owner: str, chosen: Selected, within: Mapping[str, Array] | None)
 def apply_masks(params: Tree, masks: Mapping[str, Array]) -> Tree:
     """``params`` with 0 wherever a mask is ``False``; leaves without a mask are handed on as they are.
 
-    Differentiable, and usable inside compiled functions: the gradient is 0 where the mask is.
+    For use in a loss: differentiable, and it joins compiled functions; the gradient is 0 where the mask is.
+    :func:`pruned` is faster elsewhere.
 
     Raises
     ------
@@ -149,10 +158,60 @@ def apply_masks(params: Tree, masks: Mapping[str, Array]) -> Tree:
     )
 
 
+def pruned(params: Tree, masks: Mapping[str, Array]) -> Tree:
+    """As :func:`apply_masks`, for weights outside of any loss: new arrays, which are constants.
+
+    Raises
+    ------
+    InputError
+        Where a mask has no parameter, or not its shape.
+
+    Examples
+    --------
+    >>> pruned({"w": np.array([1.0, 2.0])}, {"w": np.array([True, False])})["w"].tolist()
+    [1.0, 0.0]
+    """
+    flat = tree.flatten(params)
+    known = aligned_masks("pruned", flat, masks)
+    return flat.unflatten(
+        without(x, known[path]) if path in known else x
+        for path, x in zip(flat.paths, flat.leaves, strict=True)
+    )
+
+
+def without(x: Array, mask: Array) -> Array:
+    """:func:`zeroed` as a constant, in host memory by bits: NumPy's ``where`` takes twice as long."""
+    backend = registry.of(x)
+    if backend.is_traced(x) or backend.is_traced(mask) or backend.device_name(x) != "cpu":
+        return zeroed(backend.stop_gradient(x), mask)
+    values = np.ascontiguousarray(backend.to_numpy(x))
+    keep = np.ascontiguousarray(backend.to_numpy(mask)).reshape(-1)
+    result = np.empty(values.shape, values.dtype)
+    unsigned = _UNSIGNED[values.dtype.itemsize]
+    given, out = values.reshape(-1).view(unsigned), result.reshape(-1).view(unsigned)
+    ones = np.empty(BLOCK, unsigned)
+    for start in range(0, given.size, BLOCK):
+        here = slice(start, start + BLOCK)
+        n = len(given[here])
+        np.copyto(ones[:n], keep[here])
+        np.negative(ones[:n], out=ones[:n])
+        np.bitwise_and(given[here], ones[:n], out=out[here])
+    return owned(backend, result, x)
+
+
+def owned(backend: Backend, fresh: Any, like: Array) -> Array:
+    """The host array ``fresh``, which nobody else holds, as one of ``backend`` on the device of ``like``."""
+    dtype, device = backend.dtype_name(like), backend.device_name(like)
+    if device == "cpu" and fresh.dtype.name == dtype and dtype in ("bool", "float32", "float64"):
+        return backend.ops.asarray(fresh)
+    return backend.from_numpy(fresh, dtype=dtype, device=device)
+
+
 def zeroed(x: Array, mask: Array) -> Array:
     """``x``, and 0 where the bool array ``mask`` is ``False``."""
     xp = registry.of(x).ops
-    return xp.where(mask, x, xp.zeros_like(x))
+    # 0-d: an array of zeros takes as long to write as the result.
+    return xp.where(mask, x, xp.zeros((), dtype=x.dtype))
 
 
 def check_sparsity(owner: str, sparsity: Any) -> float:

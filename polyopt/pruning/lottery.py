@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from polyopt.ops import Array
 from polyopt.optimizer import Optimizer, State
 from polyopt.pruning.criteria import magnitude_masks
-from polyopt.pruning.leaves import Masks, apply_masks
+from polyopt.pruning.leaves import Masks, pruned
 from polyopt.pruning.masking import masks_of, with_masks
 from polyopt.pruning.schedules import Iterative, SparsitySchedule
 from polyopt.tree import Tree
@@ -113,7 +113,7 @@ def lottery(
         trained = train(params, masks)
         sparsity = schedule.of_round(i)
         masks = masks | _pruned(criterion, trained, sparsity, masks)
-        params = apply_masks(early, masks)
+        params = pruned(early, masks)
         yield Ticket(i, sparsity, masks, params, trained)
 
 

@@ -19,7 +19,7 @@ from polyopt.execution import compute_dtype
 from polyopt.ops import Array
 from polyopt.optimizer import Optimizer, State
 from polyopt.plan import Part, plan
-from polyopt.pruning.leaves import Masks, aligned_masks, zeroed
+from polyopt.pruning.leaves import Masks, aligned_masks, without
 from polyopt.rule import Chain, Elementwise, Partition, Rule, Slot, Slots, Stage, rules_of
 from polyopt.tree import Flat, Tree
 
@@ -141,7 +141,7 @@ def with_masks(
             )
         mask = known.get(path)
         if mask is not None:
-            leaves[i] = zeroed(backend.stop_gradient(leaf), mask)
+            leaves[i] = without(leaf, mask)
         if first is not None:
             names = [n for part in parts[first:] for n, slot in part.names if slot.shape == "like"]
             _prune_slots(owner, backend, path, leaf, mask, slots, names)
@@ -193,7 +193,7 @@ def finalize(optimizer: Optimizer, params: Tree, state: State) -> tuple[Tree, St
     flat = tree.flatten(params)
     masks = aligned_masks("finalize", flat, masks_of(state))
     leaves = [
-        zeroed(registry.of(x).stop_gradient(x), masks[path]) if path in masks else x
+        without(x, masks[path]) if path in masks else x
         for path, x in zip(flat.paths, flat.leaves, strict=True)
     ]
     return flat.unflatten(leaves), _renamed(optimizer.rule, unmasked(optimizer.rule), flat, state)
@@ -211,11 +211,11 @@ def _prune_slots(
     """Put ``mask`` into ``slots`` and zero what it prunes in those called ``names``."""
     dtype = compute_dtype(backend.dtype_name(leaf))
     whole = lifting.full_like(backend, leaf, 1.0, dtype)
-    slots.setdefault(SLOT, {})[path] = whole if mask is None else zeroed(whole, mask)
+    slots.setdefault(SLOT, {})[path] = whole if mask is None else without(whole, mask)
     for name in {*names, "grad_accumulator"} - {SLOT}:
         if path in (values := slots.get(name, {})):
             if mask is not None:
-                values[path] = zeroed(values[path], mask)
+                values[path] = without(values[path], mask)
         elif name != "grad_accumulator":
             raise InputError(
                 f"{owner}: the state's slot {name!r} has no leaf {path!r}; expected the state that this "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ BLOCK = 1 << 16
 
 SAMPLE = 1 << 16
 """Elements of the sample; four times as many are ranked without one."""
+
+FEW = 8
+"""Elements of a row up to which each is compared with each."""
 
 _UNSIGNED = {"float32": np.uint32, "float64": np.uint64}
 _SIGNED = {"float32": np.int32, "float64": np.int64}
@@ -107,10 +111,22 @@ def keep_highest_in_rows(rows: Any, prune: int, name: str, *, magnitude: bool = 
         _check(keys, k, name)
     if prune == 0 or not k.size:
         return np.ones(k.shape, bool)
+    if k.shape[1] <= FEW:
+        return _compared(np.ascontiguousarray(k.T), prune).T
     limit = np.partition(k, prune - 1, axis=1)[:, prune - 1 : prune]
     below, equal = k < limit, k == limit
     left = prune - np.count_nonzero(below, axis=1, keepdims=True)
     return ~(below | (equal & (np.cumsum(equal, axis=1) <= left)))
+
+
+def _compared(columns: Any, prune: int) -> Any:
+    """The masks of rows so short that each pair of their elements is compared, in all rows at once."""
+    below = np.zeros(columns.shape, np.uint8)
+    for i, j in combinations(range(len(columns)), 2):
+        first = columns[i] <= columns[j]
+        below[j] += first
+        below[i] += ~first
+    return below >= prune
 
 
 def _between(leaves: Sequence[Any], keys: Keys, total: int, prune: int) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from polyopt.errors import InputError
 from polyopt.ops import Array
 from polyopt.optimizer import State
 from polyopt.pruning.couplings import Coupling, check_coupling
-from polyopt.pruning.leaves import aligned_masks, apply_masks
+from polyopt.pruning.leaves import aligned_masks, pruned
 from polyopt.tree import Tree
 
 
@@ -77,7 +77,7 @@ def shrink(params: Tree, masks: Mapping[str, Array], couplings: Sequence[Couplin
     ([[3.0], [4.0]], [[1.0]])
     """
     cuts = _cuts(kept_units(params, masks, couplings), couplings)
-    return _cut(apply_masks(params, masks), cuts)
+    return _cut(pruned(params, masks), cuts)
 
 
 def shrink_state(

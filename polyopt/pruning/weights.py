@@ -8,7 +8,7 @@ from polyopt import registry, tree
 from polyopt.errors import InputError, nearest
 from polyopt.ops import Array
 from polyopt.pruning.criteria import check_limits, random_masks
-from polyopt.pruning.leaves import apply_masks, selected
+from polyopt.pruning.leaves import pruned, selected
 from polyopt.rule import Pattern
 from polyopt.tree import Tree
 
@@ -103,7 +103,7 @@ def drop_weights(
     15
     """
     masks = random_masks(params, share, seed=seed, step=step, select=select)
-    return apply_masks(params, masks)
+    return pruned(params, masks)
 
 
 def _any(path: str) -> bool:
