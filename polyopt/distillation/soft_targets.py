@@ -35,7 +35,8 @@ class SoftTargets(DistillationLoss):
         p^(1/T)/Σ p^(1/T): exactly what their logits would give.
     standardize
         Standardize the logits of both first (:func:`standardized`, Sun et al., 2024), in the ``"paper"``'s or
-        in the authors' code's (``"torch"``) way; ``None`` doesn't.
+        in the authors' code's (``"torch"``) way; ``None`` doesn't. A teacher's probabilities must be above 0
+        then.
     convention
         Fills in what is below. ``"torch"`` is ``F.kl_div`` by its default reduction; PyTorch's own tutorial
         says ``reduction="batchmean"``, which is ``"paper"``.
@@ -102,10 +103,10 @@ class SoftTargets(DistillationLoss):
 
     def against(self, xp: Ops, student: Array, log_p: Array, target: Array | None = None) -> Array:
         """The loss against log-probabilities that have the temperature already (:meth:`soften`)."""
-        soft = self._divergence(xp, wide(xp, student), log_p)
+        student = wide(xp, student)
+        soft = self._divergence(xp, student, log_p)
         hard_weight = self.alpha if self.alpha_weighs == "hard" else 1.0 - self.alpha
         soft_weight = 1.0 - self.alpha if self.alpha_weighs == "hard" else self.alpha
-        # T² as one factor after the mean: the loss is 0 where the two agree, in every bit.
         soft = soft_weight * (self.temperature * self.temperature * soft)
         if target is None:
             if not (isinstance(hard_weight, int | float) and hard_weight == 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -148,9 +149,12 @@ class Teacher:
 
     def _logits(self, student: Backend, x: Array) -> Array:
         """What the function gives for ``x``, on its own framework."""
-        if getattr(self.function, "training", None) is True:
+        module = inspect.unwrap(
+            self.function
+        )  # of torch.no_grad(), say, which keeps a stale copy of the flag
+        if getattr(module, "training", None) is True:
             raise InputError(
-                f"Teacher: the {type(self.function).__name__} is in training mode; expected .eval() before"
+                f"Teacher: the {type(module).__name__} is in training mode; expected .eval() before"
             )
         x = student.stop_gradient(x)
         given = x if student is self.backend else self._moved(student, x)

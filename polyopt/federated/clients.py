@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -47,14 +48,17 @@ class Round:
     leaves: tuple[tuple[Array | None, ...], ...]
     """``leaves[client][leaf]``: arrays of each client's own framework."""
 
-    def columns(self) -> Iterator[tuple[int, list[Any]]]:
-        """``(leaf, one float64 host array a client)`` for every leaf of the server's that is not ``None``."""
-        for i, (path, like) in enumerate(zip(self.server.paths, self.server.leaves, strict=True)):
-            if like is not None:
-                yield i, [self._host(k, i, path) for k in range(len(self.clients))]
+    def columns(self) -> Iterator[tuple[int, Iterator[Any]]]:
+        """``(leaf, float64 host arrays, client by client)`` for every leaf of the server's but ``None``.
 
-    def _host(self, client: int, leaf: int, path: str) -> Any:
-        x = self.leaves[client][leaf]
+        They are brought to the host one by one: a sum needs no more than one at a time.
+        """
+        for i, like in enumerate(self.server.leaves):
+            if like is not None:
+                yield i, map(partial(self._host, i), range(len(self.clients)))
+
+    def _host(self, leaf: int, client: int) -> Any:
+        x, path = self.leaves[client][leaf], self.server.paths[leaf]
         values = np.asarray(registry.of(x).to_numpy(x)).astype(np.float64)
         if not np.isfinite(values).all():
             raise InputError(

@@ -42,7 +42,7 @@ def fedavg(server: Tree, clients: Sequence[Client]) -> Tree:
     total = math.fsum(n)
     means = {}
     for i, column in round_.columns():
-        summed = np.zeros(column[0].shape)
+        summed = np.zeros(tuple(round_.server.leaves[i].shape))
         for weight, x in zip(n, column, strict=True):
             summed += weight * x
         means[i] = summed / total

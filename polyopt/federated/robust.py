@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from polyopt.errors import InputError
-from polyopt.federated.clients import Client, gather
+from polyopt.federated.clients import Client, Round, gather
 from polyopt.tree import Tree
 
 
@@ -77,8 +77,8 @@ def _cut(trim: float, m: int) -> int:
     return math.floor(trim * m + 1e-9)
 
 
-def _stacked(round_: Any) -> Any:
-    return ((i, np.stack(column)) for i, column in round_.columns())
+def _stacked(round_: Round) -> Iterator[tuple[int, Any]]:
+    return ((i, np.stack(list(column))) for i, column in round_.columns())
 
 
 def _mean(ascending: Any, cut: int) -> Any:

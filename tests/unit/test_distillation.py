@@ -165,18 +165,6 @@ CASES: dict[str, tuple[Callable[..., Any], Any, tuple[Any, ...], Callable[[Any],
     "attention": (AttentionTransfer(), MAPS, (THEIR_MAPS,), lambda x: attention(x, THEIR_MAPS)),
     "distance": (RelationalDistance(), POINTS, (THEIR_POINTS,), lambda x: distances(x, THEIR_POINTS)),
     "angle": (RelationalAngle(), POINTS, (THEIR_POINTS,), lambda x: angles(x, THEIR_POINTS)),
-    "distance, mean": (
-        RelationalDistance(convention="torch"),
-        POINTS,
-        (THEIR_POINTS,),
-        lambda x: distances(x, THEIR_POINTS) / 25,
-    ),
-    "angle, mean": (
-        RelationalAngle(convention="torch"),
-        POINTS,
-        (THEIR_POINTS,),
-        lambda x: angles(x, THEIR_POINTS) / 125,
-    ),
     "ensemble": (
         Ensemble(SoftTargets(2.0, 0.5), weights=(3.0, 1.0)),
         STUDENT,
@@ -195,10 +183,6 @@ CASES: dict[str, tuple[Callable[..., Any], Any, tuple[Any, ...], Callable[[Any],
 }
 
 
-COMPILED = ("soft targets", "decoupled", "attention", "angle")
-"""The others run op by op, which tests the same functions and takes a tenth of the time."""
-
-
 def numeric_gradient(f: Callable[[Any], Any], x: Any, h: float = 1e-6) -> Any:
     gradient = np.zeros_like(x)
     for i in np.ndindex(*x.shape):
@@ -211,8 +195,7 @@ def numeric_gradient(f: Callable[[Any], Any], x: Any, h: float = 1e-6) -> Any:
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient_are_those_of_the_published_formula(name: str, backend: Backend) -> None:
     loss, student, rest, reference = CASES[name]
-    compiled = name in COMPILED
-    f = value_and_grad(lambda xp, params, *args: loss(xp, params["student"], *args), compiled=compiled)
+    f = value_and_grad(lambda xp, params, *args: loss(xp, params["student"], *args))
     value, gradients = f(convert({"student": student}, backend.name), *convert(list(rest), backend.name))
     assert_close(value, reference(student), rtol=1e-12, because=ROUNDING)
     wanted = numeric_gradient(reference, student)
@@ -221,19 +204,15 @@ def test_value_and_gradient_are_those_of_the_published_formula(name: str, backen
 
 def test_the_projection_of_a_hint_is_trained_with_the_student(backend: Backend) -> None:
     r = generator(0, "r").normal(size=(4, 3))
-    f = value_and_grad(
-        lambda xp, p, teacher: FeatureHint()(xp, p["x"], teacher, p["r"]), compiled=backend.name != "numpy"
-    )
+    f = value_and_grad(lambda xp, p, teacher: FeatureHint()(xp, p["x"], teacher, p["r"]))
     _, gradients = f(convert({"x": POINTS, "r": r}, backend.name), convert(THEIR_POINTS, backend.name))
     assert_close(gradients["r"], POINTS.T @ (POINTS @ r - THEIR_POINTS) / 5, rtol=1e-12, because=ROUNDING)
 
 
-@pytest.mark.parametrize(
-    "name", ["soft targets", "decoupled", "attention", "distance", "angle", "hint, mean"]
-)
+@pytest.mark.parametrize("name", ["soft targets", "decoupled", "attention", "distance"])
 def test_nothing_flows_into_the_teacher(name: str, backend: Backend) -> None:
     loss, student, (teacher, *rest), _ = CASES[name]
-    f = value_and_grad(lambda xp, p, *args: loss(xp, p["s"], p["t"], *args), compiled=False)
+    f = value_and_grad(lambda xp, p, *args: loss(xp, p["s"], p["t"], *args))
     _, gradients = f(convert({"s": student, "t": teacher}, backend.name), *convert(rest, backend.name))
     none = gradients["t"] is None
     values = np.zeros_like(teacher) if none else backend.to_numpy(gradients["t"])
@@ -260,7 +239,7 @@ def test_where_student_and_teacher_agree_the_soft_gradient_is_0_and_finite(
     if name == "standardized":
         student = np.concatenate([POINTS, np.ones((1, 4))])  # nothing to divide by
     rest = [np.array([0, 1, 2, 3, 0])] if name == "decoupled" else []
-    f = value_and_grad(lambda xp, p, *args: loss(xp, p["s"], *args), compiled=False)
+    f = value_and_grad(lambda xp, p, *args: loss(xp, p["s"], *args))
     value, gradients = f(convert({"s": student}, backend.name), *convert([student, *rest], backend.name))
     assert_close(value, 0.0, atol=1e-15, because="a compiler may round the two alike computations apart")
     largest = np.abs(backend.to_numpy(gradients["s"])).max()

@@ -118,6 +118,12 @@ def test_a_training_module_is_refused() -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(InputError, match=r"the Dropout is in training mode; expected \.eval\(\) before"):
         Teacher(torch.nn.Dropout(), backend="torch")(X)
+    module = torch.nn.Dropout()
+    wrapped = Teacher(torch.no_grad()(module), backend="torch")
+    with pytest.raises(InputError, match="the Dropout is in training mode"):
+        wrapped(X)
+    module.eval()
+    assert_same_bits(wrapped(X), X)
 
 
 def test_inside_a_compiled_loss_of_another_framework_it_says_what_to_do() -> None:
@@ -199,11 +205,13 @@ def test_a_torch_teacher_distils_a_jax_student() -> None:
     x, test = x.astype(np.float32), test.astype(np.float32)
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
-    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    weights = dict(module.named_parameters())
+    optimizer = Optimizer(Adam(lr=3e-3))
+    state = optimizer.init(weights)
     for _ in range(60):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(torch.tensor(x)), torch.tensor(y)).backward()
-        optimizer.step()
+        error = torch.nn.functional.cross_entropy(module(torch.tensor(x)), torch.tensor(y))
+        grads = dict(zip(weights, torch.autograd.grad(error, list(weights.values())), strict=True))
+        weights, state = optimizer.step(weights, grads, state, donate=True)
     teacher = Teacher(torch.no_grad()(module.eval()), backend="torch")
     cached = teacher.cache(jax.from_numpy(x), batch_size=500)
     model = MLP(64, 10, Glorot(), Zeros(), hidden=(16,))
