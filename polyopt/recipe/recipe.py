@@ -29,6 +29,7 @@ from polyopt.recipe.sections import (
     Train,
     _tuple,
 )
+from polyopt.recipe.tuning import Tune, assigned, check_space
 
 if TYPE_CHECKING:
     from polyopt.optimizer import Optimizer
@@ -71,6 +72,7 @@ class Recipe(Section):
     clip: ClippingTable | None = None
     ema: AverageTable | None = None
     train: Train
+    tune: Tune | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +100,10 @@ class Recipe(Section):
                 ("loss", "name"),
                 f" = {self.loss.name!r} is not for {task}; expected {default_loss(task)!r}, or leave it out",
             )
+        if self.tune is not None:
+            if self.tune.metric == "accuracy" and task == "regression":
+                raise Problem(("tune", "metric"), " = 'accuracy': a regression has none; expected 'loss'")
+            check_space(self.tune, self.tuned)
         return self
 
     # Reading
@@ -161,6 +167,19 @@ class Recipe(Section):
                 table[key] = value
             else:
                 raise InputError(f"replace: {nearest(key, ('name', 'seed', 'dtype', *TRAIN_KEYS))}")
+        return type(self).from_dict(table)
+
+    def tuned(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe without ``[tune]`` and with ``{dotted key: value}`` in the place of its own.
+
+        >>> table = {"data": {"name": "digits"}, "model": {"name": "softmax"}, "train": {"epochs": 3}}
+        >>> recipe = Recipe.from_dict(table | {"optimizer": {"name": "sgd", "lr": 0.1}})
+        >>> recipe.tuned({"optimizer.lr": 0.5}).to_dict()["optimizer"]
+        {'name': 'sgd', 'lr': 0.5}
+        """
+        table = {key: value for key, value in self.to_dict().items() if key != "tune"}
+        for key, value in values.items():
+            table = assigned(table, key, list(value) if isinstance(value, tuple) else value)
         return type(self).from_dict(table)
 
     # What it says
@@ -235,6 +254,7 @@ _TABLES: dict[tuple[str, ...], type[Section]] = {
     ("loss",): Loss,
     ("partition",): Part,
     ("train",): Train,
+    ("tune",): Tune,
 }
 
 
