@@ -97,6 +97,8 @@ class AttentionTransfer(DistillationLoss):
     ``½·‖Q_S - Q_T‖₂``, averaged over the batch, for one layer and β = 1: add up layers, times β. ``"torch"``,
     the authors' code: the mean of the squared differences over samples and places.
 
+    A map of zeros is not divided; where the two maps agree, the gradient is 0.
+
     Parameters
     ----------
     power
@@ -105,8 +107,6 @@ class AttentionTransfer(DistillationLoss):
         Which axis of the activations is summed away: the ``"last"``, or the ``"first"`` after the batch.
     convention
         Fills in ``distance``: ``"norm"`` or ``"squares"``.
-
-    A map of zeros is not divided; where the two maps agree, the gradient is 0.
 
     Examples
     --------

@@ -76,6 +76,8 @@ class FedAdagrad(_Server):
     lr, b1, tau, convention, initial
         As of :class:`FedYogi`; β1 is 0.
 
+    Examples
+    --------
     >>> FedAdagrad(lr=0.1).slots()[1].init
     1e-06
     """
@@ -97,6 +99,8 @@ class FedAdam(_Server):
         round t, too, as Flower does (Kingma & Ba have the exponent t: that is :class:`polyopt.Adam`, which
         can be the server's rule as well).
 
+    Examples
+    --------
     >>> FedAdam(lr=0.1).slots()[1].init
     1e-06
     """
@@ -116,7 +120,7 @@ class FedYogi(_Server):
     """FedYogi (Reddi et al., 2021, Algorithm 2): ``v -= (1-β2)·Δ²·sign(v - Δ²)``.
 
     Yogi (Zaheer et al., 2018, Algorithm 2) on the pseudo-gradient: v comes down no faster than by (1-β2)·Δ²,
-    where Adam's forgets at the rate β2.
+    where Adam's forgets at the rate β2. Slots: ``exp_avg`` (-m of the paper), ``exp_avg_sq`` (v).
 
     Parameters
     ----------
@@ -131,8 +135,8 @@ class FedYogi(_Server):
     initial
         v before the first round: ``"tau"`` for τ² (paper), ``"zero"`` (flower).
 
-    Slots: ``exp_avg`` (-m of the paper), ``exp_avg_sq`` (v).
-
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt import Optimizer
     >>> opt = Optimizer(FedYogi(lr=1.0, b1=0.0, b2=0.0, tau=1.0))
