@@ -24,6 +24,8 @@ def prune(
     state: State,
     schedule: SparsitySchedule,
     criterion: Criterion = magnitude_masks,
+    *,
+    donate: bool = False,
 ) -> tuple[Tree, State]:
     """``(params, state)``, pruned to the schedule's sparsity if it is due; to be called after every update.
 
@@ -37,6 +39,8 @@ def prune(
         Asked about ``state["step"]``, the number of updates made.
     criterion
         With ``functools.partial``, for its scope and selection.
+    donate
+        As of :func:`~polyopt.pruning.with_masks`.
 
     Examples
     --------
@@ -54,7 +58,7 @@ def prune(
         return params, state
     before = masks_of(state) if "mask" in state["slots"] else {}
     new = criterion(params, schedule(step), within=before)
-    return with_masks(optimizer, params, state, before | new)
+    return with_masks(optimizer, params, state, before | new, donate=donate)
 
 
 @dataclass(frozen=True)

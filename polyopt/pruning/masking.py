@@ -18,6 +18,7 @@ from polyopt.errors import InputError, nearest
 from polyopt.execution import compute_dtype
 from polyopt.ops import Array
 from polyopt.optimizer import Optimizer, State
+from polyopt.outcome import written
 from polyopt.plan import Part, plan
 from polyopt.pruning.leaves import Masks, aligned_masks, without
 from polyopt.rule import Chain, Elementwise, Partition, Rule, Slot, Slots, Stage, rules_of
@@ -96,7 +97,12 @@ def unmasked(stage: Stage) -> Stage:
 
 
 def with_masks(
-    optimizer: Optimizer, params: Tree, state: State, masks: Mapping[str, Array]
+    optimizer: Optimizer,
+    params: Tree,
+    state: State,
+    masks: Mapping[str, Array],
+    *,
+    donate: bool = False,
 ) -> tuple[Tree, State]:
     """``(params, state)`` with these masks in the place of those before.
 
@@ -113,6 +119,9 @@ def with_masks(
         began without masks go on. They are not changed.
     masks
         ``{path: bool array}``, ``True`` to keep.
+    donate
+        Zero the weights in place where the framework can (NumPy, PyTorch, ``tf.Variable``), so that a
+        module's own parameters are pruned.
 
     Raises
     ------
@@ -145,6 +154,8 @@ def with_masks(
         if first is not None:
             names = [n for part in parts[first:] for n, slot in part.names if slot.shape == "like"]
             _prune_slots(owner, backend, path, leaf, mask, slots, names)
+    if donate:
+        leaves = written(backend, flat.leaves, leaves)
     return flat.unflatten(leaves), state | {"slots": slots}
 
 

@@ -268,6 +268,29 @@ def test_accumulated_gradients_of_pruned_weights_are_forgotten(backend: Backend)
     assert sorted(bare["slots"]) == ["grad_accumulator", "momentum_buffer"]
 
 
+def test_the_parameters_of_a_module_are_pruned_in_place() -> None:
+    import torch
+
+    module = torch.nn.Linear(6, 8)
+    params = dict(module.named_parameters())
+    optimizer = Optimizer(pr.masked(po.Adam(lr=0.1)))
+    new, state = pr.prune(optimizer, params, optimizer.init(params), pr.OneShot(0.5), donate=True)
+    assert new["weight"] is module.weight
+    assert module.weight.requires_grad
+    optimizer.step(params, {k: torch.ones_like(x) for k, x in params.items()}, state, donate=True)
+    assert int((module.weight == 0).sum()) == 24
+
+
+def test_variables_are_pruned_in_place() -> None:
+    import tensorflow as tf
+
+    params = {"w": tf.Variable(np.ones((4, 6), "float32"))}
+    optimizer = Optimizer(pr.masked(po.Adam(lr=0.1)))
+    new, _ = pr.prune(optimizer, params, optimizer.init(params), pr.OneShot(0.5), donate=True)
+    assert new["w"] is params["w"]
+    assert np.count_nonzero(params["w"].numpy()) == 12
+
+
 def test_a_leaf_without_a_gradient_waits(backend: Backend) -> None:
     optimizer = Optimizer(pr.masked(po.Adam(lr=0.1)))
     params = convert(parameters(), backend)
