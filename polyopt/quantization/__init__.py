@@ -21,6 +21,7 @@ from polyopt.quantization.reporting import Report as Report
 from polyopt.quantization.reporting import report as report
 from polyopt.quantization.saving import from_arrays as from_arrays
 from polyopt.quantization.saving import load as load
+from polyopt.quantization.saving import moved as moved
 from polyopt.quantization.saving import save as save
 from polyopt.quantization.saving import to_arrays as to_arrays
 from polyopt.quantization.scheme import Cast as Cast

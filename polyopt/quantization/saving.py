@@ -111,6 +111,20 @@ def load(
         raise CheckpointError(f"{os.fspath(path)}: {e}") from None
 
 
+def moved(params: Tree, backend: str | Backend, *, device: str | None = None) -> Tree:
+    """A copy of a tree with quantized leaves on another framework or device, in the same bits.
+
+    What :func:`polyopt.convert` does for plain arrays.
+
+    >>> import numpy as np
+    >>> from polyopt.quantization import quantize
+    >>> moved({"w": quantize(np.ones((2, 2)), Integer())}, "numpy")["w"].codes.tolist()
+    [[127, 127], [127, 127]]
+    """
+    arrays, meta = to_arrays(params)
+    return from_arrays(convert(arrays, backend, device=device), meta, params)
+
+
 def _record(path: str, entry: Any, parts: Mapping[str, Any]) -> Quantized:
     if not isinstance(entry, Mapping) or set(entry) != {"shape", "dtype", "scheme"}:
         raise InputError(f"leaf {path!r}: expected its shape, dtype and scheme, found {entry!r:.80}")

@@ -16,6 +16,9 @@ from polyopt.quantization.scheme import Blocks, Cast, Integer, Scheme, blocks
 from polyopt.rule import Pattern, matches
 from polyopt.tree import Flat, Tree
 
+OVERFLOWS = {"float16": 65520.0, "bfloat16": (2 - 2.0**-8) * 2.0**127}
+"""The least magnitudes that round to infinity."""
+
 
 def quantize(params: Tree, scheme: Scheme, select: Pattern | None = None) -> Tree:
     """``params`` with a :class:`Quantized` in the place of each selected leaf.
@@ -145,15 +148,15 @@ def _quantized(path: str, x: Any, scheme: Scheme) -> Quantized:
 
 
 def _cast(path: str, backend: Backend, x: Any, host: Any, scheme: Cast) -> Quantized:
-    bounds(host, blocks(Integer(per="tensor"), tuple(host.shape), path), path)
+    low, high = bounds(host, blocks(Integer(per="tensor"), tuple(host.shape), path), path)
     with np.errstate(over="ignore"):
-        narrow = registry.by_name("numpy").from_numpy(host, dtype=scheme.dtype)
-    wrong = np.flatnonzero(~np.isfinite(narrow.astype(np.float32)).reshape(-1))
-    if wrong.size:
-        index = tuple(int(k) for k in np.unravel_index(int(wrong[0]), host.shape))
+        most = np.float32(max(-low.min(), high.max()))
+    if most >= OVERFLOWS[scheme.dtype]:
+        wrong = np.abs(host.reshape(-1)) == max(-low.min(), high.max())
+        index = tuple(int(k) for k in np.unravel_index(int(np.argmax(wrong)), host.shape))
         raise InputError(
             f"leaf {path!r}: the element at {index} is {float(host[index]):.6g}, beyond {scheme.dtype}; "
             "expected smaller numbers, or bfloat16"
         )
-    codes = backend.from_numpy(narrow, dtype=scheme.dtype, device=backend.device_name(x))
+    codes = backend.from_numpy(host, dtype=scheme.dtype, device=backend.device_name(x))
     return Quantized(codes, None, None, tuple(x.shape), backend.dtype_name(x), scheme)

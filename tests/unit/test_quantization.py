@@ -223,6 +223,7 @@ NAN = np.float32([[1.0, 2.0], [np.nan, 3.0]])
         ({"w": NAN}, Cast(), None, r"leaf 'w': the element at \(1, 0\) is nan"),
         ({"w": np.float32([[3e38, 0.0]])}, Integer(), None, r"'w': the element at \(0, 0\) is 3e\+38"),
         ({"w": np.float32([[1e5]])}, Cast("float16"), None, r"'w': .*\(0, 0\) is 100000, beyond float16"),
+        ({"w": np.float64([[1.0, 1e39]])}, Cast(), None, r"'w': .*\(0, 1\) is 1e\+39, beyond bfloat16"),
         ({"weight": NAN}, Integer(), "wieght", "'wieght' matches no parameter; did you mean 'weight'"),
         ({"weight": NAN}, Integer(), "(", "not a regular expression"),
         ({"i": np.zeros((2, 2), np.int32)}, Integer(), "i", "leaf 'i' has dtype int32; expected one of"),
@@ -280,6 +281,14 @@ def test_a_model_that_holds_codes_runs_compiled(backend: Backend) -> None:
     got = backend.compile(forward)(q.codes, q.scale, x)
     expected = np.asarray(convert(x, "numpy")) @ np.asarray(convert(dequantize(q), "numpy"))
     assert_close(got, expected, rtol=1e-5, atol=1e-5, because="sums of 16 products in float32")
+
+
+def test_the_largest_numbers_of_16_bits() -> None:
+    for dtype, most in (("float16", 65519.0), ("bfloat16", 1.69e38)):
+        x = np.float32([[most, -most]])
+        assert np.isfinite(dequantize(quantize(x, Cast(dtype)))).all()
+    with pytest.raises(InputError, match=r"\(0, 1\) is -65520, beyond float16; expected smaller numbers"):
+        quantize(np.float32([[1.0, -65520.0]]), Cast("float16"))
 
 
 def test_the_weights_are_not_changed(backend: Backend) -> None:

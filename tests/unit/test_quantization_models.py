@@ -27,6 +27,7 @@ from polyopt.quantization import (
     int8_linear,
     int8_matmul,
     load,
+    moved,
     quantize,
     report,
     save,
@@ -198,14 +199,8 @@ def test_a_layer_in_integers(backend: Backend, scheme: Integer, static: bool) ->
     back = np.asarray(convert(dequantize(q), "numpy")).astype(np.float64)
     expected = rounded @ (back.T if scheme.layout == "out_in" else back) + bias
     assert_close(ours, expected, rtol=1e-5, atol=1e-5, because="three roundings in float32")
-    host = int8_linear(x, convert_record(q), grid, bias=bias)
+    host = int8_linear(x, moved(q, "numpy"), grid, bias=bias)
     assert_same_bits(ours, host)
-
-
-def convert_record(q: Quantized) -> Quantized:
-    arrays, meta = to_arrays({"w": q})
-    found: Quantized = from_arrays(convert(arrays, "numpy"), meta)["w"]
-    return found
 
 
 def test_shapes_dtypes_and_what_products_refuse(backend: Backend) -> None:
