@@ -310,6 +310,40 @@ def test_whole_micro_batches_have_the_bits_of_accumulate(backend: Backend) -> No
         assert_same_bits(p, host(tree.named(other)[path]), what=path)
 
 
+def test_a_number_of_micro_batches_that_varies_is_optax_multisteps(backend: Backend) -> None:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from polyopt import registry
+
+    registry.by_name("jax").enable_float64()
+    counts = [1, 2, 4, 4, 3]
+    params, data = problem(backend, "float64", "device")
+    step = AccumulatedStep(losses, Optimizer(SGD(lr=0.5, momentum=0.9)), micro=4)
+    state = step.optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = jax.tree.map(jnp.asarray, model().init(MODEL_SEED, "float64"))
+        peer = optax.MultiSteps(
+            optax.sgd(0.5, 0.9),
+            every_k_schedule=lambda t: jnp.asarray(counts, jnp.int32)[t],
+            accumulator_dtype=jnp.float64,
+        )
+        peer_state, update = peer.init(theirs), jax.jit(peer.update)
+        gradient = value_and_grad(lambda xp, p, x, y: xp.mean(losses(xp, p, x, y)))
+        for t, count in enumerate(counts):
+            rows = permutation(40, t)[: 4 * count]
+            for i in range(count):
+                part = (jnp.asarray(host(a)[rows[4 * i : 4 * i + 4]]) for a in data)
+                _, grads = gradient(theirs, *part)
+                updates, peer_state = update(grads, peer_state, theirs)
+                theirs = optax.apply_updates(theirs, updates)
+            params, state, _ = step(params, state, data, rows)
+    for path, p in tree.named(params).items():
+        because = "momentum in float64, five updates; means in another order"
+        assert_close(p, tree.named(theirs)[path], rtol=1e-10, atol=1e-12, because=because)
+
+
 @contextmanager
 def compilations(backend: Backend, caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     """What is compiled (JAX) or traced (TensorFlow) in the body; on the others nothing ever is."""
