@@ -80,7 +80,7 @@ def tune(request: Request, as_json: bool) -> int:
     else:
         _show(study, out, drawn)
     if study.best is None:
-        output.complain("no trial came to an end: try smaller learning rates, or clipping")
+        output.complain(_lost(study))
         return 1
     return 0
 
@@ -96,7 +96,14 @@ def summary(study: tuning.Study, out: Path) -> dict[str, Any]:
         "metric": study.metric,
         "best": None if best is None else {"trial": best.number, "value": best.value, "values": best.values},
         "trials": [
-            {"trial": t.number, "state": t.state, "value": t.value, "values": t.values, "seconds": t.seconds}
+            {
+                "trial": t.number,
+                "state": t.state,
+                "value": t.value,
+                "values": t.values,
+                "seconds": t.seconds,
+                "reason": t.reason,
+            }
             for t in study.trials
         ],
         "seconds": sum(t.seconds for t in study.trials),
@@ -165,6 +172,9 @@ def _show(study: tuning.Study, out: Path, drawn: Path | None) -> None:
     title = f"{study.recipe.name} on {study.backend}, {len(study.trials)} trials"
     title += "".join(f", {count} {state}" for state, count in counts.items() if count)
     output.screen().print(output.table(title, columns, rows, numbers=len(keys) + 3))
+    failed = next((t for t in study.trials if t.state == "failed"), None)
+    if failed is not None and study.best is not None:
+        output.say(f"trial {failed.number} failed: {failed.reason}")
     if study.best is not None:
         print(f"best       {out / BEST}: polyopt train {out / BEST}")
     print(f"study      {out / STUDY}")
@@ -182,8 +192,15 @@ def _short(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
+def _lost(study: tuning.Study) -> str:
+    """Why there is no best trial."""
+    failed = next((t for t in study.trials if t.state == "failed"), None)
+    said = "" if failed is None else f"; trial {failed.number}: {failed.reason}"
+    return f"no trial came to an end{said}"
+
+
 def _interrupted(study: Path, ended: int) -> str:
     if not study.exists():
         return "interrupted before the first trial; nothing was saved"
-    done = "1 trial" if ended == 1 else f"{ended} trials"
-    return f"interrupted after {done}; {study} is saved: the same command with --resume goes on from there"
+    after = f" after {ended} trial{'s' if ended > 1 else ''}" if ended else ""
+    return f"interrupted{after}; {study} is saved: the same command with --resume goes on from there"

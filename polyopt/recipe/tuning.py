@@ -129,8 +129,10 @@ def _range(table: Mapping[str, Any]) -> Range:
 
 
 def _number(key: str, value: Any) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_INTEGER:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise Problem((key,), f" = {shown(value)}; expected a number")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise Problem((key,), f" = {shown(value)}; expected an integer of at most {MAX_INTEGER}")
     if not math.isfinite(value):
         raise Problem((key,), f" = {value!r}; expected a finite number")
     return value
@@ -175,13 +177,23 @@ class Tune(Section):
 
 
 def check_space(tune: Tune, build: Callable[[Mapping[str, Any]], Any]) -> None:
-    """See that ``build({key: value})``, a recipe, takes the ends of each range and every choice."""
+    """See that ``build({key: value})``, a recipe, takes the ends of each range and every choice.
+
+    Where one needs another (Nesterov's momentum a momentum), it must do so with the first or the last values
+    of all the others.
+    """
+    corners = ({}, *({key: axis.ends()[i] for key, axis in tune.space} for i in (0, -1)))
     for key, axis in tune.space:
         for value in axis.ends():
-            try:
-                build({key: value})
-            except InputError as e:
-                raise Problem(("tune", "space", key), f": {e}") from None
+            problem = None
+            for others in corners:
+                try:
+                    build({**others, key: value})
+                    break
+                except InputError as e:
+                    problem = problem or e
+            else:
+                raise Problem(("tune", "space", key), f": {problem}") from None
 
 
 def assigned(table: Any, key: str, value: Any) -> Any:

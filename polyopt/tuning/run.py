@@ -73,8 +73,8 @@ def tune(
     Raises
     ------
     InputError, BackendError
-        For what can't be tuned, before anything is written; a trial whose values don't go together (which its
-        message names) ends the search.
+        For what can't be tuned, before anything is written. A trial that meets a number that is not finite,
+        or whose values don't go together, has failed, and the search goes on.
     KeyboardInterrupt
         After Ctrl-C; what was finished is saved, the trial at work is not.
 
@@ -103,6 +103,8 @@ def tune(
     if recipe.dtype == "float64":
         target.enable_float64()
     samples = validation(recipe)
+    # What is wrong whatever is tried is said now.
+    Engine(recipe, samples, target, device, "evaluation").start()
     if resume and folder is not None:
         study = storage.load(folder, recipe, target.name)
     asker, tell = Asker(study), on_progress or _ignore
@@ -156,27 +158,25 @@ class _Run:
     def __init__(
         self, study: Study, asked: Asked, samples: Dataset, backend: Backend, device: str | None
     ) -> None:
-        self.study, self.asked = study, asked
+        self.study, self.asked, self.samples = study, asked, samples
+        self.backend, self.device = backend, device
         self.reports: list[tuple[int, float]] = []
-        try:
-            recipe = study.recipe.tuned(asked.values)
-            self.engine = Engine(recipe, samples, backend, device, "evaluation")
-        except InputError as e:
-            raise InputError(f"trial {asked.number} ({_shown(asked)}): {e}") from None
 
     def to_the_end(self, trials: int, tell: Listener) -> Trial:
         """Train, report after each evaluation, and stop where told to."""
-        begun = time.perf_counter()
+        begun, reason = time.perf_counter(), None
+        state: State = "failed"
         try:
             state = self._advance(trials, tell)
-        except NonFiniteError:
-            state = "failed"
+        except (NonFiniteError, InputError) as e:
+            reason = str(e)
         value = self.reports[-1][1] if self.reports and state != "failed" else None
-        seconds = time.perf_counter() - begun
-        return Trial(self.asked.number, state, value, dict(self.asked.values), tuple(self.reports), seconds)
+        seconds, number = time.perf_counter() - begun, self.asked.number
+        return Trial(number, state, value, dict(self.asked.values), tuple(self.reports), seconds, reason)
 
     def _advance(self, trials: int, tell: Listener) -> State:
-        engine, accurate = self.engine, self.study.metric == "accuracy"
+        recipe = self.study.recipe.tuned(self.asked.values)
+        engine = Engine(recipe, self.samples, self.backend, self.device, "evaluation")
         at = engine.start()
         while at.step < engine.steps:
             engine.advance(at)
@@ -184,18 +184,14 @@ class _Run:
                 continue
             engine.observe(at)
             found = engine.evaluate(at)
-            value = found.test_accuracy if accurate else found.test_loss
-            if value is None or not math.isfinite(value) or not math.isfinite(found.test_loss):
-                return "failed"
+            value = found.test_accuracy if self.study.metric == "accuracy" else found.test_loss
+            if value is None or not math.isfinite(found.test_loss):
+                raise NonFiniteError(f"the validation loss is {found.test_loss} after epoch {found.epoch}")
             self.reports.append((found.epoch, value))
             tell(Progress(self.study, trials, self.asked.number, found.epoch, engine.epochs))
             if self.asked.give_up(found.epoch, value) and at.step < engine.steps:
                 return "pruned"
         return "complete"
-
-
-def _shown(asked: Asked) -> str:
-    return ", ".join(f"{key} = {value!r}" for key, value in asked.values.items())
 
 
 def _ignore(progress: Progress) -> None:

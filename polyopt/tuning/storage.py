@@ -77,6 +77,7 @@ def _written(trial: Trial) -> dict[str, Any]:
         "values": {k: list(v) if isinstance(v, tuple) else v for k, v in trial.values.items()},
         "reports": [[epoch, value] for epoch, value in trial.reports],
         "seconds": trial.seconds,
+        "reason": trial.reason,
     }
 
 
@@ -91,7 +92,8 @@ def _read(study: Study, number: int, entry: Any) -> Trial:
     if (value is None) != (entry["state"] == "failed"):
         raise ValueError(value)
     reports = tuple((int(epoch), _finite(x)) for epoch, x in entry["reports"])
-    return Trial(number, entry["state"], value, values, reports, _finite(entry["seconds"]))
+    reason = None if entry["reason"] is None else str(entry["reason"])
+    return Trial(number, entry["state"], value, values, reports, _finite(entry["seconds"]), reason)
 
 
 def _finite(x: Any) -> float:

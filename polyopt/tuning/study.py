@@ -21,8 +21,8 @@ class Trial:
     """One run.
 
     ``values`` are its hyperparameters by their keys in the recipe; ``reports`` what was measured after so
-    many epochs, ``value`` the last of it. A trial that was ``pruned`` was given up; one that ``failed`` met
-    a number that is not finite, and has no value.
+    many epochs, ``value`` the last of it. A trial that was ``pruned`` was given up; one that ``failed`` has
+    no value: its ``reason`` is a number that is not finite, or values that don't go together.
     """
 
     number: int
@@ -31,6 +31,7 @@ class Trial:
     values: Mapping[str, Any]
     reports: tuple[tuple[int, float], ...]
     seconds: float
+    reason: str | None = None
 
 
 @dataclass

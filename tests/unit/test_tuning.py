@@ -1,0 +1,414 @@
+"""A search: its space in the recipe, the same trials whenever it is stopped, and nothing of the test set."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyopt import data
+from polyopt.backend import Backend
+from polyopt.errors import BackendError, InputError
+from polyopt.recipe import Recipe
+from polyopt.recipe.tuning import Choices, Range, assigned
+from polyopt.testing import assert_close, assert_same_bits
+from polyopt.tuning import BEST, STUDY, Progress, Study, Trial, tune
+from polyopt.tuning.picture import picture
+from polyopt.tuning.run import validation
+
+RATE = {"low": 1e-3, "high": 1.0, "log": True}
+
+
+def recipe(space: Any = None, task: str = "classification", **section: Any) -> Recipe:
+    """A quick one; other keys of ``[tune]`` as keywords."""
+    names = ("breast_cancer", "softmax") if task == "classification" else ("diabetes", "linear")
+    return Recipe.from_dict(
+        {
+            "data": {"name": names[0]},
+            "model": {"name": names[1]},
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "train": {"epochs": 4, "batch_size": 64},
+            "tune": {"space": {"optimizer.lr": RATE} if space is None else space} | section,
+        }
+    )
+
+
+def without_times(study: Study) -> list[Any]:
+    return [(t.number, t.state, t.value, dict(t.values), t.reports) for t in study.trials]
+
+
+def tuned(found: Recipe) -> Any:
+    assert found.tune is not None
+    return found.tune
+
+
+# The space
+
+AXES: dict[str, tuple[str, Any, str]] = {
+    "no such key": (
+        "optimizer.lrr",
+        RATE,
+        r"optimizer\.lrr: 'sgd' has no such hyperparameter; did you mean 'lr'",
+    ),
+    "no such table": ("optimzer.lr", RATE, r"not in a table that can be tuned; did you mean 'optimizer'\?"),
+    "the data": ("data.name", {"choices": ["digits"]}, "not in a table that can be tuned; known: 'clip'"),
+    "out of range": ("optimizer.lr", {"low": -1.0, "high": 1.0}, r"optimizer\.lr = -1\.0; expected a finite"),
+    "empty": ("optimizer.lr", {"low": 0.1, "high": 0.1}, r"\.high = 0\.1; expected more than low = 0\.1"),
+    "turned round": (
+        "optimizer.lr",
+        {"low": 0.2, "high": 0.1},
+        r"\.high = 0\.1; expected more than low = 0\.2",
+    ),
+    "log of 0": (
+        "optimizer.lr",
+        {"low": 0.0, "high": 1.0, "log": True},
+        r"\.low = 0\.0; expected a number above 0",
+    ),
+    "log by steps": ("optimizer.lr", RATE | {"step": 0.1}, r"\.step = 0\.1; expected none where log = true"),
+    "log": ("optimizer.lr", RATE | {"log": 1}, r"\.log = 1; expected true or false"),
+    "step": ("train.epochs", {"low": 1, "high": 5, "step": 0.5}, r"\.step = 0\.5; expected an integer"),
+    "large step": (
+        "train.epochs",
+        {"low": 1, "high": 5, "step": 5},
+        r"\.step = 5; expected more than 0 and at",
+    ),
+    "no low": ("optimizer.lr", {"high": 5.0}, r"\.low: this key is missing; add it, or give choices"),
+    "text": ("optimizer.lr", {"low": "1", "high": 5.0}, r"\.low = '1'; expected a number"),
+    "nan": ("optimizer.lr", {"low": math.nan, "high": 5.0}, r"\.low = nan; expected a finite number"),
+    "unknown": ("optimizer.lr", RATE | {"hgih": 3}, r"\.hgih: unknown key; did you mean 'high'\?"),
+    "both": ("optimizer.lr", RATE | {"choices": [0.1]}, r"\.low: unknown key; known: 'choices'"),
+    "no table": ("optimizer.lr", 0.1, r"= 0\.1; expected \{low = …, high = …\} or \{choices = \[…\]\}"),
+    "no choices": (
+        "train.batch_size",
+        {"choices": []},
+        r"\.choices = \[\]; expected a list of 1 to 1000 values",
+    ),
+    "twice": ("train.batch_size", {"choices": [8, 8]}, r"\.choices\.1 = 8: this choice stands there twice"),
+    "bad choice": (
+        "train.batch_size",
+        {"choices": [8, 0]},
+        r"train\.batch_size = 0; expected an integer >= 1",
+    ),
+    "table": (
+        "optimizer.lr",
+        {"choices": [{"a": 1}]},
+        r"\.choices\.0 = \{'a': 1\}; expected a number, a string",
+    ),
+    "float of a count": ("train.epochs", {"low": 1.0, "high": 3.0}, r"train\.epochs = 1\.0; expected an"),
+    "no list there": ("model.hidden.0", {"low": 1, "high": 3}, r"model\.hidden"),
+    "no table there": ("train.epochs.x", {"low": 1, "high": 3}, r"'x' can't be set in 4, which is no table"),
+}
+
+
+@pytest.mark.parametrize("case", AXES)
+def test_what_is_wrong_with_a_space_is_said_in_one_line(case: str) -> None:
+    key, axis, message = AXES[case]
+    with pytest.raises(InputError, match=message) as caught:
+        recipe({key: axis})
+    assert str(caught.value).startswith(f"tune.space.{key}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_with_the_section_is_said() -> None:
+    for section, message in (
+        ({"space": {}}, r"^tune\.space = \{\}; expected a table with a key for each hyperparameter$"),
+        ({"metrc": "loss"}, r"^tune\.metrc: unknown key; did you mean 'metric'\?$"),
+        ({"metric": "acuracy"}, r"^tune\.metric = 'acuracy'; did you mean 'accuracy'\?$"),
+        ({"trials": 0}, r"^tune\.trials = 0; expected greater than or equal to 1$"),
+        ({"validation_fraction": 1.0}, r"^tune\.validation_fraction = 1\.0; expected less than 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recipe(**section)
+    with pytest.raises(
+        InputError, match=r"^tune\.metric = 'accuracy': a regression has none; expected 'loss'$"
+    ):
+        recipe(task="regression", metric="accuracy")
+
+
+numbers = st.floats(1e-6, 1e3) | st.integers(1, 10**6)
+axes = st.one_of(
+    st.builds(
+        lambda low, more, log: {"low": low, "high": low + more, "log": log}, numbers, numbers, st.booleans()
+    ),
+    st.builds(
+        lambda low, n, step: {"low": low, "high": low + n * step, "step": step},
+        st.integers(0, 99), st.integers(1, 9), st.integers(1, 9),
+    ),
+    st.lists(st.floats(0, 9) | st.integers(0, 9), min_size=1, max_size=4, unique=True).map(
+        lambda values: {"choices": values}
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(axes)
+def test_a_recipe_with_a_space_reads_back_as_it_was(axis: dict[str, Any]) -> None:
+    found = recipe({"optimizer.lr": axis, "train.batch_size": {"choices": [8, "full"]}})
+    table = found.to_dict()
+    assert Recipe.parse(found.to_toml()) == Recipe.parse(found.to_json(), "json") == found
+    assert Recipe.parse(found.to_toml()).to_dict() == table == json.loads(found.to_json())
+    assert hash(found) == hash(Recipe.from_dict(table))
+
+
+def test_kinds_of_axes() -> None:
+    assert dict(tuned(recipe({"train.epochs": {"low": 1, "high": 5}})).space) == {"train.epochs": Range(1, 5)}
+    mixed = tuned(recipe({"optimizer.lr": {"low": 0, "high": 0.5}})).space[0][1]
+    assert (mixed, mixed.whole) == (Range(0.0, 0.5), False)
+    choices = tuned(recipe({"train.shuffle": {"choices": [True, False]}})).space[0][1]
+    assert isinstance(choices, Choices)
+    assert not choices.holds(1)
+    assert not Range(1, 5).holds(2.0)
+
+
+def test_values_are_put_at_their_keys() -> None:
+    found = recipe().tuned({"optimizer.lr": 0.5, "optimizer.momentum": 0.9, "train.epochs": 2})
+    assert found.tune is None
+    assert found.to_dict()["optimizer"] == {"name": "sgd", "lr": 0.5, "momentum": 0.9}
+    table = {"a": [{"b": 1}, 2]}
+    assert assigned(table, "a.0.b", 3) == {"a": [{"b": 3}, 2]}
+    assert table == {"a": [{"b": 1}, 2]}
+    with pytest.raises(InputError, match="'2' is no place in a list of 2"):
+        assigned(table, "a.2", 3)
+
+
+# What it is judged by
+
+
+def test_the_test_samples_are_not_looked_at() -> None:
+    found = recipe(validation_fraction=0.25)
+    whole = data.load("breast_cancer", standardize=False)
+    plain = Recipe.from_dict(found.to_dict() | {"data": {"name": "breast_cancer", "standardize": False}})
+    split = validation(plain)
+    assert len(split.x_test) == len(whole.x_train) // 4
+    together = np.concatenate([split.x_train, split.x_test])
+    assert_same_bits(together[np.lexsort(together.T)], whole.x_train[np.lexsort(whole.x_train.T)])
+    scaled = validation(found)
+    mean, deviation = split.x_train.mean(axis=0), split.x_train.std(axis=0)
+    for x, raw in ((scaled.x_train, split.x_train), (scaled.x_test, split.x_test)):
+        assert_close(x, (raw - mean) / deviation, atol=1e-10, because="float64, shifted and scaled twice")
+    other = validation(recipe(seed=1))
+    assert not np.array_equal(other.y_test, scaled.y_test[: len(other.y_test)])
+    with pytest.raises(InputError, match=r"tune\.validation_fraction = 0\.001 leaves a side empty"):
+        validation(recipe(validation_fraction=0.001))
+
+
+# Searching
+
+
+def test_the_same_trials_on_every_backend(backend: Backend) -> None:
+    """The first trials are drawn by the seed alone; their figures are those of the same arithmetic."""
+    expected = tune(recipe(), backend="numpy", trials=3)
+    found = tune(recipe(), backend=backend, trials=3)
+    assert [t.values for t in found.trials] == [t.values for t in expected.trials]
+    accuracies = [[t.value for t in study.trials] for study in (found, expected)]
+    assert_close(accuracies[0], accuracies[1], atol=0.02, because="2 of 91 samples; float32 sums differ")
+
+
+SPACE = {
+    "optimizer.lr": {"low": 1e-3, "high": 2.0, "log": True},
+    "optimizer.momentum": {"low": 0.0, "high": 0.9, "step": 0.3},
+    "train.batch_size": {"choices": [16, 64, "full"]},
+    "train.epochs": {"low": 3, "high": 5},
+}
+
+
+def test_stopped_and_gone_on_with_it_is_as_if_never_stopped(tmp_path: Path) -> None:
+    whole = tune(recipe(SPACE), backend="numpy", out=tmp_path / "a", trials=14)
+    assert {t.state for t in whole.trials} == {"complete", "pruned"}
+
+    def stop(now: Progress) -> None:
+        # In the middle of a trial.
+        if now.number == 12 and now.ended is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(recipe(SPACE), backend="numpy", out=tmp_path / "b", trials=14, on_progress=stop)
+    assert len(json.loads((tmp_path / "b" / STUDY).read_text())["trials"]) == 12
+    again = tune(recipe(SPACE, trials=14), backend="numpy", out=tmp_path / "b", resume=True)
+    assert without_times(again) == without_times(whole)
+    assert (tmp_path / "a" / BEST).read_text() == (tmp_path / "b" / BEST).read_text()
+    assert (
+        tune(recipe(SPACE), backend="numpy", out=tmp_path / "b", resume=True, trials=3).trials == again.trials
+    )
+    assert without_times(tune(recipe(SPACE, seed=1), backend="numpy", trials=1)) != without_times(whole)[:1]
+
+
+def test_values_lie_in_the_space_and_the_best_is_written(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    study = tune(recipe(SPACE), backend="numpy", out=tmp_path, trials=8, on_progress=seen.append)
+    space = dict(study.section.space)
+    for trial in study.trials:
+        assert all(space[key].holds(value) for key, value in trial.values.items())
+        assert round(trial.values["optimizer.momentum"] / 0.3, 9).is_integer()
+        if trial.state == "complete":
+            assert trial.reports[-1] == (trial.values["train.epochs"], trial.value)
+    assert study.best is not None
+    assert study.best.value == max(t.value for t in study.trials if t.state == "complete" and t.value)
+    best = Recipe.load(tmp_path / BEST)
+    assert best.tune is None
+    assert best.name == "recipe-best"
+    assert best.to_dict()["optimizer"]["lr"] == study.best.values["optimizer.lr"]
+    assert [p.ended.number for p in seen if p.ended] == list(range(8))
+    assert study.ranked()[0] == study.best
+
+
+def test_a_loss_is_made_small() -> None:
+    study = tune(recipe(task="regression"), backend="numpy", trials=4)
+    assert study.metric == "loss"
+    done = [t.value for t in study.trials if t.value is not None]
+    assert study.best is not None
+    assert study.best.value == min(done)
+    by_loss = tune(recipe(metric="loss"), backend="numpy", trials=2)
+    assert by_loss.best is not None
+    assert by_loss.best.value == min(t.value for t in by_loss.trials if t.value is not None)
+
+
+def test_a_run_that_is_worse_than_the_median_is_given_up() -> None:
+    space = {"optimizer.lr": {"choices": [0.1, 1e-7]}}
+    study = tune(recipe(space), backend="numpy", trials=16)
+    bad = [t for t in study.trials if t.values["optimizer.lr"] == 1e-7]
+    states = [t.state for t in bad if t.number > 8]
+    assert states
+    assert set(states) == {"pruned"}
+    assert all(t.reports[-1][0] == 2 for t in bad if t.state == "pruned")
+    assert all(
+        t.state == "complete" for t in tune(recipe(space, prune=False), backend="numpy", trials=9).trials
+    )
+
+
+def test_a_run_that_diverges_has_failed_and_the_search_goes_on(tmp_path: Path) -> None:
+    space = {"optimizer.lr": {"choices": [0.1, 1e30]}}
+    study = tune(recipe(space, task="regression"), backend="numpy", out=tmp_path, trials=6)
+    states = {t.values["optimizer.lr"]: t.state for t in study.trials}
+    assert states == {0.1: "complete", 1e30: "failed"}
+    assert study.best is not None
+    assert study.best.values["optimizer.lr"] == 0.1
+    again = tune(recipe(space, task="regression"), backend="numpy", out=tmp_path, trials=7, resume=True)
+    assert without_times(again)[:6] == without_times(study)
+    lost = tune(recipe({"optimizer.lr": {"choices": [1e30]}}, task="regression"), backend="numpy", trials=1)
+    assert lost.best is None
+    assert lost.best_recipe() is None
+
+
+def test_values_that_do_not_go_together_have_failed(tmp_path: Path) -> None:
+    space = {"train.batch_size": {"choices": [4096, 64]}}
+    study = tune(recipe(space), backend="numpy", out=tmp_path, trials=5)
+    assert {t.values["train.batch_size"]: t.state for t in study.trials} == {4096: "failed", 64: "complete"}
+    reasons = {t.reason for t in study.trials if t.state == "failed"}
+    assert len(reasons) == 1
+    assert str(reasons.pop()).startswith("train.batch_size = 4096; expected at most the 365 training samples")
+    again = tune(recipe(space), backend="numpy", out=tmp_path, trials=5, resume=True)
+    assert again.trials == study.trials
+
+
+def test_a_value_may_need_another_of_the_space() -> None:
+    nesterov = {"optimizer.nesterov": {"choices": [True, False]}}
+    found = recipe(nesterov | {"optimizer.momentum": {"low": 0.1, "high": 0.9}})
+    assert len(tuned(found).space) == 2
+    with pytest.raises(
+        InputError, match=r"^tune\.space\.optimizer\.nesterov: .*; expected a momentum above 0$"
+    ):
+        recipe(nesterov)
+
+
+# Refused
+
+
+def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Recipe.from_dict({k: v for k, v in recipe().to_dict().items() if k != "tune"})
+    for call, message in (
+        (lambda: tune(plain, backend="numpy"), r"tune: this table is missing; add \[tune\.space\]"),
+        (lambda: tune(recipe(), backend="numpy", trials=0), "trials = 0; expected an integer >= 1"),
+        (lambda: tune(recipe(), backend="numpy", resume=True), "resume: give the folder of the study as out"),
+        (
+            lambda: tune(recipe(), backend="numpy", resume=True, out=tmp_path / "none"),
+            "no study to go on with; start without resume",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    masked = recipe().to_dict()
+    masked["optimizer"] |= {"weight_decay": 0.1, "mask": "wieght$"}
+    with pytest.raises(InputError, match=r"mask: pattern 'wieght\$' matches no parameter"):
+        tune(Recipe.from_dict(masked), backend="numpy", out=tmp_path / "x")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(BackendError, match=r"tuning needs Optuna .*: pip install 'polyopt\[tune\]'"):
+        tune(recipe(), backend="numpy", out=tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_study_is_not_gone_on_with(tmp_path: Path) -> None:
+    tune(recipe(), backend="numpy", out=tmp_path, trials=1)
+    before = (tmp_path / STUDY).read_bytes()
+    for other, message in (
+        (
+            recipe({"optimizer.lr": RATE | {"high": 2.0}}),
+            r"tune\.space\.optimizer\.lr\.high = 2\.0; the study in",
+        ),
+        (recipe(seed=4), r"tune\.seed = 4; .* began with 0: only tune\.trials may change"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tune(other, backend="numpy", out=tmp_path, resume=True)
+    with pytest.raises(InputError, match="began on the backend 'numpy'; found 'torch'"):
+        tune(recipe(), backend="torch", out=tmp_path, resume=True)
+    assert (tmp_path / STUDY).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"values": {"optimizer.lr": 7.0}},
+        {"values": {}},
+        {"state": "running"},
+        {"state": "failed"},
+        {"value": "high"},
+        {"value": None},
+        {"reports": [3]},
+        {"seconds": "nan"},
+        None,
+    ],
+    ids=str,
+)
+def test_a_study_that_was_not_written_here(change: Any, tmp_path: Path) -> None:
+    tune(recipe(), backend="numpy", out=tmp_path, trials=1)
+    table = json.loads((tmp_path / STUDY).read_text())
+    table["trials"] = [table["trials"][0] | change] if change is not None else 3
+    (tmp_path / STUDY).write_text(json.dumps(table))
+    with pytest.raises(InputError, match=r"study\.json: not a study that was written here; remove it"):
+        tune(recipe(), backend="numpy", out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "[" * 100_000, '{"backend": "numpy", "recipe": 3, "trials": []}']
+)
+def test_a_file_that_is_no_study(text: str, tmp_path: Path) -> None:
+    (tmp_path / STUDY).write_text(text)
+    with pytest.raises(InputError, match="not a study that was written here"):
+        tune(recipe(), backend="numpy", out=tmp_path, resume=True)
+
+
+# The picture
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    space = {**SPACE, "optimizer.nesterov": {"choices": [True, False]}}
+    found = recipe(space, task="regression")
+    values = {"optimizer.lr": 0.1, "optimizer.momentum": 0.3, "train.batch_size": "full", "train.epochs": 3}
+    values |= {"optimizer.nesterov": True}
+    trials = [
+        Trial(0, "complete", 0.5, values, ((3, 0.5),), 1.0),
+        Trial(1, "pruned", 0.9, values | {"optimizer.nesterov": False}, ((2, 0.9),), 1.0),
+        Trial(2, "failed", None, values, (), 1.0),
+        Trial(3, "complete", 0.4, values, ((3, 0.4),), 1.0),
+    ]
+    picture(tmp_path / "tune.png", Study(found, "numpy", trials))
+    assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
+    picture(tmp_path / "given_up.png", Study(found, "numpy", trials[1:2]))
+    assert (tmp_path / "given_up.png").stat().st_size > 10_000
