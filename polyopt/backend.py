@@ -128,6 +128,13 @@ class Backend(Protocol):
         update's first addition.
         """
 
+    def packed_gradient(self, loss: LossFunction, leaves: int) -> Callable[..., tuple[Array, Any]] | None:
+        """``value_and_grad`` of a loss of packed buffers that hold ``leaves`` in all, as compiled as pays.
+
+        It makes a whole step together with the lift where :meth:`whole` gives ``None``; ``None`` where
+        packing gains nothing.
+        """
+
     def assign(self, target: Array, value: Array) -> Array:
         """Write ``value`` into ``target`` where the framework can, else give ``value``."""
 

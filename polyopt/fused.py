@@ -11,7 +11,7 @@ import numpy as np
 
 from polyopt.backend import Arrays, Scalars
 from polyopt.hostkernel import scalar_values
-from polyopt.hostmemory import Memory
+from polyopt.hostmemory import Surveyed
 from polyopt.native import STORED, Column, Kernel, supported
 from polyopt.ops import Array
 from polyopt.survey import ADDRESS, CONTIGUOUS, FLAGS, KIND, RANK, SIZE, WRITABLE
@@ -32,7 +32,7 @@ class Look:
 class FusedLift:
     """``program`` over leaves that the kernel can take; it gives ``None`` for those that it can't."""
 
-    def __init__(self, program: Program, memory: Memory) -> None:
+    def __init__(self, program: Program, memory: Surveyed) -> None:
         self.program, self.memory = program, memory
         self._written = tuple(name for name, _ in program.outputs)
         replaced = (name for name in self._written if name in program.arrays)

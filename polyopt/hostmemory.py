@@ -13,7 +13,26 @@ from polyopt.survey import Survey
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class Memory(Protocol):
+class Surveyed(Protocol):
+    """How many of a framework's arrays are reached at once: what the compiled kernel asks for."""
+
+    def survey(self) -> Survey | None:
+        """What reads many arrays at once, if there is such a thing here; asked for only with numba."""
+
+    def storage(self, kind: int) -> np.dtype[Any] | None:
+        """The host dtype that the survey codes by ``kind``, ``None`` for others."""
+
+    def plain(self, leaves: Sequence[Array] = ()) -> bool:
+        """Whether arrays are now what lies in their memory, and these are in any case."""
+
+    def empty(self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[Array] | None) -> list[Array]:
+        """New arrays, to replace the leaves ``like`` if there are any."""
+
+    def changed(self, leaves: Sequence[Array]) -> None:
+        """Tell the framework that these were written to."""
+
+
+class Memory(Surveyed, Protocol):
     """How a framework's arrays are reached as host memory. All arrays given to it are leaves."""
 
     def dtype(self, kind: Any) -> np.dtype[Any]:
@@ -45,18 +64,3 @@ class Memory(Protocol):
 
     def disjoint(self, targets: Sequence[Array], others: Sequence[Array]) -> bool:
         """Whether no target shares memory with another target or any of ``others``."""
-
-    def survey(self) -> Survey | None:
-        """What reads many arrays at once, if there is such a thing here; asked for only with numba."""
-
-    def storage(self, kind: int) -> np.dtype[Any] | None:
-        """The host dtype that the survey codes by ``kind``, ``None`` for others."""
-
-    def plain(self, leaves: Sequence[Array] = ()) -> bool:
-        """Whether arrays are now what lies in their memory, and these are in any case."""
-
-    def empty(self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[Array] | None) -> list[Array]:
-        """New arrays, to replace the leaves ``like`` if there are any."""
-
-    def changed(self, leaves: Sequence[Array]) -> None:
-        """Tell the framework that these were written to."""

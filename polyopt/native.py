@@ -110,11 +110,16 @@ def _numba() -> Any:
     return numba
 
 
+def available() -> bool:
+    """Whether numba is installed."""
+    return _numba() is not None
+
+
 def supported(program: Program) -> bool:
     """Whether numba is installed and the kernel can have the program's bits."""
     scalars = scalar_names(program)
     used = {i.op for i in program.body if i.name not in scalars}
-    return used <= EXPRESSIONS.keys() and _numba() is not None
+    return used <= EXPRESSIONS.keys() and available()
 
 
 class Kernel:
@@ -219,6 +224,7 @@ def compile_source(source: str, name: str, signature: str, *, nogil: bool = Fals
         "carray": numba.carray,
         "address": _address(),
         "call": _call(),
+        "invoke": _invoke(),
     }
     exec(compile(source, str(file or "<polyopt kernel>"), "exec"), scope)
     # Not fast-math: every operation is rounded by itself.
@@ -285,3 +291,26 @@ def _call() -> Any:
         return types.int32(function, first, second), code
 
     return call
+
+
+@lru_cache(maxsize=1)
+def _invoke() -> Any:
+    """An intrinsic that calls ``intptr_t f(intptr_t, intptr_t)`` at an address.
+
+    It serves functions of fewer, and of narrower, arguments and results too; the caller knows what of the
+    result means something.
+    """
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def invoke(typingctx: Any, function: Any, first: Any, second: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            word = ir.IntType(64)
+            pointer = builder.inttoptr(args[0], ir.FunctionType(word, [word, word]).as_pointer())
+            return builder.call(pointer, args[1:])
+
+        return types.int64(types.int64, types.int64, types.int64), code
+
+    return invoke

@@ -24,7 +24,7 @@ MOST_AXES = 8
 FIELDS = SHAPE + MOST_AXES
 
 _LOOP = f"""
-def survey(lists, items, types, facts, known, function, scratch):
+def survey(lists, items, types, facts, known, constants, scratch):
     for i in range(facts.shape[0] * facts.shape[1]):
         column, leaf = divmod(i, facts.shape[1])
         if leaf == 0:
@@ -57,15 +57,15 @@ def survey(lists, items, types, facts, known, function, scratch):
     return -1
 """
 
-_NUMPY = f"""
+NUMPY = f"""
         data, kind, bits = fields[2], fields[7], fields[8]
         rank = fields[3] & 0xffffffff
         shape = carray(address(fields[4]), rank, np.int64)
         flags = ({CONTIGUOUS} if bits & 0x101 == 0x101 else 0) | ({WRITABLE} if bits & 0x400 else 0)
 """
 
-_DLPACK = f"""
-        if call(function, item, scratch.ctypes.data) != 0:
+DLPACK = f"""
+        if call(constants[0], item, scratch.ctypes.data) != 0:
             return i
         data = scratch[0] + scratch[5]
         if scratch[1] & 0xffffffff != 1:
@@ -100,15 +100,19 @@ class Survey:
     ----------
     types
         The types of its arrays, one or two: nothing else is looked into.
-    function
-        The address of its ``dltensor_from_py_object_no_sync``, ``None`` for NumPy's arrays.
+    reader
+        The part of the loop, in numba's Python, that sets ``data``, ``kind``, ``flags``, ``rank`` and
+        ``shape`` from ``item``, the address of an array's object, or returns ``i`` where it can't. It may
+        ``call`` and ``invoke`` C functions (see :mod:`polyopt.native`) and write to ``scratch``.
+    constants
+        What ``constants[k]`` is there: addresses of functions, say.
     """
 
-    def __init__(self, types: Sequence[type], function: int | None = None) -> None:
+    def __init__(self, types: Sequence[type], reader: str, constants: Sequence[int] = ()) -> None:
         ids = [id(t) for t in types]
         self._types = np.array([ids[0], ids[-1]], np.int64)
-        self._function = function or 0
-        self._run = _compiled(function is not None)
+        self._constants = np.array([*constants, 0], np.int64)
+        self._run = _compiled(reader)
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None:
         """An int64 array with a row for each leaf of each column, ``None`` where one can't be read so.
@@ -131,8 +135,8 @@ class Survey:
         else:
             items = np.array([id(x) for leaves in columns for x in leaves], np.int64)
             lists = items.ctypes.data + np.arange(len(columns)) * (8 * facts.shape[1])
-        scratch = np.empty(6, np.int64)
-        return bool(self._run(lists, items, self._types, facts, known, self._function, scratch) < 0)
+        scratch = np.empty(MOST_AXES, np.int64)
+        return bool(self._run(lists, items, self._types, facts, known, self._constants, scratch) < 0)
 
 
 _NONE = np.empty(0, np.int64)
@@ -154,7 +158,7 @@ def numpy_survey() -> Survey | None:
         ]
         for x in samples
     ]
-    return _tried(Survey((np.ndarray,)), samples, expected)
+    return tried(Survey((np.ndarray,), NUMPY), samples, expected)
 
 
 def dlpack_survey(types: Sequence[type], samples: list[Any], expected: list[list[int]]) -> Survey | None:
@@ -171,18 +175,19 @@ def dlpack_survey(types: Sequence[type], samples: list[Any], expected: list[list
     fields = (ctypes.c_size_t * 6).from_address(pointer(capsule, b"dlpack_exchange_api"))
     if fields[0] & 0xFFFFFFFF != 1 or not fields[5]:
         return None
-    return _tried(Survey(types, fields[5]), samples, expected)
+    return tried(Survey(types, DLPACK, fields[5:6]), samples, expected)
 
 
-def _tried(survey: Survey, samples: list[Any], expected: list[list[int]]) -> Survey | None:
+def tried(survey: Survey, samples: list[Any], expected: list[list[int]]) -> Survey | None:
+    """The survey, if ``expected`` are the facts that it gives of ``samples``."""
     facts = survey.facts([samples, samples[::-1]])
     return survey if facts is not None and facts.tolist() == [expected, expected[::-1]] else None
 
 
-@lru_cache(maxsize=2)
-def _compiled(dlpack: bool) -> Callable[..., int]:
-    source = _LOOP.replace("#READ#", _DLPACK if dlpack else _NUMPY)
-    kinds = "int64[::1], int64[::1], int64[::1], int64[:, :, ::1], boolean, int64, int64[::1]"
+@lru_cache(maxsize=8)
+def _compiled(reader: str) -> Callable[..., int]:
+    source = _LOOP.replace("#READ#", reader)
+    kinds = "int64[::1], int64[::1], int64[::1], int64[:, :, ::1], boolean, int64[::1], int64[::1]"
     return native.compile_source(source, "survey", f"int64({kinds})")
 
 

@@ -122,6 +122,9 @@ class JaxBackend:
         """``x @ w`` of int8 matrices in int32: see :func:`polyopt.quantization.int8_matmul`."""
         return int8_matmul(x, w)
 
+    def packed_gradient(self, loss: LossFunction, leaves: int) -> None:
+        return None  # whole steps are compiled
+
     def assign(self, target: Any, value: Any) -> Any:
         """``value``: JAX arrays are immutable."""
         return value

@@ -14,7 +14,9 @@ from polyopt_tensorflow import ops
 from polyopt_tensorflow.compiling import Trees, tensors
 
 
-def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[Any, Any]]:
+def value_and_grad(
+    loss: LossFunction, compiled: bool, *, by_xla: bool = False
+) -> Callable[..., tuple[Any, Any]]:
     """``f(params, *args) -> (loss, gradients)``; a parameter that the loss does not use gets zeros."""
 
     def run(params: Any, *args: Any) -> tuple[Any, list[Any]]:
@@ -31,7 +33,7 @@ def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[An
         # The gradient of a gather is IndexedSlices: made dense, repeated rows are added.
         return value, [tf.convert_to_tensor(x) for x in found]
 
-    traced = Trees(run, jit_compile=False) if compiled else run
+    traced = Trees(run, jit_compile=by_xla) if compiled else run
 
     def call(params: Any, *args: Any) -> tuple[Any, Any]:
         value, found = traced(params, *args)

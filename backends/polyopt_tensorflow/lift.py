@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,57 +11,102 @@ import numpy as np
 import tensorflow as tf
 
 from polyopt.backend import Arrays, Lifted, Scalars
+from polyopt.fused import FusedLift
 from polyopt.lifting import cast, evaluate_leaves
 from polyopt.trace import Program
 from polyopt_tensorflow import ops
 from polyopt_tensorflow.compiling import xla
 from polyopt_tensorflow.fence import Fenced
+from polyopt_tensorflow.host import TensorFlowMemory
 from polyopt_tensorflow.packing import Packing
 
 if TYPE_CHECKING:
     from polyopt_tensorflow.backend import TensorFlowBackend
 
+FRESH = 256
+"""Leaves up to which new tensors are made for the kernel one by one, at some microseconds each."""
+
 _BITS = {"float32": tf.int32, "float64": tf.int64}
 
 
 def lift(backend: TensorFlowBackend, program: Program, compiled: bool) -> Lifted:
-    """``compiled``: one XLA computation over all leaves for each set of shapes, small leaves of
-    one kind stacked (see :mod:`~polyopt_tensorflow.packing`); else op by op.
+    """``program`` over a list of tensors and variables."""
+    return TensorFlowLift(backend, program) if compiled else partial(_op_by_op, backend, program)
 
-    Host scalars, constants and the fence's zero cross to the device as one vector a call. Inside the
-    user's own ``tf.function`` the operations join the user's graph.
+
+class TensorFlowLift:
+    """The program's own kernel over eager tensors on a CPU (see :mod:`~polyopt_tensorflow.host`).
+
+    Else one XLA computation over all leaves for each set of shapes, small leaves of one kind stacked (see
+    :mod:`~polyopt_tensorflow.packing`).
+
+    To XLA, host scalars, constants and the fence's zero cross as one vector a call. Inside the user's own
+    ``tf.function`` the operations join the user's graph.
     """
 
-    @lru_cache(maxsize=4)
-    def compiled_for(dtype: str) -> Callable[..., Any]:
+    def __init__(self, backend: TensorFlowBackend, program: Program) -> None:
+        self._backend, self._program = backend, program
+        self.fused = FusedLift(program, TensorFlowMemory())
+        self._compiled_for = lru_cache(maxsize=4)(self._compile)
+
+    def __call__(
+        self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
+    ) -> dict[str, list[Any]]:
+        if not tf.executing_eagerly():
+            return _op_by_op(self._backend, self._program, arrays, scalars, dtype, donate)
+        look = self.fused.look(arrays, dtype, donate)
+        if look is None and donate and len(arrays["p"]) <= FRESH:
+            # What shares its memory is not written into; from the next step on it is the kernel's own.
+            look = self.fused.look(arrays, dtype, False)
+        if look is not None:
+            known = {n: float(v) for n, v in scalars.items()}
+            return self.fused.run(look, arrays, known, dtype)
+        if not xla():
+            return _op_by_op(self._backend, self._program, arrays, scalars, dtype, donate)
+        return _written(self._backend, arrays, self._by_xla(arrays, scalars, dtype, donate), donate)
+
+    def _by_xla(self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool) -> dict[str, list[Any]]:
+        program = self._program
+        measured = {n: v for n, v in scalars.items() if self._backend.is_array(v)}
+        host = [scalars[n] for n in program.scalars if n not in measured]
+        vector = tf.constant(np.array([*host, *(v for _, v in program.constants), 0.0], dtype=dtype))
+        packing = Packing(arrays, _given_up(program, arrays) if donate else frozenset())
+        return packing.unpacked(self._compiled_for(dtype)(packing.packed(), measured, vector))
+
+    def _compile(self, dtype: str) -> Callable[..., Any]:
         traced: Callable[..., Any] = tf.function(
-            _over_leaves(backend, program, dtype), autograph=False, jit_compile=True
+            _over_leaves(self._backend, self._program, dtype), autograph=False, jit_compile=True
         )
         return traced
 
-    def run(arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False) -> dict[str, list[Any]]:
-        if compiled and tf.executing_eagerly() and xla():
-            measured = {n: v for n, v in scalars.items() if backend.is_array(v)}
-            host = [scalars[n] for n in program.scalars if n not in measured]
-            vector = tf.constant(np.array([*host, *(v for _, v in program.constants), 0.0], dtype=dtype))
-            packing = Packing(arrays, _given_up(program, arrays) if donate else frozenset())
-            out = packing.unpacked(compiled_for(dtype)(packing.packed(), measured, vector))
-        else:
-            kind = backend.dtype(dtype)
-            numbers = {
-                n: cast(backend, v, dtype) if backend.is_array(v) else tf.constant(v, kind)
-                for n, v in (*scalars.items(), *program.constants)
-            }
-            values = {n: [tf.convert_to_tensor(x) for x in group] for n, group in arrays.items()}
-            out = evaluate_leaves(backend, ops, program, values, numbers, dtype)
-        if donate:
-            for name in out:
-                if name in arrays:
-                    pairs = zip(arrays[name], out[name], strict=True)
-                    out[name] = [x if x is target else backend.assign(target, x) for target, x in pairs]
-        return out
 
-    return run
+def _op_by_op(
+    backend: TensorFlowBackend,
+    program: Program,
+    arrays: Arrays,
+    scalars: Scalars,
+    dtype: str,
+    donate: bool = False,
+) -> dict[str, list[Any]]:
+    kind = backend.dtype(dtype)
+    numbers = {
+        n: cast(backend, v, dtype) if backend.is_array(v) else tf.constant(v, kind)
+        for n, v in (*scalars.items(), *program.constants)
+    }
+    values = {n: [tf.convert_to_tensor(x) for x in group] for n, group in arrays.items()}
+    return _written(backend, arrays, evaluate_leaves(backend, ops, program, values, numbers, dtype), donate)
+
+
+def _written(
+    backend: TensorFlowBackend, arrays: Arrays, out: dict[str, list[Any]], donate: bool
+) -> dict[str, list[Any]]:
+    """``out`` with the variables that were given up in it, assigned."""
+    if donate:
+        for name in out:
+            if name in arrays:
+                pairs = zip(arrays[name], out[name], strict=True)
+                out[name] = [x if x is target else backend.assign(target, x) for target, x in pairs]
+    return out
 
 
 def _over_leaves(backend: TensorFlowBackend, program: Program, dtype: str) -> Callable[..., Any]:
