@@ -13,7 +13,8 @@ from polyopt.ops import Array
 from polyopt.optimizer import Optimizer, State
 from polyopt.packing import Packing
 from polyopt.plan import plan
-from polyopt.stepping import Buffers, Carry, Leaves, Whole, copied
+from polyopt.stepping import Buffers, Leaves, Whole, copied
+from polyopt.stepping import Carry as Carry
 from polyopt.tree import Tree
 from polyopt.whole import WholeUpdate
 

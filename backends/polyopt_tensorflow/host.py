@@ -100,7 +100,7 @@ def host_kernels() -> bool:
     return native.available() and _survey() is not None
 
 
-_STORAGE = {1: np.dtype("float32"), 2: np.dtype("float64")}
+_STORAGE: dict[int, np.dtype[Any]] = {1: np.dtype("float32"), 2: np.dtype("float64")}
 """``TF_DataType`` -> the host's."""
 
 
