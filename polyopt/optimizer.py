@@ -183,7 +183,7 @@ class Optimizer:
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
         _check(backend, flat.paths, flat.leaves, g)
         unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
-        reading = self._read(backend, plan_, flat, g)
+        reading = self._read(backend, flat, g)
         ok = self._finite(reading, flat.paths, g)
         if ok is False:
             return flat.unflatten(unchanged), state
@@ -215,7 +215,7 @@ class Optimizer:
             if ready is None:
                 return None
             backend, flat = last.backend, ready.flat
-            reading = self._read(backend, self._plan(flat.paths), flat, ready.g)
+            reading = self._read(backend, flat, ready.g)
             if self._finite(reading, flat.paths, ready.g) is False:
                 return params, state
             execution = Execution(backend, flat, state, self.resolver(state), self.compiled, reading)
@@ -274,14 +274,12 @@ class Optimizer:
             unchanged = [None if x is None else backend.ops.zeros_like(x) for x in leaves]
         return select(backend, ready, leaves, unchanged), select(backend, ready, new, waiting)
 
-    def _read(
-        self, backend: Backend, plan_: Plan, flat: tree.Flat, g: Sequence[Array | None]
-    ) -> Reading | None:
+    def _read(self, backend: Backend, flat: tree.Flat, g: Sequence[Array | None]) -> Reading | None:
         """The pass over the gradients that is due before anything else, if one is."""
         if self.nonfinite == "propagate":
             return None
         norm = None
-        if self.accumulate == 1 and plan_.norm_first:
+        if self.accumulate == 1 and self._plan(flat.paths).norm_first:
             kinds = {p.dtype: p for p, x in zip(flat.leaves, g, strict=True) if x is not None}
             norm = "float64" if "float64" in map(backend.dtype_name, kinds.values()) else "float32"
         return Reading(backend, [x for x in g if x is not None], norm, self.compiled)
