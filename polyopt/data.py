@@ -6,6 +6,8 @@ precision, so they are the same bits for every backend.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -58,7 +60,41 @@ class Dataset:
         return self.classes or 1
 
 
-def load(name: str, *, test_fraction: float = 0.2, standardize: bool = True, split_seed: int = 0) -> Dataset:
+def inverted(x: Any, name: str) -> Any:
+    """White on black becomes black on white: ``min + max - x`` over the whole data set."""
+    return x.min() + x.max() - x
+
+
+def permuted(x: Any, name: str) -> Any:
+    """The features in another order, the same one for all samples and in every run."""
+    return x[:, random.permutation(x.shape[1], 0, f"permuted/{name}")]
+
+
+def rotated(x: Any, name: str) -> Any:
+    """Square images turned by a quarter, counterclockwise."""
+    side = math.isqrt(x.shape[1])
+    if side * side != x.shape[1]:
+        raise InputError(f"shift = 'rotated': the {x.shape[1]} features of {name!r} are no square image")
+    return np.rot90(x.reshape(-1, side, side), axes=(1, 2)).reshape(x.shape)
+
+
+SHIFTS: dict[str, Callable[[Any, str], Any]] = {
+    "inverted": inverted,
+    "permuted": permuted,
+    "rotated": rotated,
+}
+"""What makes a related task of a data set, by the names that recipes use."""
+
+
+def load(
+    name: str,
+    *,
+    test_fraction: float = 0.2,
+    standardize: bool = True,
+    split_seed: int = 0,
+    shift: str | None = None,
+    labels: Sequence[int] | None = None,
+) -> Dataset:
     """Load, split and scale a data set.
 
     Parameters
@@ -74,9 +110,15 @@ def load(name: str, *, test_fraction: float = 0.2, standardize: bool = True, spl
         constant there is only shifted.
     split_seed
         Which samples are kept.
+    shift
+        A related task of the same samples: ``"inverted"``, ``"permuted"`` or ``"rotated"``, see ``SHIFTS``.
+    labels
+        Only the samples of these classes, which become 0, 1, … in this order; a classification's.
 
     Raises
     ------
+    InputError
+        For what is unknown, or doesn't fit the data set; it says what does.
     BackendError
         Where scikit-learn is not installed: it says what to install.
 
@@ -90,6 +132,12 @@ def load(name: str, *, test_fraction: float = 0.2, standardize: bool = True, spl
         raise InputError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
     source = DATASETS[name]
     x, y = _read(source.loader)
+    if labels is not None:
+        x, y = _only(name, source, x, y, labels)
+    if shift is not None:
+        if shift not in SHIFTS:
+            raise InputError(f"unknown shift {shift!r}; {nearest(shift, SHIFTS)}")
+        x = SHIFTS[shift](x, name)
     test = int(len(x) * test_fraction)
     if not 0 < test < len(x):
         raise InputError(
@@ -105,6 +153,19 @@ def load(name: str, *, test_fraction: float = 0.2, standardize: bool = True, spl
     classes = int(y.max()) + 1 if source.task == "classification" else 0
     y = y.astype(np.int64) if classes else y.astype(np.float64).reshape(-1, 1)
     return Dataset(name, source.task, classes, x_train, y[test:], x_test, y[:test])
+
+
+def _only(name: str, source: Source, x: Any, y: Any, labels: Sequence[int]) -> tuple[Any, Any]:
+    """The samples of ``labels``, renumbered in their order."""
+    if source.task != "classification":
+        raise InputError(f"labels = {list(labels)}: {name!r} is a {source.task}, which has none")
+    known = sorted(set(y.tolist()))
+    if len(set(labels)) < max(len(labels), 2) or not set(labels) <= set(known):
+        raise InputError(f"labels = {list(labels)}; expected two or more of {known}, each once")
+    number = np.full(known[-1] + 1, -1)
+    number[list(labels)] = np.arange(len(labels))
+    kept = number[y] >= 0
+    return x[kept], number[y[kept]]
 
 
 def _read(loader: str) -> tuple[Any, Any]:

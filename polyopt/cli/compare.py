@@ -40,6 +40,8 @@ def compare(request: Request, as_json: bool) -> int:
     if request.tolerance is not None and not request.tolerance >= 0:
         raise InputError(f"--tolerance {request.tolerance}: expected a number >= 0")
     recipe = load(request.recipe, request.overrides)
+    if recipe.phase:
+        output.say("the phases are left out: polyopt train goes through them")
     if request.backends is not None and not request.backends:
         raise InputError(f"--backends: name at least one; known: {', '.join(registry.names())}")
     for name in request.backends or ():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from polyopt.cli import folder, output
@@ -37,22 +38,21 @@ class Request:
 
 
 def train(request: Request, as_json: bool) -> int:
-    """Train, draw the curve and show what came out; 1 where the loss ends in NaN or inf."""
+    """Train, draw the curve and show what came out, phase by phase; 1 where the loss ends in NaN or inf."""
     from polyopt import registry, training
 
     recipe = load(request.recipe, request.overrides)
     backend = registry.get_backend(request.backend).name
     out = request.out or Path("runs") / file_name(f"{recipe.name}-{backend}")
-    files = (training.CHECKPOINT, training.HISTORY, training.RECIPE, PICTURE)
+    files = (training.CHECKPOINT, training.HISTORY, training.RECIPE, training.MODEL, PICTURE)
     folder.check(out, files, resume=request.resume, overwrite=request.overwrite)
-    begun = 0
+    made = 0
     try:
         with progress(f"{recipe.name} on {backend}, into {out}") as show:
 
             def on_event(event: Event) -> None:
-                nonlocal begun
-                if event.kind == "started":
-                    begun = event.step
+                nonlocal made
+                made += event.kind == "step"
                 show(event)
 
             result = training.train(
@@ -69,7 +69,7 @@ def train(request: Request, as_json: bool) -> int:
     remark = folder.draw(_curve, out / PICTURE, recipe, result)
     if remark:
         output.say(remark)
-    found = summary(recipe, result, begun) | {"picture": None if remark else out / PICTURE}
+    found = summary(recipe, result, result.steps - made) | {"picture": None if remark else out / PICTURE}
     if as_json:
         output.emit(found)
     else:
@@ -114,6 +114,8 @@ def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
         "ms_per_step": 1000 * result.seconds / steps if steps else None,
         "checkpoint": result.checkpoint,
     }
+    if recipe.phase:
+        found |= {"phases": [asdict(phase) for phase in result.phases], "model": result.model}
     return {key: value for key, value in found.items() if key != "test_accuracy" or value is not None}
 
 
@@ -132,11 +134,11 @@ def progress(announcement: str = "") -> Iterator[Callable[[Event], None]]:
 
         def show(event: Event) -> None:
             # Only now: what was refused before the first step has written nothing, and says one line.
-            if event.kind == "started" and announcement:
-                bar.console.print(Text(announcement))
+            if event.kind == "started" and (event.phase or announcement):
+                bar.console.print(Text(f"phase {event.phase}" if event.phase else announcement))
             bar.update(
                 task,
-                description=event.backend,
+                description=f"{event.backend}: {event.phase}" if event.phase else event.backend,
                 total=event.steps,
                 completed=event.step,
                 figures=_figures(event),
@@ -185,9 +187,30 @@ def _show(found: Mapping[str, Any]) -> None:
     ]
     screen = output.screen()
     screen.print(output.table(found["recipe"], ("", "result"), rows, numbers=1))
-    for what in ("checkpoint", "picture"):
-        if found[what]:
+    if found.get("phases"):
+        screen.print(_phases(found["phases"]))
+    for what in ("checkpoint", "model", "picture"):
+        if found.get(what):
             print(f"{what:10s} {found[what]}")
+
+
+def _phases(results: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each phase, the run before them first."""
+    rows = [
+        (
+            phase["name"],
+            phase["kind"],
+            str(phase["steps"]),
+            output.number(phase["test_loss"]),
+            "–" if phase["test_accuracy"] is None else f"{phase['test_accuracy']:.2%}",
+            f"{phase['sparsity']:.1%}",
+            str(phase["bytes"]),
+            output.number(phase["seconds"], 2),
+        )
+        for phase in results
+    ]
+    columns = ("phase", "", "steps", "test loss", "test accuracy", "sparsity", "bytes", "seconds")
+    return output.table("", columns, rows, numbers=6)
 
 
 def _interrupted(checkpoint: Path) -> str:

@@ -17,6 +17,7 @@ from polyopt.clipping import CLIPPING
 from polyopt.errors import InputError, nearest
 from polyopt.initializers import INITIALIZERS
 from polyopt.optim import OPTIMIZERS
+from polyopt.pruning import SPARSITY_SCHEDULES
 from polyopt.recipe.problems import Problem, shown, within
 from polyopt.rule import compiled
 from polyopt.schedules import SCHEDULES
@@ -27,7 +28,9 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "initializer": INITIALIZERS,
     "clipping": CLIPPING,
     "averaging": AVERAGING,
+    "sparsity": SPARSITY_SCHEDULES,
 }
+SCHEDULED = ("schedule", "sparsity")
 SCHEDULE_KEY = "schedule"
 """What makes a table a schedule, wherever a number is expected: ``lr = {schedule = "cosine", …}``."""
 
@@ -47,8 +50,8 @@ class Component:
     @classmethod
     def parse(cls, table: Any, kind: str) -> Component:
         """Read a table, or a bare name; raises :class:`~polyopt.recipe.problems.Problem`."""
-        label = SCHEDULE_KEY if kind == "schedule" else "name"
-        if isinstance(table, str) and kind != "schedule":
+        label = SCHEDULE_KEY if kind in SCHEDULED else "name"
+        if isinstance(table, str) and kind not in SCHEDULED:
             table = {label: table}
         if not isinstance(table, Mapping):
             raise Problem((), f" = {shown(table)}; expected a table with the key {label!r}")
@@ -78,7 +81,7 @@ class Component:
 
     def table(self) -> dict[str, Any]:
         """As it stands in a recipe."""
-        label = SCHEDULE_KEY if self.kind == "schedule" else "name"
+        label = SCHEDULE_KEY if self.kind in SCHEDULED else "name"
         return {label: self.name} | {key: _plain(value) for key, value in self.options}
 
     def build(self) -> Any:

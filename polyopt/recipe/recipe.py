@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -15,8 +15,18 @@ from polyopt.losses import default_loss
 from polyopt.models import MLP, MODELS, Linear
 from polyopt.recipe import text
 from polyopt.recipe.component import Component
+from polyopt.recipe.phases import (
+    DataChanges,
+    Distil,
+    Finetune,
+    Phase,
+    Prune,
+    Quantize,
+    check_names,
+)
 from polyopt.recipe.problems import Problem, one_line
 from polyopt.recipe.sections import (
+    MAX_INTEGER,
     AverageTable,
     ClippingTable,
     Data,
@@ -33,6 +43,7 @@ from polyopt.recipe.tuning import Tune, assigned, check_space
 
 if TYPE_CHECKING:
     from polyopt.optimizer import Optimizer
+    from polyopt.rule import Stage
 
 TRAIN_KEYS = ("epochs", "steps", "batch_size")
 
@@ -73,6 +84,8 @@ class Recipe(Section):
     ema: AverageTable | None = None
     train: Train
     tune: Tune | None = None
+    phase: Annotated[tuple[Phase, ...], BeforeValidator(_tuple)] = Field(())
+    """What follows the run, in this order."""
 
     @model_validator(mode="before")
     @classmethod
@@ -104,6 +117,14 @@ class Recipe(Section):
             if self.tune.metric == "accuracy" and task == "regression":
                 raise Problem(("tune", "metric"), " = 'accuracy': a regression has none; expected 'loss'")
             check_space(self.tune, self.tuned)
+        check_names(self.phase)
+        for i in range(len(self.phase)):
+            try:
+                found = self.of_phase(i + 1)
+            except InputError as e:
+                raise Problem(("phase", i), f": {e}") from None
+            if self.phase[i].distil is not None and DATASETS[found.data.name].task != "classification":
+                raise Problem(("phase", i, "distil"), f": {found.data.name!r} has no classes to distil")
         return self
 
     # Reading
@@ -136,8 +157,11 @@ class Recipe(Section):
     def to_dict(self) -> dict[str, Any]:
         """A nested dict of plain data, defaults spelled out."""
         found: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
-        if not self.partition:
-            del found["partition"]
+        for key in ("partition", "phase"):
+            if not found[key]:
+                del found[key]
+        for phase in found.get("phase", ()):
+            _spare(phase)
         return found
 
     def to_toml(self) -> str:
@@ -184,6 +208,35 @@ class Recipe(Section):
 
     # What it says
 
+    def of_phase(self, number: int) -> Recipe:
+        """The base run (0) or a phase (1, 2, …) as a recipe of its own.
+
+        Changes of the data and a student's model count for the phases after them too.
+
+        >>> table = {"data": {"name": "digits"}, "model": {"name": "softmax"}, "train": {"epochs": 3}}
+        >>> table |= {"optimizer": {"name": "sgd", "lr": 0.1}}
+        >>> turned = {"name": "turned", "data": {"shift": "rotated"}, "train": {"epochs": 1}}
+        >>> recipe = Recipe.from_dict(table | {"phase": [turned]})
+        >>> recipe.of_phase(1).data.shift, recipe.of_phase(1).train.epochs, recipe.of_phase(0).data.shift
+        ('rotated', 1, None)
+        """
+        table = {key: value for key, value in self.to_dict().items() if key not in ("phase", "tune")}
+        if not number:
+            return type(self).from_dict(table)
+        for phase in self.phase[:number]:
+            changes = {} if phase.data is None else phase.data.model_dump(mode="json", exclude_none=True)
+            table["data"] = table["data"] | changes
+            if phase.distil is not None:
+                table["model"] = phase.distil.model.model_dump(mode="json", exclude_none=True)
+        phase = self.phase[number - 1]
+        seed = (self.seed + number) % (MAX_INTEGER + 1) if phase.seed is None else phase.seed
+        table |= {"name": f"{self.name}: {phase.name}", "seed": seed}
+        if phase.optimizer is not None:
+            table["optimizer"] = phase.optimizer.table()
+        if phase.train is not None:
+            table["train"] = phase.train.model_dump(mode="json", exclude_none=True)
+        return type(self).from_dict(table)
+
     def steps_per_epoch(self, n_train: int) -> int:
         """Batches in a pass over ``n_train`` samples."""
         size = self.batch(n_train)
@@ -216,10 +269,15 @@ class Recipe(Section):
             starts |= {"hidden": section.hidden, "activation": section.activation}
         return kind(dataset.features, dataset.outputs, **starts)
 
-    def build_optimizer(self) -> Optimizer:
-        """Clipping, the optimizer or a partition of them, and the average of the weights, in this order."""
+    def build_optimizer(
+        self, within: Callable[[Stage], Stage] | None = None, around: Callable[[Stage], Stage] | None = None
+    ) -> Optimizer:
+        """Clipping, the optimizer or a partition of them, and the average of the weights, in this order.
+
+        ``within`` makes another one of the optimizers, ``around`` of all but the average.
+        """
         from polyopt.optimizer import Optimizer
-        from polyopt.rule import Pattern, Stage, chain, partition
+        from polyopt.rule import Pattern, chain, partition
 
         stage: Stage = self.optimizer.build()
         if self.partition:
@@ -228,11 +286,13 @@ class Recipe(Section):
                 for part in self.partition
             ]
             stage = partition([*members, (".*", stage)])
-        before = [self.clip.build()] if self.clip else []
-        after = [self.ema.build()] if self.ema else []
-        stages = [*before, stage, *after]
+        stage = stage if within is None else within(stage)
+        clipped = [self.clip.build(), stage] if self.clip else [stage]
+        if around is not None:
+            clipped = [around(chain(*clipped) if self.clip else stage)]
+        stages = [*clipped, self.ema.build()] if self.ema else clipped
         return Optimizer(
-            chain(*stages) if len(stages) > 1 else stage,
+            chain(*stages) if len(stages) > 1 else stages[0],
             accumulate=self.train.accumulate,
             reduce=self.train.reduce,
             nonfinite=self.train.nonfinite,
@@ -247,6 +307,13 @@ def _start(component: Component) -> Any:
     return dataclasses.replace(start, layout="in_out") if fans and not chosen else start
 
 
+def _spare(phase: dict[str, Any]) -> None:
+    """Leave out the empty lists and tables of a phase."""
+    for key in ("freeze", "reinit", "rates", "weight_decay"):
+        if "finetune" in phase and not phase["finetune"][key]:
+            del phase["finetune"][key]
+
+
 _TABLES: dict[tuple[str, ...], type[Section]] = {
     (): Recipe,
     ("data",): Data,
@@ -255,6 +322,14 @@ _TABLES: dict[tuple[str, ...], type[Section]] = {
     ("partition",): Part,
     ("train",): Train,
     ("tune",): Tune,
+    ("phase",): Phase,
+    ("phase", "data"): DataChanges,
+    ("phase", "train"): Train,
+    ("phase", "finetune"): Finetune,
+    ("phase", "prune"): Prune,
+    ("phase", "quantize"): Quantize,
+    ("phase", "distil"): Distil,
+    ("phase", "distil", "model"): Model,
 }
 
 

@@ -17,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from polyopt.data import DATASETS
+from polyopt import data
+from polyopt.data import DATASETS, SHIFTS, Dataset
 from polyopt.errors import InputError, nearest
 from polyopt.models import ACTIVATIONS, MODELS
 from polyopt.recipe.component import Component
@@ -84,6 +85,9 @@ AverageTable: TypeAlias = Annotated[
 """``[ema]``: an average of the weights, which is what is tested; by ``name``, an exponential one."""
 Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+Labels: TypeAlias = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=MAX_INTEGER)], ...], BeforeValidator(_tuple), Field(min_length=2)
+]
 
 
 class Section(BaseModel):
@@ -102,6 +106,21 @@ class Data(Section):
     """Which samples those are; apart from the recipe's seed, so that runs of many seeds share a test set."""
     standardize: bool = True
     """Shift and scale each input to mean 0 and deviation 1, as measured on the training samples."""
+    shift: Annotated[str, _member(SHIFTS, "shift")] | None = None
+    """A related task: ``inverted``, ``permuted`` or ``rotated`` samples."""
+    labels: Labels | None = None
+    """The samples of these classes alone."""
+
+    def load(self) -> Dataset:
+        """The samples; raises :class:`~polyopt.errors.InputError` for what doesn't fit them."""
+        return data.load(
+            self.name,
+            test_fraction=self.test_fraction,
+            standardize=self.standardize,
+            split_seed=self.split_seed,
+            shift=self.shift,
+            labels=self.labels,
+        )
 
 
 class Model(Section):

@@ -8,8 +8,10 @@ from polyopt.training.compare import compare as compare
 from polyopt.training.events import Evaluation as Evaluation
 from polyopt.training.events import Event as Event
 from polyopt.training.events import History as History
+from polyopt.training.events import PhaseResult as PhaseResult
 from polyopt.training.events import Result as Result
 from polyopt.training.folder import CHECKPOINT as CHECKPOINT
 from polyopt.training.folder import HISTORY as HISTORY
+from polyopt.training.folder import MODEL as MODEL
 from polyopt.training.folder import RECIPE as RECIPE
 from polyopt.training.run import train as train

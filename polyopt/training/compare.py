@@ -15,7 +15,8 @@ from polyopt.backend import Backend
 from polyopt.errors import InputError
 from polyopt.recipe import Recipe
 from polyopt.training.events import Result
-from polyopt.training.run import Listener, train
+from polyopt.training.loop import Listener
+from polyopt.training.run import train
 
 SNAPSHOTS = 40
 """Places of a run at which the parameters are compared."""
@@ -66,6 +67,8 @@ def compare(
 ) -> Comparison:
     """Run ``recipe`` on each of ``backends``, by default all that are installed, NumPy first.
 
+    Its phases are left out: what is compared is the run before them, step by step.
+
     Parameters
     ----------
     recipe
@@ -84,6 +87,7 @@ def compare(
     if not backends:
         raise InputError("compare: no backends given")
     recipe = recipe.replace(dtype=dtype, steps=steps)
+    recipe = recipe.of_phase(0) if recipe.phase else recipe
     names = tuple(b if isinstance(b, str) else b.name for b in backends)
     for name in names:
         if names.count(name) > 1:

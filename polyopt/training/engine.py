@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from polyopt import losses, random, tree
+from polyopt import finetuning, losses, random, tree
 from polyopt.averaging import averaged
 from polyopt.backend import Backend
 from polyopt.conversion import convert
 from polyopt.data import Dataset
-from polyopt.errors import InputError, NonFiniteError, nearest
+from polyopt.distillation import Teacher
+from polyopt.errors import NonFiniteError
 from polyopt.ops import Array, Ops
+from polyopt.pruning import masks_of, with_masks
 from polyopt.recipe import Recipe
-from polyopt.rule import Stage, matches, rules_of
 from polyopt.train_step import Carry, TrainStep
 from polyopt.training.events import Evaluation, History
+from polyopt.training.work import Left, Work, check_masks, host
+from polyopt.tree import Tree
 
 FETCH_EVERY = 32
 """Steps between two fetches of losses: fetching each one would wait for the device at every step."""
-
-
-def check_masks(rule: Stage, paths: Iterable[str]) -> None:
-    """Refuse a mask that no parameter's path matches: nothing would decay, and nothing would say so."""
-    known = list(paths)
-    for _, part in rules_of(rule):
-        mask = getattr(part, "mask", None)
-        if isinstance(mask, str) and not any(matches(mask, path) for path in known):
-            raise InputError(f"mask: pattern {mask!r} matches no parameter; {nearest('', known)}")
 
 
 @dataclass
@@ -49,7 +42,7 @@ class Progress:
 
     @property
     def params(self) -> Any:
-        """By path, as of now: the next step gives them up."""
+        """By path, as of now: the next step gives them up. ``None`` where they are frozen."""
         return self._by_path()[0]
 
     @property
@@ -69,6 +62,11 @@ class Progress:
         self._unloaded = None
         self.carry = self.train.observe(self.carry, metric)
 
+    def put(self, params: Any, state: dict[str, Any]) -> None:
+        """Go on from these."""
+        self._unloaded = None
+        self.carry = self.train.load(params, state)
+
     def _by_path(self) -> tuple[Any, dict[str, Any]]:
         if self._unloaded is None:
             self._unloaded = self.train.unload(self.carry, copy=False)
@@ -76,24 +74,38 @@ class Progress:
 
 
 class Engine:
-    """A recipe on a backend. ``record`` is ``"step"`` to keep every loss, ``"evaluation"`` to keep none."""
+    """A recipe on a backend. ``record`` is ``"step"`` to keep every loss, ``"evaluation"`` to keep none.
+
+    ``work`` is what a phase does otherwise than a run from scratch.
+    """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, backend: Backend, device: str | None, record: str
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        backend: Backend,
+        device: str | None,
+        record: str,
+        work: Work | None = None,
     ) -> None:
         self.recipe, self.backend, self.device, self.record = recipe, backend, device, record
+        self.work = Work() if work is None else work
         self.samples = len(dataset.x_train)
         self.tests = len(dataset.x_test)
         self.classes = dataset.classes
         self.batch = recipe.batch(self.samples)
         self.per_epoch = recipe.steps_per_epoch(self.samples)
-        self.steps = recipe.total_steps(self.samples)
+        self.steps = 0 if self.work.idle else recipe.total_steps(self.samples)
         self.epochs = math.ceil(self.steps / self.per_epoch)
         self.model = recipe.build_model(dataset)
-        self.optimizer = recipe.build_optimizer()
+        self.optimizer = self.work.optimizer(recipe)
+        self._pruning = None if self.work.prune is None else self.work.prune.schedule()
         self._train = tuple(self._array(x) for x in (dataset.x_train, self._target(dataset.y_train)))
         self._test = tuple(self._array(x) for x in (dataset.x_test, self._target(dataset.y_test)))
-        self._step = TrainStep(self._batch_loss, self.optimizer)
+        self._frozen: Tree = None
+        self._logits = () if self.work.teacher is None else (self._taught(self.work.teacher),)
+        loss = self._distilled if self._logits else self._batch_loss
+        self._step = TrainStep(finetuning.trainable(loss) if self.work.frozen else loss, self.optimizer)
         self._measure = backend.compile(self._metrics)
         self._order: tuple[int, Any] = (-1, None)
         self._waiting: list[Array] = []
@@ -105,22 +117,33 @@ class Engine:
         return self.backend.device_name(self._train[0])
 
     def start(self) -> Progress:
-        """The beginning: initial weights from the seed, the same bits on every backend."""
-        host = self.model.init(self.recipe.seed, self.recipe.dtype)
-        check_masks(self.optimizer.rule, tree.named(host))
-        params = convert(host, self.backend, device=self.device)
-        return Progress(self._step, self._step.init(params))
+        """The beginning: weights from the seed or of the phase before, the same bits on every backend."""
+        initial = self.work.start
+        if initial is None:
+            initial = self.model.init(self.recipe.seed, self.recipe.dtype)
+        check_masks(self.optimizer.rule, tree.named(initial))
+        params = convert(initial, self.backend, device=self.device)
+        if self.work.frozen:
+            params, self._frozen = finetuning.split(params, self.work.frozen.__contains__)
+        at = Progress(self._step, self._step.init(params))
+        if self.work.masks:
+            self._mask(at, self.work.masks)
+        self._prune(at)
+        return at
 
     def resume(self, params: Any, state: dict[str, Any], **rest: Any) -> Progress:
-        """As a checkpoint has it."""
+        """As a checkpoint has it; after :meth:`start`, which brought what is frozen."""
         return Progress(self._step, self._step.load(params, state), **rest)
 
     def advance(self, at: Progress) -> None:
         """One batch: its loss and gradients, and the update."""
+        held = () if self._frozen is None else (self._frozen,)
         try:
-            loss = at.advance(*self._train, self._indices(at.step))
+            loss = at.advance(*held, *self._train, self._indices(at.step), *self._logits)
         except NonFiniteError as e:
-            raise NonFiniteError(f"{self.backend.name}, step {at.step + 1}: {e}") from None
+            where = f"{self.backend.name}, " + (f"phase {self.work.name!r}, " if self.work.name else "")
+            raise NonFiniteError(f"{where}step {at.step + 1}: {e}") from None
+        self._prune(at)
         self._waiting.append(loss)
         if len(self._waiting) >= FETCH_EVERY:
             self.fetch(at)
@@ -148,13 +171,21 @@ class Engine:
 
     def evaluate(self, at: Progress) -> Evaluation:
         """Loss and accuracy on the test samples, of the averaged weights where there are any."""
-        params = self.average(at) or at.params
-        values = [float(self.backend.to_numpy(x)) for x in self._measure(params, *self._test)]
-        # In whole samples: a float32 mean is not the fraction that it stands for.
-        right = round(values[1] * self.tests) / self.tests if self.classes else None
-        found = Evaluation(at.step, self.epoch(at.step), values[0], right)
+        found = Evaluation(at.step, self.epoch(at.step), *self._tested(self._whole(at)))
         at.history.evaluations.append(found)
         return found
+
+    def test(self, params: Tree) -> tuple[float, float | None]:
+        """Loss and accuracy of ``params``, a whole tree on the host, on the test samples."""
+        return self._tested(convert(params, self.backend, device=self.device))
+
+    def left(self, at: Progress) -> Left:
+        """The model as it is tested, on the host, and its masks."""
+        found = {} if self.work.masks is None else dict(self.work.masks)
+        if self.work.masks is not None:
+            found |= {path: self.backend.to_numpy(x).copy() for path, x in masks_of(at.state).items()}
+        # A mask that keeps all is none.
+        return Left(self.model, host(self._whole(at)), {p: x for p, x in found.items() if not x.all()})
 
     def average(self, at: Progress) -> Any:
         """The averaged weights in a tree like the parameters, ``None`` without ``[ema]``."""
@@ -166,15 +197,57 @@ class Engine:
         """Passes over the data that ``step`` batches have begun."""
         return math.ceil(step / self.per_epoch)
 
+    def _whole(self, at: Progress) -> Tree:
+        """The weights that are tested: averaged ones where there are any, and what is frozen."""
+        trained = self.average(at) or at.params
+        return trained if self._frozen is None else finetuning.merge(trained, self._frozen)
+
+    def _tested(self, params: Tree) -> tuple[float, float | None]:
+        values = [float(self.backend.to_numpy(x)) for x in self._measure(params, *self._test)]
+        # In whole samples: a float32 mean is not the fraction that it stands for.
+        return values[0], round(values[1] * self.tests) / self.tests if self.classes else None
+
+    # Masks
+
+    def _prune(self, at: Progress) -> None:
+        """Prune where the schedule says so, by the number of updates made."""
+        updates, rest = divmod(at.step, self.recipe.train.accumulate)
+        if self.work.prune is None or self._pruning is None or rest or not self._pruning.due(updates):
+            return
+        before = masks_of(at.state)
+        sparsity = self._pruning(updates)
+        new = self.work.prune.masks(at.params, sparsity, self.recipe.seed, updates, before)
+        self._mask(at, before | new)
+
+    def _mask(self, at: Progress, masks: dict[str, Any]) -> None:
+        trained = tree.named(at.params)
+        own = {path: self._beside(x) for path, x in masks.items() if path in trained}
+        at.put(*with_masks(self.optimizer, at.params, at.state, own))
+
+    def _beside(self, mask: Any) -> Array:
+        return mask if self.backend.is_array(mask) else self.backend.from_numpy(mask, device=self.device)
+
     # Functions of arrays
 
     def _batch_loss(self, xp: Ops, params: Any, x: Array, y: Array, indices: Array) -> Array:
         # Rows are taken on the device: a batch costs the transfer of its indices alone.
-        output = self.model.apply(xp, params, xp.take(x, indices, axis=0))
+        output = self._output(xp, params, xp.take(x, indices, axis=0))
         return self._loss(xp, output, xp.take(y, indices, axis=0), self.recipe.loss.label_smoothing)
 
+    def _distilled(self, xp: Ops, params: Any, x: Array, y: Array, indices: Array, logits: Array) -> Array:
+        output = self._output(xp, params, xp.take(x, indices, axis=0))
+        target, smoothing = xp.take(y, indices, axis=0), self.recipe.loss.label_smoothing
+        if smoothing:
+            target = (1.0 - smoothing) * target + smoothing / self.classes
+        found: Array = self.work.distil(xp, output, xp.take(logits, indices, axis=0), target)
+        return found
+
+    def _output(self, xp: Ops, params: Any, x: Array) -> Array:
+        view = self.work.view
+        return self.model.apply(xp, params if view is None else view(xp, params), x)
+
     def _metrics(self, xp: Ops, params: Any, x: Array, y: Array) -> list[Array]:
-        output = self.model.apply(xp, params, x)
+        output = self._output(xp, params, x)
         loss = self._loss(xp, output, y, 0.0)
         return [loss, losses.accuracy(xp, output, y)] if self.classes else [loss]
 
@@ -184,6 +257,12 @@ class Engine:
         return losses.mean_squared_error(xp, output, target)
 
     # Arrays
+
+    def _taught(self, teacher: Left) -> Array:
+        """What the teacher says of every training sample, computed once."""
+        params = convert(teacher.weights, self.backend, device=self.device)
+        logits = Teacher(teacher.model.apply, params).cache(self._train[0]).logits
+        return self.backend.from_numpy(logits, device=self.device)
 
     def _indices(self, step: int) -> Array:
         epoch, i = divmod(step, self.per_epoch)

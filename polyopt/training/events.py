@@ -27,6 +27,8 @@ class Event:
     loss: float | None = None
     evaluation: Evaluation | None = None
     path: Path | None = None
+    phase: str = ""
+    """Which phase it is of; empty before the first one. Steps and epochs are the phase's own."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,37 @@ class History:
 
 
 @dataclass(frozen=True)
+class PhaseResult:
+    """What a phase left, the run before the first one (``"base"``) too.
+
+    ``sparsity`` is the share that is pruned of the parameters that have masks, 0 where none is pruned;
+    ``parameters`` counts all that are not pruned; ``bytes`` is the size of the arrays as they are stored, in
+    which a pruned weight takes as much as any. ``seconds`` is the time of the call that finished it.
+    """
+
+    name: str
+    kind: str
+    steps: int
+    test_loss: float
+    test_accuracy: float | None
+    sparsity: float
+    parameters: int
+    bytes: int
+    seconds: float
+    model: Path | None = None
+
+
+@dataclass(frozen=True)
 class Result:
     """A run that ended. ``params`` is ``{path: host array}``; ``state`` the optimizer's, on the backend.
 
     ``steps`` counts the batches from the very start, also where the run was resumed; ``seconds`` only the
     time of this call. ``average`` holds the averaged weights where the recipe has ``[ema]``; ``snapshots``
     the parameters after some of the batches, ``{batches done: params}``, where they were asked for.
+
+    With phases, what is tested and kept here is what the last of them left; ``history`` and ``steps`` go
+    through all, ``phases`` has each one's figures, and ``model`` is the file with the last one's weights in
+    their true size (:func:`polyopt.quantization.load` reads it).
     """
 
     backend: str
@@ -68,3 +95,5 @@ class Result:
     state: dict[str, Any]
     average: dict[str, Any] | None = None
     snapshots: dict[int, dict[str, Any]] = field(default_factory=dict)
+    phases: tuple[PhaseResult, ...] = ()
+    model: Path | None = None

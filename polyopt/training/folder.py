@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from polyopt.files import read_bounded, write_atomic
 from polyopt.recipe import Recipe
 from polyopt.recipe.problems import shown
 from polyopt.training.engine import Engine, Progress
-from polyopt.training.events import Evaluation, History
+from polyopt.training.events import Evaluation, History, PhaseResult
 
 CHECKPOINT, HISTORY, RECIPE = "checkpoint.safetensors", "history.json", "recipe.toml"
 MAX_HISTORY = 1 << 30
+MODEL, PHASES, RESULTS = "model.safetensors", "phases", "phases.json"
 EXTENDABLE = ("name", "train.epochs", "train.steps")
-"""Keys that may differ when a run is resumed."""
+"""Keys that may differ when a run is resumed; with phases, only the first: they go on from its end."""
 
 
 class Folder:
@@ -85,11 +88,13 @@ class Folder:
 
     def _check_recipe(self, earlier: Any) -> None:
         was, now = flat(earlier if isinstance(earlier, dict) else {}), flat(self.recipe.to_dict())
-        for key in sorted({*was, *now} - set(EXTENDABLE)):
+        free = EXTENDABLE[:1] if self.recipe.phase else EXTENDABLE
+        may = "nothing may" if self.recipe.phase else "only train.epochs and train.steps may"
+        for key in sorted({*was, *now} - set(free)):
             if was.get(key) != now.get(key):
                 raise InputError(
                     f"{key} = {shown(now.get(key))}; the run in {self.path} began with "
-                    f"{shown(was.get(key))}: only train.epochs and train.steps may change when it is resumed"
+                    f"{shown(was.get(key))}: {may} change when it is resumed"
                 )
 
     def _history(self, step: int, record: str) -> History:
@@ -108,6 +113,41 @@ class Folder:
         return History(loss, tests)
 
 
+def forget_phases(path: Path) -> None:
+    """Take away what an earlier run's phases would be resumed from."""
+    for old in path.glob(f"{PHASES}/*/{CHECKPOINT}"):
+        old.unlink()
+    for name in (RESULTS, MODEL):
+        (path / name).unlink(missing_ok=True)
+
+
+def phase_folder(path: Path, number: int, name: str) -> Path:
+    """Where a phase is kept.
+
+    >>> phase_folder(Path("run"), 2, "pruned/80 %").as_posix()
+    'run/phases/2-pruned-80'
+    """
+    return path / PHASES / f"{number}-{re.sub(r'[^0-9A-Za-z_.]+', '-', name).strip('-.')}"
+
+
+def write_results(path: Path, results: Sequence[PhaseResult]) -> None:
+    """Keep the figures of the phases that are done."""
+    rows = [{k: str(v) if isinstance(v, Path) else _number(v) for k, v in asdict(r).items()} for r in results]
+    write_atomic(path / RESULTS, [json.dumps(rows, indent=1, allow_nan=False).encode()])
+
+
+def read_seconds(path: Path) -> dict[str, float]:
+    """How long each phase took that was done before; without a file none was."""
+    file = path / RESULTS
+    if not file.exists():
+        return {}
+    try:
+        rows = json.loads(read_bounded(file, MAX_HISTORY, "list of phases"))
+        return {str(row["name"]): float(row["seconds"]) for row in rows}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise InputError(f"{file}: not a list that a run wrote; remove it and resume again") from None
+
+
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as ``{dotted key: value}``.
 
@@ -116,6 +156,8 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in table.items():
+        if key == "phase":
+            value = {str(i): phase for i, phase in enumerate(value)}
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 

@@ -1,0 +1,117 @@
+"""The loop of a run, with its events, its checkpoints and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from polyopt import tree
+from polyopt.training.engine import Engine, Progress
+from polyopt.training.events import Event, Kind
+from polyopt.training.folder import Folder
+from polyopt.training.work import host
+
+Listener: TypeAlias = Callable[[Event], None]
+
+
+class Run:
+    """The loop, with its events and checkpoints."""
+
+    def __init__(
+        self, engine: Engine, folder: Folder | None, listener: Listener, checkpoint_seconds: float
+    ) -> None:
+        self.engine, self.folder, self.listener = engine, folder, listener
+        self.every, self.saved = checkpoint_seconds, time.monotonic()
+        self.marks: frozenset[int] = frozenset()
+        self.snapshots: dict[int, dict[str, Any]] = {}
+
+    def to(self, at: Progress, last: int) -> None:
+        """Go on until ``last`` batches are done; test and save."""
+        engine = self.engine
+        self._tell("started", at)
+        with _deferred_interrupt() as interrupted:
+            try:
+                while at.step < last and not interrupted:
+                    engine.advance(at)
+                    if at.step in self.marks:
+                        # Copies: the next step may change the arrays in place.
+                        self.snapshots[at.step] = tree.named(host(at.params))
+                    tested = engine.due(at.step)
+                    if tested:
+                        engine.observe(at)
+                        engine.evaluate(at)
+                    self._tell("step", at)
+                    if tested:
+                        self._tell("evaluated", at)
+                    if self.folder and time.monotonic() - self.saved >= self.every and at.step < last:
+                        self._save(at)
+                if interrupted:
+                    raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                if self.folder:
+                    self._save(at)
+                raise
+            self._finish(at)
+
+    def _finish(self, at: Progress) -> None:
+        self.engine.fetch(at)
+        tests = at.history.evaluations
+        if not tests or tests[-1].step != at.step:
+            self.engine.evaluate(at)
+            self._tell("evaluated", at)
+        if self.folder:
+            self._save(at)
+        self._tell("finished", at)
+
+    def _save(self, at: Progress) -> None:
+        assert self.folder is not None
+        path = self.folder.save(self.engine, at)
+        self.saved = time.monotonic()
+        self._tell("checkpointed", at, path)
+
+    def _tell(self, kind: Kind, at: Progress, path: Path | None = None) -> None:
+        engine = self.engine
+        tests = at.history.evaluations
+        self.listener(
+            Event(
+                kind,
+                engine.backend.name,
+                at.step,
+                engine.steps,
+                engine.epoch(at.step),
+                engine.epochs,
+                engine.last_loss,
+                tests[-1] if tests else None,
+                path,
+                engine.work.name,
+            )
+        )
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[list[int]]:
+    """A list that Ctrl-C makes non-empty, instead of breaking into a step that changes arrays in place.
+
+    A second Ctrl-C raises at once. Another thread than the main one, and a program with a handler of its
+    own, are left alone.
+    """
+    seen: list[int] = []
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield seen
+        return
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

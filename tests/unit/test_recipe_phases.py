@@ -1,0 +1,293 @@
+"""``[[phase]]``: exact both ways, and one line for whatever is wrong with one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyopt import data
+from polyopt.errors import InputError
+from polyopt.pruning import Gradual, OneShot
+from polyopt.quantization import Cast, Integer
+from polyopt.recipe import Recipe
+from polyopt.testing import assert_same_bits
+from polyopt.training.work import tasks
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+EPOCH = {"epochs": 1}
+STUDENT = {"model": {"name": "softmax"}}
+
+
+def recipe(*phases: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A sound run with these phases, called ``a``, ``b``, … where they have no name."""
+    named = [{"name": chr(ord("a") + i)} | phase for i, phase in enumerate(phases)]
+    table: dict[str, Any] = {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "hidden": [8]},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "train": {"epochs": 1},
+        "phase": named,
+    }
+    return table | changes
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    (recipe({"prun": {}}), r"^phase\.0\.prun: unknown key; did you mean 'prune'\?$"),
+    (recipe({"prune": {"sparsty": 0.5}}), r"^phase\.0\.prune\.sparsty: unknown key; did you mean 'sparsity'"),
+    (
+        recipe({"prune": {"sparsity": 1.0}}),
+        r"^phase\.0\.prune\.sparsity = 1\.0; expected a number in \[0, 1\)",
+    ),
+    (recipe({"prune": {"sparsity": -0.1}}), r"^phase\.0\.prune\.sparsity = -0\.1; expected"),
+    (recipe({"prune": {"sparsity": float("nan")}}), r"^phase\.0\.prune\.sparsity = nan; expected"),
+    (recipe({"prune": {"sparsity": True}}), r"^phase\.0\.prune\.sparsity = True; expected"),
+    (
+        recipe({"prune": {"sparsity": {"schedule": "gradul", "end": 0.8}}}),
+        r"^phase\.0\.prune\.sparsity\.schedule = 'gradul': unknown sparsity; did you mean 'gradual'\?$",
+    ),
+    (
+        recipe({"prune": {"sparsity": {"schedule": "gradual", "end": 1.0, "steps": 4}}, "train": EPOCH}),
+        r"^phase\.0\.prune\.sparsity\.end = 1\.0; expected a number in \[0, 1\)$",
+    ),
+    (
+        recipe({"prune": {"sparsity": {"schedule": "gradual", "end": 0.5, "steps": 4}}}),
+        r"^phase\.0\.train: this key is missing",
+    ),
+    (recipe({"prune": {"sparsity": 0.5, "select": "("}}), r"^phase\.0\.prune\.select: '\(' is not a regular"),
+    (recipe({"quantize": {"bits": 5}}), r"^phase\.0\.quantize\.bits = 5; "),
+    (recipe({"quantize": {"per": "group"}}), r"^phase\.0\.quantize: per = 'group' with group_size = None"),
+    (
+        recipe({"quantize": {"dtype": "bfloat16", "bits": 8}}),
+        r"^phase\.0\.quantize\.bits: dtype = 'bfloat16'",
+    ),
+    (recipe({"quantize": {"dtype": "bfloat61"}}), r"^phase\.0\.quantize\.dtype = 'bfloat61'; did you mean"),
+    (recipe({"quantize": {}, "train": EPOCH}), r"^phase\.0\.train: nothing is trained here"),
+    (recipe({"quantize": {"aware": True}}), r"^phase\.0\.train: this key is missing"),
+    (recipe({"finetune": {}}), r"^phase\.0\.train: this key is missing"),
+    (recipe({"finetune": {"decay": 0.0}, "train": EPOCH}), r"^phase\.0\.finetune\.decay = 0\.0; expected"),
+    (
+        recipe({"finetune": {"rates": {"x": -1}}, "train": EPOCH}),
+        r"^phase\.0\.finetune\.rates\.x = -1; expected a finite number >= 0$",
+    ),
+    (
+        recipe({"prune": {"sparsity": 0.5}, "quantize": {}}),
+        r"^phase\.0\.quantize: this phase has 'prune' too; expected one of them in a phase$",
+    ),
+    (recipe({"distil": {}, "train": EPOCH}), r"^phase\.0\.distil\.model: this key is missing"),
+    (
+        recipe({"distil": STUDENT | {"temperature": 0.0}, "train": EPOCH}),
+        r"^phase\.0\.distil\.temperature = 0\.0; expected",
+    ),
+    (
+        recipe({"name": "big", "train": EPOCH}, {"distil": STUDENT | {"teacher": "bgi"}, "train": EPOCH}),
+        r"^phase\.1\.distil\.teacher = 'bgi': no earlier phase; did you mean 'big'\?$",
+    ),
+    (
+        recipe({"distil": STUDENT | {"teacher": "a"}, "train": EPOCH}),
+        r"^phase\.0\.distil\.teacher = 'a': no earlier phase; known: 'base', 'previous'$",
+    ),
+    (
+        recipe({"name": "x", "train": EPOCH}, {"name": "x", "train": EPOCH}),
+        r"^phase\.1\.name = 'x': an earlier phase has this name$",
+    ),
+    (recipe({"name": "base", "train": EPOCH}), r"^phase\.0\.name = 'base'; expected another one"),
+    (
+        recipe({"data": {"shift": "rotatd"}, "train": EPOCH}),
+        r"^phase\.0\.data\.shift = 'rotatd': unknown shift",
+    ),
+    (recipe({"data": {"labels": [1]}, "train": EPOCH}), r"^phase\.0\.data\.labels"),
+    (
+        recipe({"data": {"name": "diabetes"}, "train": EPOCH}),
+        r"^phase\.0: loss\.name = 'cross_entropy' is not for regression",
+    ),
+]
+
+
+@pytest.mark.parametrize(("table", "message"), WRONG, ids=[m[:50] for _, m in WRONG])
+def test_what_is_wrong_is_said_in_one_line(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Recipe.from_dict(table)
+    assert "\n" not in str(caught.value)
+
+
+UNFIT: list[tuple[dict[str, Any], str]] = [
+    (
+        recipe({"name": "few", "prune": {"sparsity": 0.5, "select": "layer.1.wieght$"}}),
+        r"^phase 'few': magnitude_masks: select = .* matches no .*; did you mean 'layers\.1\.weight'\?$",
+    ),
+    (
+        recipe({"finetune": {"freeze": ["^body"]}, "train": EPOCH}),
+        r"^phase 'a': pattern '\^body' matches no parameter; known: 'layers\.0\.bias'",
+    ),
+    (recipe({"finetune": {"reinit": ["^body"]}, "train": EPOCH}), r"^phase 'a': pattern '\^body' matches no"),
+    (recipe({"finetune": {"rates": {"^body": 2}}, "train": EPOCH}), r"^phase 'a': .*'\^body' matches no"),
+    (
+        recipe({"quantize": {"bits": 4, "group_size": 7}}),
+        r"^phase 'a': leaf 'layers\.0\.weight': group_size = 7 does not divide axis 0",
+    ),
+    (
+        recipe({"quantize": {"select": "^body"}}),
+        r"^phase 'a': quantize: select = '\^body' matches no parameter",
+    ),
+    (
+        recipe({"data": {"labels": [0, 1, 2]}, "train": EPOCH}),
+        r"^phase 'a': parameter 'layers\.1\.bias' has shape \(10,\), and these data need \(3,\): add "
+        r"a pattern that matches it to finetune\.reinit$",
+    ),
+    (
+        recipe({"data": {"labels": [0, 1]}, "distil": STUDENT, "train": EPOCH}),
+        r"^phase 'a': distil\.teacher = 'previous' has 10 classes; the student's data have 2: expected",
+    ),
+    (
+        recipe({"data": {"labels": [0, 11]}, "train": EPOCH}),
+        r"^phase 'a': labels = \[0, 11\]; expected two or",
+    ),
+    (
+        recipe({"data": {"shift": "rotated"}, "train": EPOCH}, data={"name": "breast_cancer"}),
+        r"^phase 'a': shift = 'rotated': the 30 features of 'breast_cancer' are no square image$",
+    ),
+    (
+        recipe({"train": EPOCH | {"batch_size": 4000}}),
+        r"^phase 'a': train\.batch_size = 4000; expected at most the 1438 training samples",
+    ),
+    (
+        recipe({"train": EPOCH, "optimizer": {"name": "adamw", "mask": "wieght"}}),
+        r"^phase 'a': mask: pattern 'wieght' matches no parameter",
+    ),
+]
+
+
+@pytest.mark.parametrize(("table", "message"), UNFIT, ids=[m[:50] for _, m in UNFIT])
+def test_what_does_not_fit_is_said_before_anything_is_trained(table: dict[str, Any], message: str) -> None:
+    found = Recipe.from_dict(table)
+    with pytest.raises(InputError, match=message) as caught:
+        tasks(found)
+    assert "\n" not in str(caught.value)
+
+
+def check_round_trips(found: Recipe) -> None:
+    table = found.to_dict()
+    assert Recipe.from_dict(table) == found
+    assert Recipe.parse(found.to_toml(), "toml") == found
+    assert Recipe.parse(found.to_json(), "json") == found
+    assert Recipe.parse(found.to_toml()).to_dict() == table == json.loads(found.to_json())
+    assert hash(found) == hash(Recipe.from_dict(table))
+
+
+numbers = st.floats(0.0, 0.99)
+fines = st.fixed_dictionaries(
+    {},
+    optional={
+        "freeze": st.lists(st.sampled_from(["^layers", 'bi"as', r"\.0\."]), max_size=2),
+        "reinit": st.lists(st.sampled_from(["^layers", "weight$"]), max_size=2),
+        "rates": st.dictionaries(
+            st.sampled_from(["a.b", r"\d$", "x"]), st.integers(0, 9) | numbers, max_size=2
+        ),
+        "weight_decay": st.dictionaries(st.sampled_from(["a.b", "é"]), numbers, max_size=2),
+        "decay": st.floats(0.1, 1.0),
+    },
+)
+sparsities = numbers | st.builds(
+    lambda end, n: {"schedule": "gradual", "end": end, "steps": 3 * n, "every": 3},
+    numbers,
+    st.integers(1, 99),
+)
+prunes = st.fixed_dictionaries(
+    {"sparsity": sparsities},
+    optional={"criterion": st.just("random"), "scope": st.just("global"), "select": st.just("weight$")},
+)
+quantizations = st.sampled_from(
+    [{}, {"bits": 4, "group_size": 8}, {"dtype": "float16"}, {"per": "tensor", "symmetric": False}]
+)
+students = st.builds(lambda t, a: STUDENT | {"temperature": t, "alpha": a}, st.floats(0.1, 9), numbers)
+phases = st.one_of(
+    st.builds(lambda x: {"finetune": x, "train": EPOCH}, fines),
+    st.builds(lambda x: {"prune": x, "train": {"steps": 3, "batch_size": "full"}}, prunes),
+    st.builds(lambda x: {"quantize": x}, quantizations),
+    st.builds(lambda x: {"distil": x, "train": EPOCH, "optimizer": {"name": "sgd", "lr": 0.1}}, students),
+    st.builds(
+        lambda x: {"data": {"shift": x}, "train": EPOCH, "seed": 7}, st.sampled_from(sorted(data.SHIFTS))
+    ),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(phases, max_size=4))
+def test_round_trips_are_exact(found: list[dict[str, Any]]) -> None:
+    check_round_trips(Recipe.from_dict(recipe(*found)))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+def test_recipes_that_are_shipped_fit(path: Path) -> None:
+    found = Recipe.load(path)
+    assert len(tasks(found)) == 1 + len(found.phase)
+
+
+def test_a_phase_is_a_recipe_with_what_changed() -> None:
+    found = Recipe.from_dict(
+        recipe(
+            {"data": {"shift": "inverted"}, "train": {"steps": 5}, "optimizer": {"name": "sgd", "lr": 0.5}},
+            {"distil": {"model": {"name": "mlp", "hidden": [3]}}, "train": EPOCH, "seed": 9},
+            {"quantize": {"bits": 4}},
+            seed=4,
+        )
+    )
+    base, first, second, third = (found.of_phase(i) for i in range(4))
+    assert base == Recipe.from_dict({k: v for k, v in found.to_dict().items() if k != "phase"})
+    assert (first.data.shift, first.optimizer.name, first.train.steps, first.seed) == (
+        "inverted",
+        "sgd",
+        5,
+        5,
+    )
+    assert (second.data.shift, second.optimizer.name, second.model.hidden) == ("inverted", "adamw", (3,))
+    assert (second.seed, third.seed, third.model.hidden) == (9, 7, (3,))
+
+
+def test_sections_say_what_the_library_takes() -> None:
+    gradual = {"schedule": "gradual", "end": 0.8, "steps": 10, "every": 5}
+    found = Recipe.from_dict(
+        recipe(
+            {"prune": {"sparsity": gradual}, "train": EPOCH},
+            {"prune": {"sparsity": 0.5}},
+            {"quantize": {"bits": 4, "group_size": 8}},
+            {"quantize": {"dtype": "bfloat16"}},
+            {"quantize": {"convention": "torch"}},
+        )
+    )
+    first, second = (phase.prune for phase in found.phase[:2])
+    assert first is not None
+    assert second is not None
+    assert (first.schedule(), second.schedule()) == (Gradual(0.8, steps=10, every=5), OneShot(0.5))
+    schemes = [phase.quantize.scheme() for phase in found.phase[2:] if phase.quantize is not None]
+    assert schemes[:2] == [Integer(bits=4, per="group", group_size=8, layout="in_out"), Cast("bfloat16")]
+    assert schemes[2] == Integer(convention="torch", layout="in_out")
+
+
+def test_shifts_of_the_data() -> None:
+    plain = data.load("digits", standardize=False)
+    image = plain.x_train[0].reshape(8, 8)
+    turned = data.load("digits", standardize=False, shift="rotated")
+    assert_same_bits(turned.x_train[0].reshape(8, 8), np.rot90(image))
+    assert_same_bits(data.load("digits", standardize=False, shift="inverted").x_train, 16.0 - plain.x_train)
+    mixed = data.load("digits", standardize=False, shift="permuted")
+    assert not np.array_equal(mixed.x_train, plain.x_train)
+    assert_same_bits(np.sort(mixed.x_train, axis=1), np.sort(plain.x_train, axis=1))
+    few = data.load("digits", standardize=False, labels=[7, 2])
+    assert few.classes == 2
+    whole = data.load("digits", standardize=False, split_seed=3)
+    counts = [int((np.r_[whole.y_train, whole.y_test] == digit).sum()) for digit in (7, 2)]
+    assert np.bincount(np.r_[few.y_train, few.y_test]).tolist() == counts
+    for labels in ([1], [1, 1], [0, 10]):
+        with pytest.raises(InputError, match=r"expected two or more of \[0, 1, 2"):
+            data.load("digits", labels=labels)
+    with pytest.raises(InputError, match=r"'diabetes' is a regression"):
+        data.load("diabetes", labels=[0, 1])
+    with pytest.raises(InputError, match=r"unknown shift 'invert'; did you mean 'inverted'"):
+        data.load("digits", shift="invert")
