@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 from polyopt import registry
 from polyopt.rule import Elementwise
 from polyopt.testing import trajectories
+from polyopt.testing.agreement import same_bits
 from polyopt.testing.case import Case, Context
 from polyopt.testing.rules_cases import Setting, pairs
 from polyopt.testing.rules_checks import STEPS, STEPS_QUICK, known
@@ -47,23 +46,9 @@ def check(algorithm: str, convention: str, compiled: bool, context: Context) -> 
 def _same(setting: Setting, steps: int, got: Trajectory, want: Trajectory) -> None:
     for dtype, leaves in got.params.items():
         for leaf, a in leaves.items():
-            _same_bits(
+            same_bits(
                 f"{setting} on {dtype}, leaf {leaf!r}, after {steps} steps", a, want.params[dtype][leaf]
             )
     for slot, values in got.slots.items():
         for path, a in values.items():
-            _same_bits(f"{setting} slot {slot} of {path!r}, after {steps} steps", a, want.slots[slot][path])
-
-
-def _same_bits(what: str, got: Any, want: Any) -> None:
-    kinds = f"{got.dtype}{list(got.shape)}", f"{want.dtype}{list(want.shape)}"
-    assert kinds[0] == kinds[1], f"{what}: {kinds[0]}; NumPy has {kinds[1]}"
-    kind = f"u{got.dtype.itemsize}"
-    a, w = (np.ascontiguousarray(x).reshape(-1) for x in (got, want))
-    wrong = (a.view(kind) != w.view(kind)) & ~(np.isnan(a) & np.isnan(w))
-    if wrong.any():
-        i = int(np.flatnonzero(wrong)[0])
-        raise AssertionError(
-            f"{what}: element {i} is {a[i].item()!r}; NumPy has {w[i].item()!r} "
-            f"({int(wrong.sum())} of {wrong.size} differ in their bits)"
-        )
+            same_bits(f"{setting} slot {slot} of {path!r}, after {steps} steps", a, want.slots[slot][path])

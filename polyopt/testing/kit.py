@@ -14,7 +14,19 @@ from polyopt.testing.report import CHECKS, Report, Row
 
 def all_cases(backend_name: str) -> Iterator[Case]:
     """Every case of the kit for a backend of that name, in the order of :data:`CHECKS`."""
-    from polyopt.testing import backend_checks, bits, ops_checks, peers, properties, rules_checks
+    from polyopt.testing import (
+        backend_checks,
+        bits,
+        distillation_checks,
+        federated_checks,
+        finetuning_checks,
+        ops_checks,
+        peers,
+        properties,
+        pruning_checks,
+        quantization_checks,
+        rules_checks,
+    )
 
     yield from backend_checks.cases()
     yield from ops_checks.cases()
@@ -22,6 +34,11 @@ def all_cases(backend_name: str) -> Iterator[Case]:
     yield from peers.cases(backend_name)
     yield from bits.cases()
     yield from properties.cases()
+    yield from pruning_checks.cases()
+    yield from quantization_checks.cases()
+    yield from distillation_checks.cases()
+    yield from finetuning_checks.cases()
+    yield from federated_checks.cases()
 
 
 def conform(

@@ -15,6 +15,11 @@ CHECKS: Final = {
     "peer": "conventions against the framework's own optimizer",
     "bits": "the same bits as NumPy, eager and compiled",
     "properties": "caller's arrays, dtypes, order, absent gradients",
+    "pruning": "masks, what they prune, and optimizers that respect them",
+    "quantization": "codes, scales, fake quantization, integer products",
+    "distillation": "losses and gradients against the published formulas",
+    "finetuning": "rates by layer, L2-SP, LoRA, new layers, accumulated batches",
+    "federated": "aggregates, the server's rules, the proximal term",
 }
 """The groups of checks, in the order in which they run, with what each looks at."""
 

@@ -81,14 +81,14 @@ def _leaves(dtype: str, t: int, eager: bool) -> Iterator[tuple[str, Any]]:
 
 @lru_cache(maxsize=16)
 def _on_backend(backend: Backend, kinds: tuple[str, ...], eager: bool, steps: int) -> list[Any]:
-    return [_converted(backend, tree) for tree in gradients(kinds, eager, steps)]
+    return [converted(backend, tree) for tree in gradients(kinds, eager, steps)]
 
 
-def _converted(backend: Backend, tree: HostTree) -> Any:
+def converted(backend: Backend, tree: HostTree) -> Any:
     return {d: {n: backend.from_numpy(x) for n, x in leaves.items()} for d, leaves in tree.items()}
 
 
-def _host(backend: Backend, tree: Any) -> HostTree:
+def host_tree(backend: Backend, tree: Any) -> HostTree:
     return {d: {n: np.array(backend.to_numpy(x)) for n, x in leaves.items()} for d, leaves in tree.items()}
 
 
@@ -107,20 +107,20 @@ def run(
     optimizer = Optimizer(setting.rule(rate()), compiled=compiled)
     kept: list[HostTree] = []
     with registry.forced(backend):
-        params = _converted(backend, parameters(kinds, eager_tree))
+        params = converted(backend, parameters(kinds, eager_tree))
         state = optimizer.init(params)
         for t in range(steps):
             params, state = optimizer.step(params, grads[t], state)
             if t < KEPT and compiled:
-                kept.append(_host(backend, params))
+                kept.append(host_tree(backend, params))
         slots = {
-            name: {path: _number(backend, x) for path, x in values.items()}
+            name: {path: number(backend, x) for path, x in values.items()}
             for name, values in state["slots"].items()
         }
-        return Trajectory(kept, _host(backend, params), slots)
+        return Trajectory(kept, host_tree(backend, params), slots)
 
 
-def _number(backend: Backend, x: Any) -> Any:
+def number(backend: Backend, x: Any) -> Any:
     """A slot's host array; a scalar slot is a Python float already."""
     return np.array(backend.to_numpy(x)) if backend.is_array(x) else np.float64(x)
 

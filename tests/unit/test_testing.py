@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,6 +149,68 @@ def test_broken_only_by_name_passes() -> None:
     for check, case in (("ops", "sqrt"), ("bits", "adam/paper: compiled"), ("properties", "callers_arrays")):
         row = rows(Broken(), check, case)
         assert row.outcome == "passed", row.detail
+
+
+def in_float32(x: Any, w: Any) -> Any:
+    return (x.astype(np.float32) @ w.astype(np.float32)).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "case", "says"),
+    [
+        (Broken(lift=contracting), "pruning", "masked(AdamW): compiled", "differ in their bits"),
+        (Broken(lift=contracting), "federated", "FedYogi: compiled", "differ in their bits"),
+        (Broken(value_and_grad=wrong_sign), "distillation", "soft targets", "gradient"),
+        (Broken(value_and_grad=wrong_sign), "finetuning", "lora_gradient", "gradient of A"),
+        (Broken(value_and_grad=wrong_sign), "quantization", "fake_quantize: paper", "gradient"),
+        (Broken(stop_gradient=lambda x: x * 1.5), "distillation", "feature hint", "the reference has"),
+        (Broken(ops={"floor": np.ceil}), "quantization", "fake_quantize_weight", "the stored weight"),
+        (Broken(int8_matmul=in_float32), "quantization", "integer_products", "the product of integers"),
+    ],
+)
+def test_broken_compression_is_caught(broken: Broken, check: str, case: str, says: str) -> None:
+    row = rows(broken, check, case)
+    assert row.outcome == "failed"
+    assert says in row.detail
+
+
+@pytest.mark.parametrize(
+    ("home", "name", "wrong", "check", "case", "says"),
+    [
+        (
+            "polyopt.pruning",
+            "magnitude_masks",
+            lambda right: lambda p, s, **how: right(p, s - 0.05, **how),
+            "pruning",
+            "masks: magnitude",
+            "the ranking by hand",
+        ),
+        (
+            "polyopt.quantization.weights",
+            "choose",
+            lambda right: lambda *args: (right(*args)[0] * 1.01, right(*args)[1]),
+            "quantization",
+            "codes: paper, 8 bits, symmetric, per channel, in_out",
+            "the formula",
+        ),
+        (
+            "polyopt.federated.mean",
+            "weights",
+            lambda right: lambda clients, owner: [1.0] * len(clients),
+            "federated",
+            "fedavg",
+            "the reference has",
+        ),
+    ],
+)
+def test_wrong_compression_is_caught_on_numpy_too(
+    monkeypatch: pytest.MonkeyPatch, home: str, name: str, wrong: Any, check: str, case: str, says: str
+) -> None:
+    module = import_module(home)
+    monkeypatch.setattr(module, name, wrong(getattr(module, name)))
+    row = rows(NUMPY, check, case)
+    assert row.outcome == "failed"
+    assert says in row.detail
 
 
 def test_reference_catches_a_wrong_formula(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,262 @@
+"""Distillation losses and their gradients against the published formulas, in float64 on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, Final
+
+import numpy as np
+
+from polyopt import tree, value_and_grad
+from polyopt.distillation import (
+    AttentionTransfer,
+    DecoupledKD,
+    Ensemble,
+    FeatureHint,
+    RelationalAngle,
+    RelationalDistance,
+    SoftTargets,
+)
+from polyopt.testing.agreement import within
+from polyopt.testing.case import Case, Context
+
+ROUNDING: Final = {"float64": 1e-12, "float32": 1e-5}
+"""Of a loss: sums of tens of terms, in an order that the framework chooses, and its own exp and log."""
+STEP: Final = 1e-5
+DIFFERENCES: Final = {"float64": 2e-8, "float32": 1e-4}
+"""Of a gradient, held against differences of fourth order: 1e-16/1e-5 is what their subtraction loses."""
+
+_DRAW: Final = np.random.default_rng(21)
+Z, V, V2 = (2.0 * _DRAW.normal(size=(6, 5)) for _ in range(3))
+LABELS: Final = _DRAW.integers(0, 5, size=6)
+MAPS, THEIR_MAPS = _DRAW.normal(size=(3, 2, 4, 3)), _DRAW.normal(size=(3, 2, 4, 6))
+POINTS, THEIR_POINTS = _DRAW.normal(size=(5, 4)), _DRAW.normal(size=(5, 3))
+
+
+def softmax(z: Any) -> Any:
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def kl(p: Any, q: Any) -> Any:
+    return np.sum(p * np.log(p / q), axis=-1)
+
+
+def cross_entropy(z: Any) -> float:
+    return float(np.mean([-np.log(softmax(row)[label]) for row, label in zip(z, LABELS, strict=True)]))
+
+
+def soft_targets(z: Any, v: Any, t: float, soft: float) -> float:
+    """Hinton et al., 2015, section 2."""
+    return (1 - soft) * cross_entropy(z) + soft * t**2 * float(np.mean(kl(softmax(v / t), softmax(z / t))))
+
+
+def standard(z: Any) -> Any:
+    """Sun et al., 2024, Algorithm 1."""
+    return (z - z.mean(axis=-1, keepdims=True)) / z.std(axis=-1, keepdims=True)
+
+
+def standardized_targets(z: Any) -> float:
+    p, q = softmax(standard(V) / 2.0), softmax(standard(z) / 2.0)
+    return 0.1 * cross_entropy(z) + 0.9 * 4.0 * float(np.mean(kl(p, q)))
+
+
+def decoupled(z: Any) -> float:
+    """Zhao et al., 2022, eq. 7, with T = 2, α = 1, β = 4 and the cross-entropy."""
+    total = 0.0
+    for mine, its, label in zip(z, V, LABELS, strict=True):
+        p, q = softmax(its / 2.0), softmax(mine / 2.0)
+        rest = np.arange(5) != label
+        two = [np.array([x[label], x[rest].sum()]) for x in (p, q)]
+        total += float(kl(*two) + 4.0 * kl(p[rest] / p[rest].sum(), q[rest] / q[rest].sum()))
+    return cross_entropy(z) + 4.0 * total / len(z)
+
+
+def attention(a: Any, squares: bool) -> float:
+    """Zagoruyko & Komodakis, 2017, eq. 2, or their code."""
+    maps = []
+    for x in (a, THEIR_MAPS):
+        q = np.square(x).sum(axis=-1).reshape(len(x), -1)
+        maps.append(q / np.linalg.norm(q, axis=1, keepdims=True))
+    difference = maps[0] - maps[1]
+    if squares:
+        return float(np.mean(difference**2))
+    return float(np.mean(np.linalg.norm(difference, axis=1))) / 2
+
+
+def huber(x: float) -> float:
+    return 0.5 * x**2 if abs(x) <= 1 else abs(x) - 0.5
+
+
+def distances(x: Any) -> float:
+    """Park et al., 2019, section 3.2.1."""
+    pairs = [(i, j) for i, j in product(range(5), repeat=2) if i != j]
+    relations = []
+    for points in (x, THEIR_POINTS):
+        d = np.array([np.linalg.norm(points[i] - points[j]) for i, j in pairs])
+        relations.append(d / d.mean())
+    return sum(huber(float(a - b)) for a, b in zip(*relations, strict=True))
+
+
+def angles(x: Any) -> float:
+    """Park et al., 2019, section 3.2.2."""
+    total = 0.0
+    for i, j, k in product(range(5), repeat=3):
+        if len({i, j, k}) == 3:
+            cosines = []
+            for points in (x, THEIR_POINTS):
+                a, b = points[i] - points[j], points[k] - points[j]
+                cosines.append(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
+            total += huber(cosines[0] - cosines[1])
+    return total
+
+
+def ensemble(z: Any) -> float:
+    """Hinton's, of the mean of two teachers' softened probabilities, three to one."""
+    p = 0.75 * softmax(V / 2.0) + 0.25 * softmax(V2 / 2.0)
+    return 0.5 * cross_entropy(z) + 0.5 * 4.0 * float(np.mean(kl(p, softmax(z / 2.0))))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``loss(xp, student, *others)`` and its formula as a function of the student alone."""
+
+    name: str
+    loss: Callable[..., Any]
+    student: Any
+    others: tuple[Any, ...]
+    want: Callable[[Any], float]
+
+
+LOSSES: Final[tuple[Loss, ...]] = (
+    Loss("soft targets", SoftTargets(3.0, 0.7), Z, (V, LABELS), lambda z: soft_targets(z, V, 3.0, 0.7)),
+    Loss(
+        "soft targets, torch",
+        SoftTargets(3.0, 0.7, convention="torch"),
+        Z,
+        (V, LABELS),
+        lambda z: 0.3 * cross_entropy(z) + soft_targets(z, V, 3.0, 1.0) * 0.7 / 5,
+    ),
+    Loss(
+        "soft targets, keras",
+        SoftTargets(3.0, 0.7, convention="keras"),
+        Z,
+        (V, LABELS),
+        lambda z: soft_targets(z, V, 3.0, 0.3),
+    ),
+    Loss(
+        "soft targets of probabilities",
+        SoftTargets(2.0, 0.5, teacher="probabilities"),
+        Z,
+        (softmax(V), LABELS),
+        lambda z: soft_targets(z, V, 2.0, 0.5),
+    ),
+    Loss(
+        "standardized logits",
+        SoftTargets(2.0, 0.9, standardize="paper"),
+        Z,
+        (V, LABELS),
+        standardized_targets,
+    ),
+    Loss("decoupled", DecoupledKD(2.0, 1.0, 4.0), Z, (V, LABELS), decoupled),
+    Loss(
+        "feature hint",
+        FeatureHint(),
+        POINTS,
+        (THEIR_POINTS @ np.eye(3, 4),),
+        lambda x: 0.5 * float(np.sum((x - THEIR_POINTS @ np.eye(3, 4)) ** 2)) / len(x),
+    ),
+    Loss(
+        "feature hint, projected, torch",
+        FeatureHint(convention="torch"),
+        POINTS,
+        (THEIR_POINTS, np.ones((4, 3)) / 2),
+        lambda x: float(np.mean((x @ np.ones((4, 3)) / 2 - THEIR_POINTS) ** 2)),
+    ),
+    Loss("attention", AttentionTransfer(), MAPS, (THEIR_MAPS,), lambda x: attention(x, False)),
+    Loss(
+        "attention, torch",
+        AttentionTransfer(convention="torch"),
+        MAPS,
+        (THEIR_MAPS,),
+        lambda x: attention(x, True),
+    ),
+    Loss("relations, distances", RelationalDistance(), POINTS, (THEIR_POINTS,), distances),
+    Loss("relations, angles", RelationalAngle(), POINTS, (THEIR_POINTS,), angles),
+    Loss(
+        "ensemble",
+        Ensemble(SoftTargets(2.0, 0.5), weights=(3.0, 1.0)),
+        Z,
+        ([V, V2], LABELS),
+        ensemble,
+    ),
+    Loss(
+        "ensemble of losses",
+        Ensemble(SoftTargets(2.0, 0.5), average="losses", weights=(3.0, 1.0)),
+        Z,
+        ([V, V2], LABELS),
+        lambda z: 0.75 * soft_targets(z, V, 2.0, 0.5) + 0.25 * soft_targets(z, V2, 2.0, 0.5),
+    ),
+)
+
+
+def cases() -> Iterator[Case]:
+    for loss in LOSSES:
+        yield Case("distillation", loss.name, partial(check, loss))
+    yield Case("distillation", "the teacher is a constant", teacher)
+
+
+def slope(f: Callable[[Any], float], x: Any) -> Any:
+    """The gradient by differences of fourth order."""
+    found = np.zeros(x.shape)
+    for at in np.ndindex(*x.shape):
+        moved = np.zeros(x.shape)
+        moved[at] = STEP
+        near, far = (f(x + k * moved) - f(x - k * moved) for k in (1, 2))
+        found[at] = (8 * near - far) / (12 * STEP)
+    return found
+
+
+def check(case: Loss, context: Context) -> None:
+    """Value and gradient, compiled and not, in both dtypes."""
+    backend = context.backend
+    value, gradient = case.want(case.student), slope(case.want, case.student)
+
+    def loss(xp: Any, student: Any, others: Any) -> Any:
+        return case.loss(xp, student, *others)
+
+    for d, compiled in product(("float64", "float32"), (False, True)):
+        others = tree.map_leaves(
+            lambda x, d=d: backend.from_numpy(x if x.dtype.kind == "i" else x.astype(d)), list(case.others)
+        )
+        student = backend.from_numpy(case.student, dtype=d)
+        got, g = value_and_grad(loss, compiled=compiled)(student, others)
+        what = f"{case.name} in {d}, compiled={compiled}"
+        assert tuple(got.shape) == (), f"{what}: shape {tuple(got.shape)}; expected ()"
+        assert backend.dtype_name(got) == d, f"{what}: dtype {backend.dtype_name(got)}"
+        within(what, backend.to_numpy(got), value, ROUNDING[d] * (1 + abs(value)))
+        largest = float(np.abs(gradient).max())
+        within(f"{what}: gradient", backend.to_numpy(g), gradient, DIFFERENCES[d] * (1 + largest))
+
+
+def teacher(context: Context) -> None:
+    """No gradient flows into what the teacher gives."""
+    backend = context.backend
+
+    def loss(xp: Any, both: Any, labels: Any) -> Any:
+        return SoftTargets(2.0, 0.5)(xp, both["student"], both["teacher"], labels)
+
+    given = {"student": backend.from_numpy(Z), "teacher": backend.from_numpy(V)}
+    _, g = value_and_grad(loss)(given, backend.from_numpy(LABELS))
+    found = g["teacher"]
+    none = found is None or not np.asarray(backend.to_numpy(found)).any()
+    assert none, "a gradient flows into the teacher's logits"
+    within(
+        "the student's gradient",
+        backend.to_numpy(g["student"]),
+        slope(lambda z: soft_targets(z, V, 2.0, 0.5), Z),
+        DIFFERENCES["float64"],
+    )
