@@ -98,7 +98,7 @@ def magnitudes(params: Any) -> Host:
 def _within(params: Any) -> Host:
     """Pruned to 0.3 at random first, then to 0.6 by magnitude of what is left."""
     first = each(_draws(params), 0.3)
-    found = {}
+    found: Host = {}
     for path, x in magnitudes(params).items():
         scores = np.where(first[path], x, -1.0)
         found |= keep_all_but_lowest({path: scores}, round(0.6 * x.size))

@@ -138,7 +138,7 @@ def casts(context: Context) -> str:
     host = weights("float32")
 
     def work(place: Place) -> dict[str, Any]:
-        found = {}
+        found: dict[str, Any] = {}
         for d in kinds:
             q = quantize({"w": place(host)}, Cast(d))
             found |= {f"{d}: codes": q["w"].codes, f"{d}: restored": dequantize(q)["w"]}

@@ -35,7 +35,8 @@ class Leaf:
 
     name: str
     start: Any
-    mask: Any | None
+    mask: Any
+    """``None`` where there are no masks."""
 
 
 @dataclass(frozen=True)
