@@ -118,6 +118,40 @@ def tune(
 
 
 @app.command()
+def compression(
+    recipes: Annotated[
+        Path, typer.Option("--recipes", metavar="DIR", help="Where the digits' recipes are.")
+    ] = Path("recipes"),
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="NAME", help="May be repeated; default: all.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each recipe and backend.")] = 3,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="PART", help="bits, times, chains, students, minilm; may be repeated."
+        ),
+    ] = None,
+    render: Annotated[
+        bool, typer.Option("--render", help="Measure nothing: write the page from --results.")
+    ] = False,
+    results: Annotated[
+        Path, typer.Option("--results", metavar="DIR", help="Keep compression.json there.")
+    ] = Path("benchmarks/results"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Write compression.md and its picture there.")
+    ] = Path("docs"),
+    json: Json = False,
+) -> None:
+    """Measure what pruning, quantization and distillation cost; exit 1 where it is more than it may."""
+    from polyopt.cli.compression import Request
+    from polyopt.cli.compression import compression as run
+
+    request = Request(recipes, backend or [], seeds, only or [], render, results, out)
+    raise typer.Exit(run(request, json))
+
+
+@app.command()
 def backends(json: Json = False) -> None:
     """List the backends: installed or not, versions, devices, and what to install."""
     from polyopt.cli.backends import backends as run

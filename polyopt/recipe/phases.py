@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, model_validator
 
-from polyopt.data import DATASETS, SHIFTS
+from polyopt.data import SHIFTS
 from polyopt.distillation import SoftTargets
 from polyopt.errors import InputError, nearest
 from polyopt.pruning import OneShot, SparsitySchedule, magnitude_masks, random_masks
 from polyopt.quantization import Cast, Integer
 from polyopt.recipe.component import SCHEDULE_KEY, Component
+from polyopt.recipe.datasets import TASKS
 from polyopt.recipe.problems import Problem, shown
 from polyopt.recipe.sections import (
     Count,
@@ -77,7 +78,7 @@ Sparsity: TypeAlias = Annotated[Any, PlainValidator(_sparsity), PlainSerializer(
 class DataChanges(Section):
     """``data`` of a phase: keys of ``[data]``, from here on."""
 
-    name: Annotated[str, _member(DATASETS, "data set")] | None = None
+    name: Annotated[str, _member(TASKS, "data set")] | None = None
     test_fraction: float | None = Field(None, gt=0.0, lt=1.0)
     split_seed: Seed | None = None
     standardize: bool | None = None

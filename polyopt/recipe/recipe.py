@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from polyopt.data import DATASETS, Dataset
+from polyopt.data import Dataset
 from polyopt.errors import InputError, nearest
 from polyopt.losses import default_loss
 from polyopt.models import MLP, MODELS, Linear
 from polyopt.recipe import text
 from polyopt.recipe.component import Component
+from polyopt.recipe.datasets import TASKS
 from polyopt.recipe.phases import (
     DataChanges,
     Distil,
@@ -94,13 +95,13 @@ class Recipe(Section):
             return table
         data, loss = table.get("data"), table.get("loss", {})
         name = data.get("name") if isinstance(data, Mapping) else None
-        if isinstance(name, str) and name in DATASETS and isinstance(loss, Mapping):
-            return {**table, "loss": {"name": default_loss(DATASETS[name].task), **loss}}
+        if isinstance(name, str) and name in TASKS and isinstance(loss, Mapping):
+            return {**table, "loss": {"name": default_loss(TASKS[name]), **loss}}
         return table
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        task = DATASETS[self.data.name].task
+        task = self.task
         if task not in MODELS[self.model.name].tasks:
             fitting = [name for name, model in MODELS.items() if task in model.tasks]
             raise Problem(
@@ -123,7 +124,7 @@ class Recipe(Section):
                 found = self.of_phase(i + 1)
             except InputError as e:
                 raise Problem(("phase", i), f": {e}") from None
-            if self.phase[i].distil is not None and DATASETS[found.data.name].task != "classification":
+            if self.phase[i].distil is not None and found.task != "classification":
                 raise Problem(("phase", i, "distil"), f": {found.data.name!r} has no classes to distil")
         return self
 
@@ -207,6 +208,11 @@ class Recipe(Section):
         return type(self).from_dict(table)
 
     # What it says
+
+    @property
+    def task(self) -> str:
+        """``"classification"`` or ``"regression"``: what the data are for."""
+        return TASKS[self.data.name]
 
     def of_phase(self, number: int) -> Recipe:
         """The base run (0) or a phase (1, 2, …) as a recipe of its own.

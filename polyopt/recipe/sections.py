@@ -17,10 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from polyopt import data
-from polyopt.data import DATASETS, SHIFTS, Dataset
+from polyopt.data import SHIFTS, Dataset
 from polyopt.errors import InputError, nearest
 from polyopt.models import ACTIVATIONS, MODELS
+from polyopt.recipe import datasets
 from polyopt.recipe.component import Component
 from polyopt.recipe.problems import Problem, shown
 from polyopt.rule import compiled
@@ -99,7 +99,7 @@ class Section(BaseModel):
 class Data(Section):
     """``[data]``: what it learns from."""
 
-    name: Annotated[str, _member(DATASETS, "data set")]
+    name: Annotated[str, _member(datasets.TASKS, "data set")]
     test_fraction: float = Field(0.2, gt=0.0, lt=1.0)
     """The part of the samples that is kept for testing."""
     split_seed: Seed = 0
@@ -113,7 +113,7 @@ class Data(Section):
 
     def load(self) -> Dataset:
         """The samples; raises :class:`~polyopt.errors.InputError` for what doesn't fit them."""
-        return data.load(
+        return datasets.load(
             self.name,
             test_fraction=self.test_fraction,
             standardize=self.standardize,

@@ -89,9 +89,9 @@ class Chain:
         goes_on = self.resume and folder is not None and (task.phase is None or folder.checkpoint.exists())
         at = folder.resume(engine) if goes_on and folder is not None else engine.start()
         if folder is not None:
+            folder.begin()
             if task.phase is None and not self.resume:
                 forget_phases(folder.path)
-            folder.begin()
         return at
 
     def _advance(self, task: Task, engine: Engine, folder: Folder | None, at: Progress, last: int) -> None:
@@ -117,9 +117,8 @@ class Chain:
         left = replace(left, params=task.finished(left.params))
         loss, accuracy = engine.test(left.weights)
         file = None
-        if self.out is not None:
-            where = self.out if task.phase is None else phase_folder(self.out, task.number, task.name)
-            file = where / MODEL
+        if self.out is not None and task.phase is not None:
+            file = phase_folder(self.out, task.number, task.name) / MODEL
         seconds = time.perf_counter() - begun
         found = PhaseResult(
             task.name,
@@ -131,15 +130,15 @@ class Chain:
             _kept(left),
             stored_bytes(left.params),
             seconds if gone_on else self._earlier.get(task.name, seconds),
-            file if task.phase is not None else None,
+            file,
         )
         self.before[task.name] = left
         self.results.append(found)
         if self.out is not None:
             meta = {"recipe": self.recipe.to_dict(), "phase": task.name}
-            for path in {self.out / MODEL, file}:
-                if path is not None:
-                    quantization.save(path, left.params, meta)
+            files = [file, self.out / MODEL] if len(self.results) == len(self.tasks) else [file]
+            for path in filter(None, files):
+                quantization.save(path, left.params, meta)
             write_results(self.out, self.results)
 
     def _result(self, engine: Engine, at: Progress) -> Result:

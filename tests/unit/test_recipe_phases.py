@@ -15,7 +15,7 @@ from polyopt import data
 from polyopt.errors import InputError
 from polyopt.pruning import Gradual, OneShot
 from polyopt.quantization import Cast, Integer
-from polyopt.recipe import Recipe
+from polyopt.recipe import Recipe, datasets
 from polyopt.testing import assert_same_bits
 from polyopt.training.work import tasks
 
@@ -171,6 +171,12 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(table: dict[str, A
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("changes", [{"shift": "inverted"}, {"labels": [0, 1]}, {"standardize": False}])
+def test_embeddings_are_what_they_are(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"'vader' has none of it; leave it out"):
+        Recipe.from_dict(recipe(data={"name": "vader"} | changes, phase=[])).data.load()
+
+
 def check_round_trips(found: Recipe) -> None:
     table = found.to_dict()
     assert Recipe.from_dict(table) == found
@@ -224,7 +230,14 @@ def test_round_trips_are_exact(found: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
-def test_recipes_that_are_shipped_fit(path: Path) -> None:
+def test_recipes_that_are_shipped_fit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In the place of a minute's work of a transformer: data of that shape.
+    draw = np.random.default_rng(0).normal(size=(20, 384))
+    zeros = np.zeros(10, np.int64)
+    fake = data.Dataset(
+        "vader", "classification", 2, draw[:10].repeat(9, 0), zeros.repeat(9), draw[10:], zeros
+    )
+    monkeypatch.setattr(datasets, "_snippets", lambda test, split_seed: fake)
     found = Recipe.load(path)
     assert len(tasks(found)) == 1 + len(found.phase)
 

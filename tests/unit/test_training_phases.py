@@ -240,7 +240,7 @@ def test_what_does_not_fit_writes_nothing(tmp_path: Path) -> None:
 
 def test_an_error_says_which_phase(tmp_path: Path) -> None:
     recipe = only({"optimizer": {"name": "sgd", "lr": 1e30}, "train": TRAIN})
-    with pytest.warns(RuntimeWarning), pytest.raises(NonFiniteError, match=r"^numpy, phase 'a', step \d+: "):
+    with pytest.raises(NonFiniteError, match=r"^numpy, phase 'a', step \d+: "):
         train(recipe)
 
 
@@ -253,7 +253,8 @@ def test_a_recipe_without_phases_leaves_what_it_did(tmp_path: Path) -> None:
         "recipe.toml",
     ]
     assert (found.phases, found.model) == ((), None)
-    base = train(phased, max_steps=12)
+    train(phased, out=tmp_path / "phased")
+    base = checkpoint.load(tmp_path / "phased/checkpoint.safetensors")
     for path, x in found.params.items():
         assert_same_bits(base.params[path], x, what=path)
     assert training.compare(phased, ["numpy"]).losses["numpy"] == found.history.loss
