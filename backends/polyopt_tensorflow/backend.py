@@ -75,7 +75,8 @@ class TensorFlowBackend:
             return tf.identity(tf.constant(host)) if device else tf.constant(host)
 
     def to_numpy(self, x: Any) -> Any:
-        return x.numpy() if hasattr(x, "numpy") else np.asarray(x)
+        # An eager tensor's own memory, read-only; its method ``numpy`` copies it.
+        return x.numpy() if isinstance(x, tf.Variable) else np.asarray(x)
 
     def enable_float64(self) -> None:
         pass
