@@ -96,7 +96,7 @@ class Task:
             teacher = last if named == PREVIOUS else before[named]
             self._check_teacher(named, teacher)
             return Work(phase.name, fresh, teacher=teacher, distil=phase.distil.loss())
-        tuned = phase.finetune or Finetune()
+        tuned = phase.finetune or Finetune(decay=None)
         start = _start(fresh, last.weights, tuned.reinit)
         frozen = finetuning.select(start, *tuned.freeze) if tuned.freeze else ()
         anew = finetuning.select(start, *tuned.reinit) if tuned.reinit else ()

@@ -148,9 +148,9 @@ def measured(**changes: Any) -> dict[str, Any]:
 
 
 def worse(path: str, value: Any) -> dict[str, Any]:
-    found = json.loads(json.dumps(measured()))
+    found: dict[str, Any] = json.loads(json.dumps(measured()))
     *keys, last = path.split("/")
-    node = found
+    node: Any = found
     for key in keys:
         node = node[int(key) if isinstance(node, list) else key]
     node[last] = value

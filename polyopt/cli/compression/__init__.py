@@ -34,7 +34,7 @@ def compression(request: Request, as_json: bool) -> int:
     """Measure, keep, draw and write; 1 where something that must hold does not."""
     from polyopt.cli.compression import measure, page, picture
 
-    names = _checked(request, measure.PARTS)
+    names = _checked(request, list(measure.PARTS))
     file = request.results / RESULTS
     found = _read(file)
     if not request.render:
