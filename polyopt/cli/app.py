@@ -137,7 +137,7 @@ def compression(
     ] = False,
     results: Annotated[
         Path, typer.Option("--results", metavar="DIR", help="Keep compression.json there.")
-    ] = Path("benchmarks/results"),
+    ] = Path("benchmarks/compression"),
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Write compression.md and its picture there.")
     ] = Path("docs"),

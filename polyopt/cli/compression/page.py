@@ -143,7 +143,11 @@ def _chains(found: Mapping[str, Any]) -> Iterable[str]:
         )
         yield _table(head, [_phase(i, by_backend) for i in range(len(runs[0]))], numbers=3 + len(by_backend))
     if found.get("chains"):
-        yield "A pruned weight takes as much room as any in a dense file: sparsity alone saves no bytes here."
+        yield (
+            "The phase that prunes trains all layers on, the one before had its first layer frozen: so the "
+            "sparse model may end above the dense one. A pruned weight takes as much room as any in a dense "
+            "file: sparsity alone saves no bytes here."
+        )
 
 
 def _phase(i: int, by_backend: Mapping[str, Any]) -> list[str]:
