@@ -75,8 +75,9 @@ class TensorFlowBackend:
             return tf.identity(tf.constant(host)) if device else tf.constant(host)
 
     def to_numpy(self, x: Any) -> Any:
-        # An eager tensor's own memory, read-only; its method ``numpy`` copies it.
-        return x.numpy() if isinstance(x, tf.Variable) else np.asarray(x)
+        if isinstance(x, tf.Variable) or (isinstance(x, tf.Tensor) and not x.shape.rank):
+            return x.numpy()
+        return np.asarray(x)  # an eager tensor's own memory, read-only: its method ``numpy`` copies it
 
     def enable_float64(self) -> None:
         pass
