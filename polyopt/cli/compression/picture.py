@@ -33,33 +33,24 @@ def picture(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def _phases(axis: Any, chain: Mapping[str, Any]) -> None:
-    """Accuracy over size, phase by phase, a mark for each backend: means over the seeds."""
+    """Accuracy phase by phase, a mark for each backend (means over the seeds), and each one's size."""
     axis.set_title("One recipe, phase by phase")
     for (backend, runs), colour, marker in zip(chain.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
-        sizes = [p["bytes"] / 1000 for p in runs[0]]
-        means = [100 * sum(run[i]["test_accuracy"] for run in runs) / len(runs) for i in range(len(sizes))]
-        axis.plot(sizes, means, marker, color=colour, markersize=6, alpha=0.75, label=backend)
-        if backend == next(iter(chain)):
-            for i, phase in enumerate(runs[0]):
-                axis.annotate(
-                    phase["name"],
-                    (sizes[i], means[i]),
-                    xytext=(0, 9 if i % 2 else -15),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize="small",
-                )
-    axis.set_xscale("log")
-    axis.margins(0.2, 0.25)
-    axis.set_xlabel("kilobytes, as stored")
+        places = range(len(runs[0]))
+        means = [100 * sum(run[i]["test_accuracy"] for run in runs) / len(runs) for i in places]
+        axis.plot(places, means, marker, color=colour, markersize=6, alpha=0.75, label=backend)
+        axis.set_xticks(
+            places, [f"{p['name']}\n{p['bytes'] / 1000:.1f} kB" for p in runs[0]], fontsize="small"
+        )
+    axis.margins(0.08, 0.15)
     axis.set_ylabel("test accuracy, %")
     if chain:
-        axis.legend(loc="lower right", fontsize="small")
+        axis.legend(loc="best", fontsize="small")
 
 
 def _students(axis: Any, students: Mapping[str, Any]) -> None:
     """Each seed's student, with its teacher over without it."""
-    axis.set_title("A small student, with and without a teacher")
+    axis.set_title("A student: taught or alone")
     for (backend, rows), colour, marker in zip(
         students.items(), cycle(COLOURS), cycle(MARKERS), strict=False
     ):
