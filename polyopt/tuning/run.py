@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from polyopt import data, random, registry
+from polyopt import random, registry
 from polyopt.backend import Backend
 from polyopt.data import Dataset
 from polyopt.errors import InputError, NonFiniteError
@@ -128,12 +128,7 @@ def validation(recipe: Recipe) -> Dataset:
     """
     assert recipe.tune is not None
     section = recipe.data
-    whole = data.load(
-        section.name,
-        test_fraction=section.test_fraction,
-        standardize=section.standardize,
-        split_seed=section.split_seed,
-    )
+    whole = section.load()
     count = len(whole.x_train)
     held = int(count * recipe.tune.validation_fraction)
     if not 0 < held < count:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from polyopt.data import DATASETS
 from polyopt.errors import InputError
 from polyopt.recipe import Recipe
 from polyopt.recipe.tuning import Tune
@@ -55,7 +54,7 @@ class Study:
     @property
     def metric(self) -> str:
         """``"accuracy"``, which is to be large, or ``"loss"``."""
-        by_task = "loss" if DATASETS[self.recipe.data.name].task == "regression" else "accuracy"
+        by_task = "loss" if self.recipe.task == "regression" else "accuracy"
         return self.section.metric or by_task
 
     @property
