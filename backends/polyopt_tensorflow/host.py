@@ -109,26 +109,21 @@ def _survey() -> Survey | None:
     """The survey of eager tensors, if CPUs are all there is and TensorFlow is here as described above."""
     if len(tf.config.list_logical_devices()) > 1 or context.is_async():
         return None
-    try:
-        functions, handle_of = _functions()
-    except (OSError, AttributeError):
-        return None
     with tf.device("cpu"):
-        samples, _others = _samples()
         try:
-            facts = [_found(x, functions, handle_of) for x in samples]
-        except OSError:
-            return None
+            functions, handle_of, status = _functions()
+            samples, _others = _samples()
+            facts = [_found(x, functions, handle_of, status) for x in samples]
+        except (OSError, AttributeError, ValueError, tf.errors.OpError):
+            return None  # another TensorFlow than the one described above, or one without XLA
         alone, aliased, foreign = facts[:3], facts[3], facts[4]
         counts = {count for _, count, _ in alone}
         offsets = {offset for offset, _, _ in facts}
         tables = {table for _, _, table in alone}
         if len(counts) > 1 or len(offsets) > 1 or aliased[1] <= alone[0][1] or foreign[2] in tables:
             return None
-        status = ctypes.CDLL(_library()).TF_NewStatus
-        status.restype = ctypes.c_void_p
         known = [*tables, *tables, *tables][:3]
-        constants = [*offsets, status(), *functions.values(), *counts, *known]
+        constants = [*offsets, status, *functions.values(), *counts, *known]
         survey = Survey((type(samples[0]),), _READER, constants)
         return tried(survey, samples, [_expected(x, i not in (3, 4)) for i, x in enumerate(samples)])
 
@@ -158,13 +153,10 @@ def _expected(x: Any, writable: bool) -> list[int]:
     return [address, host.size, x.dtype.as_datatype_enum, flags, rank, *x.shape, *[0] * (MOST_AXES - rank)]
 
 
-def _library() -> str:
-    return min(glob.glob(os.path.join(tf.sysconfig.get_lib(), "libtensorflow_cc.*")))
-
-
-def _functions() -> tuple[dict[str, int], Any]:
-    """The addresses of the C functions, and what gives the handle of an eager tensor."""
-    library = ctypes.CDLL(_library())
+def _functions() -> tuple[dict[str, int], Any, int]:
+    """The addresses of the C functions, what gives the handle of an eager tensor, and a new status."""
+    library = ctypes.CDLL(min(glob.glob(os.path.join(tf.sysconfig.get_lib(), "libtensorflow_cc.*"))))
+    library.TF_NewStatus.restype = ctypes.c_size_t
     found = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in _FUNCTIONS}
     folder = os.path.join(tf.sysconfig.get_lib(), "python")
     for file in ("lib_pywrap_tensorflow_common", "_pywrap_tensorflow_internal"):
@@ -172,20 +164,17 @@ def _functions() -> tuple[dict[str, int], Any]:
             handle_of = getattr(ctypes.PyDLL(path), _HANDLE, None)
             if handle_of is not None:
                 handle_of.restype, handle_of.argtypes = ctypes.c_size_t, [ctypes.py_object]
-                return found, handle_of
+                return found, handle_of, library.TF_NewStatus()
     raise AttributeError(_HANDLE)
 
 
-def _found(x: Any, functions: dict[str, int], handle_of: Any) -> tuple[int, int, int]:
+def _found(x: Any, functions: dict[str, int], handle_of: Any, status: int) -> tuple[int, int, int]:
     """``(the handle's offset in the object, the buffer's count, its table)``."""
     handle = handle_of(x)
     words = _read(id(x), type(x).__basicsize__ // 8)
     offset = 8 * words.index(handle)
     resolve = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t)(functions[_FUNCTIONS[0]])
     delete = ctypes.CFUNCTYPE(None, ctypes.c_size_t)(functions["TF_DeleteTensor"])
-    new_status = ctypes.CDLL(_library()).TF_NewStatus
-    new_status.restype = ctypes.c_size_t
-    status = new_status()
     tensor = resolve(handle, status)
     try:
         (held,) = _read(tensor, 1)

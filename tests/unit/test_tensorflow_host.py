@@ -165,7 +165,7 @@ def test_inside_a_graph_it_joins_the_graph() -> None:
 def test_a_handle_that_is_not_as_known_means_no_survey() -> None:
     host._survey.cache_clear()
     try:
-        for wrong in (OSError, AttributeError):
+        for wrong in (OSError, AttributeError, ValueError):
             with mock.patch.object(host, "_functions", side_effect=wrong):
                 assert host._survey() is None
             host._survey.cache_clear()
