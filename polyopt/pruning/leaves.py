@@ -6,7 +6,7 @@ is kept whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -150,12 +150,7 @@ def apply_masks(params: Tree, masks: Mapping[str, Array]) -> Tree:
     >>> apply_masks({"w": np.array([1.0, 2.0])}, {"w": np.array([True, False])})["w"].tolist()
     [1.0, 0.0]
     """
-    flat = tree.flatten(params)
-    known = aligned_masks("apply_masks", flat, masks)
-    return flat.unflatten(
-        zeroed(x, known[path]) if path in known else x
-        for path, x in zip(flat.paths, flat.leaves, strict=True)
-    )
+    return _where_masked("apply_masks", zeroed, params, masks)
 
 
 def pruned(params: Tree, masks: Mapping[str, Array]) -> Tree:
@@ -171,10 +166,17 @@ def pruned(params: Tree, masks: Mapping[str, Array]) -> Tree:
     >>> pruned({"w": np.array([1.0, 2.0])}, {"w": np.array([True, False])})["w"].tolist()
     [1.0, 0.0]
     """
+    return _where_masked("pruned", without, params, masks)
+
+
+def _where_masked(
+    what: str, function: Callable[[Array, Array], Array], params: Tree, masks: Mapping[str, Array]
+) -> Tree:
+    """``function(leaf, mask)`` for the leaves that have one; the others as they are."""
     flat = tree.flatten(params)
-    known = aligned_masks("pruned", flat, masks)
+    known = aligned_masks(what, flat, masks)
     return flat.unflatten(
-        without(x, known[path]) if path in known else x
+        function(x, known[path]) if path in known else x
         for path, x in zip(flat.paths, flat.leaves, strict=True)
     )
 
