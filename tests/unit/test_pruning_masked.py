@@ -237,11 +237,19 @@ def test_packed_and_whole_steps_have_the_same_bits(backend: Backend, name: str) 
 
 def test_masks_change_between_whole_steps_without_compiling_anew(backend: Backend) -> None:
     optimizer = Optimizer(pr.masked(po.Adam(lr=0.1)))
-    step = po.TrainStep(lambda xp, p, x: xp.sum(xp.square(p["w"] * x)), optimizer)
+    calls = []
+
+    def loss(xp: Any, p: Any, x: Any) -> Any:
+        calls.append(xp)
+        return xp.sum(xp.square(p["w"] * x))
+
+    step = po.TrainStep(loss, optimizer)
     carry = step.init(convert({"w": parameters()["layers"][0]["w"]}, backend))
     x = backend.from_numpy(np.ones((6, 8), "float32"))
+    first = 0
     for sparsity in (0.25, 0.75):
         carry, _ = step(carry, x)
+        first = first or len(calls)
         params, state = step.unload(carry)
         masks = pr.magnitude_masks(params, sparsity, within=pr.masks_of(state))
         carry = step.load(*pr.with_masks(optimizer, params, state, masks))
@@ -249,7 +257,8 @@ def test_masks_change_between_whole_steps_without_compiling_anew(backend: Backen
     params, state = step.unload(carry)
     check_pruned(params, state, masks)
     assert pr.sparsity_report(params).kept == 12
-    assert len(step._runs) <= 1
+    if backend.name in ("jax", "tensorflow"):  # the others call the loss at each step
+        assert len(calls) == first
 
 
 def test_accumulated_gradients_of_pruned_weights_are_forgotten(backend: Backend) -> None:
