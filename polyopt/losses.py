@@ -20,15 +20,47 @@ def one_hot(xp: Ops, labels: Array, classes: int, like: Array) -> Array:
     return xp.astype(xp.equal(xp.expand_dims(labels, axis=1), columns), like.dtype)
 
 
-def mean_squared_error(xp: Ops, prediction: Array, target: Array) -> Array:
+def weighted_mean(xp: Ops, values: Array, weights: Array | None) -> Array:
+    """``Σ w·v / Σ w`` over samples: a 0-d array of the dtype of ``values``; their mean without weights.
+
+    A sample of weight 0 counts nothing, also where its value is infinite or NaN. Values of a batch and of
+    that batch with such samples added have the same mean up to the order of the sum.
+
+    Parameters
+    ----------
+    values
+        Of shape (n,).
+    weights
+        w >= 0 of shape (n,), not all 0, in any floating dtype; they are summed in float32 at least.
+
+    >>> import numpy as np
+    >>> import polyopt_numpy.ops as xp
+    >>> float(weighted_mean(xp, np.array([1.0, 4.0, np.inf]), np.array([1.0, 2.0, 0.0])))
+    3.0
+    """
+    if weights is None:
+        return xp.mean(values)
+    own = xp.astype(weights, values.dtype)
+    counted = xp.where(xp.greater(own, xp.zeros_like(own)), values, xp.zeros_like(values))
+    total = xp.sum(own * counted)
+    wide = xp.astype(weights, xp.float32) if xp.finfo(weights.dtype).bits < 32 else weights
+    return total / xp.astype(xp.sum(wide), values.dtype)
+
+
+def mean_squared_error(xp: Ops, prediction: Array, target: Array, *, weights: Array | None = None) -> Array:
     """The mean of ``(prediction - target)²`` over all elements, shapes alike: a 0-d array.
+
+    ``weights`` of shape (n,) are those of the samples, the first axis: see :func:`weighted_mean`.
 
     >>> import numpy as np
     >>> float(mean_squared_error(np, np.array([[1.0], [2.0]]), np.array([[1.0], [4.0]])))
     2.0
     """
     difference = prediction - target
-    return xp.mean(difference * difference)
+    square = difference * difference
+    if weights is None:
+        return xp.mean(square)
+    return weighted_mean(xp, xp.mean(xp.reshape(square, (int(square.shape[0]), -1)), axis=-1), weights)
 
 
 def log_softmax(xp: Ops, logits: Array) -> Array:
@@ -45,7 +77,9 @@ def log_softmax(xp: Ops, logits: Array) -> Array:
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 
-def cross_entropy(xp: Ops, logits: Array, target: Array, *, label_smoothing: float = 0.0) -> Array:
+def cross_entropy(
+    xp: Ops, logits: Array, target: Array, *, label_smoothing: float = 0.0, weights: Array | None = None
+) -> Array:
     """The mean of ``-Σ q·log softmax(z)`` over the samples: a 0-d array.
 
     Parameters
@@ -56,6 +90,8 @@ def cross_entropy(xp: Ops, logits: Array, target: Array, *, label_smoothing: flo
         Integer labels of shape (n,), or probabilities of shape (n, classes).
     label_smoothing
         α in [0, 1): q = (1-α)·target + α/classes (Szegedy et al., 2016, section 7).
+    weights
+        Of the samples, of shape (n,): see :func:`weighted_mean`.
 
     Two classes are a softmax over two columns.
 
@@ -63,12 +99,15 @@ def cross_entropy(xp: Ops, logits: Array, target: Array, *, label_smoothing: flo
     >>> round(float(cross_entropy(np, np.zeros((3, 4)), np.array([0, 1, 3]))), 6)
     1.386294
     """
+    own = getattr(xp, "cross_entropy", None)
+    if own is not None and weights is None:
+        return own(logits, target, label_smoothing)
     classes = int(logits.shape[-1])
     if len(target.shape) == 1:
         target = one_hot(xp, target, classes, logits)
     if label_smoothing:
         target = target * (1.0 - label_smoothing) + label_smoothing / classes
-    return -xp.mean(xp.sum(target * log_softmax(xp, logits), axis=-1))
+    return -weighted_mean(xp, xp.sum(target * log_softmax(xp, logits), axis=-1), weights)
 
 
 def accuracy(xp: Ops, logits: Array, target: Array) -> Array:

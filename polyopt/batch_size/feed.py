@@ -111,8 +111,12 @@ class Batches:
             raise InputError(f"Batches: step = {step!r}; expected an integer >= 0")
         position = 0
         for t in range(step):
-            position += self._length(position, t)
+            position = self.after(position, t)
         return position
+
+    def after(self, position: int, step: int) -> int:
+        """The position behind the batch at ``position`` that is taken after ``step`` updates."""
+        return position + min(self.size(step), self.feed.samples - position % self.feed.samples)
 
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that the update after ``step`` were made belongs to."""
@@ -122,11 +126,8 @@ class Batches:
         """How many updates the first ``epochs`` take: what schedules of the rate want to know."""
         position = step = 0
         while position < epochs * self.feed.samples:
-            position, step = position + self._length(position, step), step + 1
+            position, step = self.after(position, step), step + 1
         return step
-
-    def _length(self, position: int, step: int) -> int:
-        return min(self.size(step), self.feed.samples - position % self.feed.samples)
 
 
 @lru_cache(maxsize=4)

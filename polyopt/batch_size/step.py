@@ -8,6 +8,7 @@ from typing import Any
 
 from polyopt import accumulation, lifting, registry, tree
 from polyopt.backend import Backend
+from polyopt.batch_size.fetch import Fetch, checked
 from polyopt.batch_size.noise import Norms
 from polyopt.clipping import global_norm
 from polyopt.errors import InputError
@@ -130,8 +131,8 @@ class AccumulatedStep:
         flat = tree.flatten(params)
         present = {path: x for path, x in zip(flat.paths, flat.leaves, strict=True) if x is not None}
         backend = registry.of(*present.values())
-        rows = _rows(tuple(data), indices)
-        fetch = _Fetch(backend, backend.device_name(next(iter(present.values()))), self.micro)
+        rows = checked(type(self).__name__, tuple(data), indices)
+        fetch = Fetch(backend, backend.device_name(next(iter(present.values()))), self.micro)
         held = {
             path: lifting.full_like(backend, x, 0.0, compute_dtype(backend.dtype_name(x)))
             for path, x in present.items()
@@ -163,64 +164,3 @@ class AccumulatedStep:
             return None
         squares = [float(backend.to_numpy(x)) ** 2 for x in (*norms, global_norm(gradients))]
         return Norms(sum(squares[:-1]) / len(norms), squares[-1], self.micro, many)
-
-
-@dataclass(frozen=True)
-class _Fetch:
-    """Brings the samples of a micro-batch together, always ``micro`` of them."""
-
-    backend: Backend
-    device: str
-    micro: int
-
-    def __call__(self, data: Sequence[Any], part: Any) -> Any:
-        padded = _padded(part, self.micro, part[-1])
-        rows = self._array(padded.astype("int32"))
-
-        def one(x: Any) -> Any:
-            if registry.of(x) is self.backend:
-                return self.backend.ops.take(x, rows, axis=0)
-            return self._array(registry.of(x).to_numpy(x)[padded])
-
-        return tree.map_leaves(one, tuple(data))
-
-    def counted(self, part: Any) -> Any:
-        """1 for each sample, 0 for each that fills up."""
-        return self._array(_padded((part >= 0).astype("float32"), self.micro, 0.0))
-
-    def _array(self, x: Any) -> Any:
-        made = self.backend.from_numpy(x)
-        # Where it lies there already it is not bound to it, as others aren't: JAX compiles anew for that.
-        there = self.backend.device_name(made) == self.device
-        return made if there else self.backend.to_device(made, self.device)
-
-
-def _padded(x: Any, size: int, fill: Any) -> Any:
-    import numpy as np
-
-    return np.concatenate([x, np.full(size - len(x), fill, dtype=x.dtype)])
-
-
-def _rows(data: tuple[Any, ...], indices: Any) -> Any:
-    """The indices as a host array, held against the data."""
-    import numpy as np
-
-    lengths = {f"data.{path}": int(x.shape[0]) for path, x in tree.named(data).items()}
-    if not lengths:
-        raise InputError("AccumulatedStep: data is empty; expected at least one array of samples")
-    (first, samples), *others = lengths.items()
-    for path, n in others:
-        if n != samples:
-            raise InputError(f"AccumulatedStep: {path} has {n} samples; expected those of {first}, {samples}")
-    rows = np.asarray(indices)
-    if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu":
-        raise InputError(
-            f"AccumulatedStep: indices have shape {rows.shape} and dtype {rows.dtype}; "
-            "expected one axis of at least one integer"
-        )
-    low, high = int(rows.min()), int(rows.max())
-    if low < 0 or high >= samples:
-        raise InputError(
-            f"AccumulatedStep: index {low if low < 0 else high} is out of range; expected 0 to {samples - 1}"
-        )
-    return rows

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from polyopt.distillation.base import DistillationLoss, divergence, logit_pair, softened, wide
 from polyopt.distillation.standardization import standardized
 from polyopt.errors import InputError
-from polyopt.losses import cross_entropy
+from polyopt.losses import cross_entropy, weighted_mean
 from polyopt.ops import Array, Ops
 from polyopt.rule import hyper, static
 
@@ -75,7 +75,15 @@ class SoftTargets(DistillationLoss):
     reduction: str = static(None, "batchmean", "mean")
     floor: Any = hyper(None, low=0.0, high=1.0, open_high=True)
 
-    def __call__(self, xp: Ops, student: Array, teacher: Array, target: Array | None = None) -> Array:
+    def __call__(
+        self,
+        xp: Ops,
+        student: Array,
+        teacher: Array,
+        target: Array | None = None,
+        *,
+        weights: Array | None = None,
+    ) -> Array:
         """The loss: a 0-d array, of the student's dtype, at least float32.
 
         Parameters
@@ -87,6 +95,8 @@ class SoftTargets(DistillationLoss):
         target
             Integer labels of shape (n,), or probabilities of shape (n, classes); ``None`` where the labels
             have no weight.
+        weights
+            Of the samples, of shape (n,): both means are weighted (:func:`polyopt.losses.weighted_mean`).
 
         Raises
         ------
@@ -94,40 +104,54 @@ class SoftTargets(DistillationLoss):
             Where the teacher has other classes or samples, or a target is missing.
         """
         student, teacher = logit_pair(xp, type(self).__name__, student, teacher)
-        return self.against(xp, student, self.soften(xp, teacher), target)
+        return self.against(xp, student, self.soften(xp, teacher), target, weights=weights)
 
     def soften(self, xp: Ops, teacher: Array) -> Array:
         """The teacher's log-probabilities at the temperature T, of shape (n, classes)."""
         logits = xp.log(teacher) if self.teacher == "probabilities" else teacher
         return softened(xp, self._standard(xp, logits), self.temperature)
 
-    def against(self, xp: Ops, student: Array, log_p: Array, target: Array | None = None) -> Array:
+    def against(
+        self,
+        xp: Ops,
+        student: Array,
+        log_p: Array,
+        target: Array | None = None,
+        *,
+        weights: Array | None = None,
+    ) -> Array:
         """The loss against log-probabilities that have the temperature already (:meth:`soften`)."""
-        student = wide(xp, student)
-        soft = self._divergence(xp, student, log_p)
+        student, owner = wide(xp, student), type(self).__name__
+        if weights is not None and tuple(weights.shape) != tuple(student.shape)[:1]:
+            raise InputError(
+                f"{owner}: the weights have shape {tuple(weights.shape)}; expected {tuple(student.shape)[:1]}"
+            )
+        soft = weighted_mean(xp, self._divergence(xp, student, log_p), weights)
         hard_weight = self.alpha if self.alpha_weighs == "hard" else 1.0 - self.alpha
         soft_weight = 1.0 - self.alpha if self.alpha_weighs == "hard" else self.alpha
         soft = soft_weight * (self.temperature * self.temperature * soft)
         if target is None:
             if not (isinstance(hard_weight, int | float) and hard_weight == 0):
                 raise InputError(
-                    f"{type(self).__name__}: target is None, but the labels have the weight {hard_weight!r}; "
+                    f"{owner}: target is None, but the labels have the weight {hard_weight!r}; "
                     f"expected labels, or alpha = {1.0 if self.alpha_weighs == 'soft' else 0.0}"
                 )
             return soft
-        _check_target(type(self).__name__, student, target)
-        hard = cross_entropy(xp, student, target if len(target.shape) == 1 else _like(xp, target, student))
+        _check_target(owner, student, target)
+        target = target if len(target.shape) == 1 else _like(xp, target, student)
+        hard = cross_entropy(xp, student, target, weights=weights)
         return hard_weight * hard + soft
 
     def _standard(self, xp: Ops, logits: Array) -> Array:
         return logits if self.standardize is None else standardized(xp, logits, self.standardize)
 
     def _divergence(self, xp: Ops, student: Array, log_p: Array) -> Array:
+        """Of each sample, of shape (n,)."""
         log_q = softened(xp, self._standard(xp, student), self.temperature)
         if not (isinstance(self.floor, int | float) and self.floor == 0):
             log_p, log_q = (xp.log(xp.clip(xp.exp(x), self.floor, 1.0)) for x in (log_p, log_q))
         rows = divergence(xp, log_p, log_q)
-        return xp.mean(rows / int(student.shape[-1]) if self.reduction == "mean" else rows)
+        return rows / int(student.shape[-1]) if self.reduction == "mean" else rows
 
 
 def _like(xp: Ops, target: Array, student: Array) -> Array:
