@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from polyopt.batch_size import Feed
 from polyopt.data import Dataset
 from polyopt.errors import InputError, nearest
 from polyopt.losses import default_loss
 from polyopt.models import MLP, MODELS, Linear
 from polyopt.recipe import text
 from polyopt.recipe.component import Component
+from polyopt.recipe.course import Even, Uneven
 from polyopt.recipe.datasets import TASKS
 from polyopt.recipe.phases import (
     DataChanges,
@@ -29,6 +31,7 @@ from polyopt.recipe.problems import Problem, one_line
 from polyopt.recipe.sections import (
     MAX_INTEGER,
     AverageTable,
+    BatchSizes,
     ClippingTable,
     Data,
     Loss,
@@ -118,6 +121,11 @@ class Recipe(Section):
             if self.tune.metric == "accuracy" and task == "regression":
                 raise Problem(("tune", "metric"), " = 'accuracy': a regression has none; expected 'loss'")
             check_space(self.tune, self.tuned)
+        if isinstance(self.train.batch_size, BatchSizes):
+            try:
+                self.build_optimizer()
+            except InputError as e:
+                raise Problem(("train", "batch_size", "scaling"), f": {e}") from None
         check_names(self.phase)
         for i in range(len(self.phase)):
             try:
@@ -243,28 +251,30 @@ class Recipe(Section):
             table["train"] = phase.train.model_dump(mode="json", exclude_none=True)
         return type(self).from_dict(table)
 
-    def steps_per_epoch(self, n_train: int) -> int:
-        """Batches in a pass over ``n_train`` samples."""
-        size = self.batch(n_train)
-        return n_train // size if self.train.drop_last else -(-n_train // size)
-
-    def batch(self, n_train: int) -> int:
-        """Samples in a batch."""
+    def course(self, n_train: int) -> Even | Uneven:
+        """Which of ``n_train`` samples each batch takes."""
         size = self.train.batch_size
+        feed = Feed(n_train, self.seed, self.train.shuffle)
+        if isinstance(size, BatchSizes):
+            return size.course(feed)
         if size == "full":
-            return n_train
+            return Even(feed, n_train)
         if size > n_train:
             raise InputError(
                 f'train.batch_size = {size}; expected at most the {n_train} training samples, or "full"'
             )
-        return int(size)
+        return Even(feed, size, self.train.drop_last)
+
+    def steps_per_epoch(self, n_train: int) -> int:
+        """Batches in a pass over ``n_train`` samples; in the first, where their size has a schedule."""
+        return self.course(n_train).steps(1)
 
     def total_steps(self, n_train: int) -> int:
         """Batches in the whole run, for ``n_train`` training samples."""
         if self.train.steps is not None:
             return self.train.steps
         assert self.train.epochs is not None
-        return self.train.epochs * self.steps_per_epoch(n_train)
+        return self.course(n_train).steps(self.train.epochs)
 
     def build_model(self, dataset: Dataset) -> MLP | Linear:
         """The model, with as many inputs and outputs as ``dataset`` has."""
@@ -285,10 +295,14 @@ class Recipe(Section):
         from polyopt.optimizer import Optimizer
         from polyopt.rule import Pattern, chain, partition
 
-        stage: Stage = self.optimizer.build()
+        def built(component: Component) -> Stage:
+            sizes, rule = self.train.batch_size, component.build()
+            return sizes.paced(rule) if isinstance(sizes, BatchSizes) else rule
+
+        stage = built(self.optimizer)
         if self.partition:
             members: list[tuple[Pattern, Stage | None]] = [
-                (part.pattern, None if part.optimizer is None else part.optimizer.build())
+                (part.pattern, None if part.optimizer is None else built(part.optimizer))
                 for part in self.partition
             ]
             stage = partition([*members, (".*", stage)])
@@ -327,10 +341,12 @@ _TABLES: dict[tuple[str, ...], type[Section]] = {
     ("loss",): Loss,
     ("partition",): Part,
     ("train",): Train,
+    ("train", "batch_size"): BatchSizes,
     ("tune",): Tune,
     ("phase",): Phase,
     ("phase", "data"): DataChanges,
     ("phase", "train"): Train,
+    ("phase", "train", "batch_size"): BatchSizes,
     ("phase", "finetune"): Finetune,
     ("phase", "prune"): Prune,
     ("phase", "quantize"): Quantize,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from polyopt import finetuning, losses, random, tree
+from polyopt import finetuning, losses, tree
 from polyopt.averaging import averaged
 from polyopt.backend import Backend
 from polyopt.conversion import convert
@@ -93,10 +92,9 @@ class Engine:
         self.samples = len(dataset.x_train)
         self.tests = len(dataset.x_test)
         self.classes = dataset.classes
-        self.batch = recipe.batch(self.samples)
-        self.per_epoch = recipe.steps_per_epoch(self.samples)
+        self.course = recipe.course(self.samples)
         self.steps = 0 if self.work.idle else recipe.total_steps(self.samples)
-        self.epochs = math.ceil(self.steps / self.per_epoch)
+        self.epochs = self.course.epoch(self.steps)
         self.model = recipe.build_model(dataset)
         self.optimizer = self.work.optimizer(recipe)
         self._pruning = None if self.work.prune is None else self.work.prune.schedule()
@@ -107,7 +105,6 @@ class Engine:
         loss = self._distilled if self._logits else self._batch_loss
         self._step = TrainStep(finetuning.trainable(loss) if self.work.frozen else loss, self.optimizer)
         self._measure = backend.compile(self._metrics)
-        self._order: tuple[int, Any] = (-1, None)
         self._waiting: list[Array] = []
         self.last_loss: float | None = None
 
@@ -138,8 +135,9 @@ class Engine:
     def advance(self, at: Progress) -> None:
         """One batch: its loss and gradients, and the update."""
         held = () if self._frozen is None else (self._frozen,)
+        rows = tuple(self.backend.from_numpy(x, device=self.device) for x in self._rows(at.step))
         try:
-            loss = at.advance(*held, *self._train, self._indices(at.step), *self._logits)
+            loss = at.advance(*held, rows, *self._train, *self._logits)
         except NonFiniteError as e:
             where = f"{self.backend.name}, " + (f"phase {self.work.name!r}, " if self.work.name else "")
             raise NonFiniteError(f"{where}step {at.step + 1}: {e}") from None
@@ -160,7 +158,8 @@ class Engine:
 
     def due(self, step: int) -> bool:
         """Whether the recipe asks for a test after ``step`` batches, however long the run is."""
-        return step % (self.per_epoch * self.recipe.train.evaluate_every) == 0
+        epochs = self.course.ended(step)
+        return epochs is not None and epochs % self.recipe.train.evaluate_every == 0
 
     def observe(self, at: Progress) -> None:
         """Tell schedules that wait for a metric the mean training loss since the last time."""
@@ -195,7 +194,7 @@ class Engine:
 
     def epoch(self, step: int) -> int:
         """Passes over the data that ``step`` batches have begun."""
-        return math.ceil(step / self.per_epoch)
+        return self.course.epoch(step)
 
     def _whole(self, at: Progress) -> Tree:
         """The weights that are tested: averaged ones where there are any, and what is frozen."""
@@ -229,17 +228,23 @@ class Engine:
 
     # Functions of arrays
 
-    def _batch_loss(self, xp: Ops, params: Any, x: Array, y: Array, indices: Array) -> Array:
+    def _batch_loss(self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array) -> Array:
         # Rows are taken on the device: a batch costs the transfer of its indices alone.
+        indices, *counted = rows
         output = self._output(xp, params, xp.take(x, indices, axis=0))
-        return self._loss(xp, output, xp.take(y, indices, axis=0), self.recipe.loss.label_smoothing)
+        target, smoothing = xp.take(y, indices, axis=0), self.recipe.loss.label_smoothing
+        return self._loss(xp, output, target, smoothing, *counted)
 
-    def _distilled(self, xp: Ops, params: Any, x: Array, y: Array, indices: Array, logits: Array) -> Array:
+    def _distilled(
+        self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array, logits: Array
+    ) -> Array:
+        indices, *counted = rows
         output = self._output(xp, params, xp.take(x, indices, axis=0))
         target, smoothing = xp.take(y, indices, axis=0), self.recipe.loss.label_smoothing
         if smoothing:
             target = (1.0 - smoothing) * target + smoothing / self.classes
-        found: Array = self.work.distil(xp, output, xp.take(logits, indices, axis=0), target)
+        weights = {"weights": counted[0]} if counted else {}
+        found: Array = self.work.distil(xp, output, xp.take(logits, indices, axis=0), target, **weights)
         return found
 
     def _output(self, xp: Ops, params: Any, x: Array) -> Array:
@@ -251,10 +256,12 @@ class Engine:
         loss = self._loss(xp, output, y, 0.0)
         return [loss, losses.accuracy(xp, output, y)] if self.classes else [loss]
 
-    def _loss(self, xp: Ops, output: Array, target: Array, label_smoothing: float) -> Array:
+    def _loss(
+        self, xp: Ops, output: Array, target: Array, label_smoothing: float, weights: Array | None = None
+    ) -> Array:
         if self.classes:
-            return losses.cross_entropy(xp, output, target, label_smoothing=label_smoothing)
-        return losses.mean_squared_error(xp, output, target)
+            return losses.cross_entropy(xp, output, target, label_smoothing=label_smoothing, weights=weights)
+        return losses.mean_squared_error(xp, output, target, weights=weights)
 
     # Arrays
 
@@ -264,16 +271,10 @@ class Engine:
         logits = Teacher(teacher.model.apply, params).cache(self._train[0]).logits
         return self.backend.from_numpy(logits, device=self.device)
 
-    def _indices(self, step: int) -> Array:
-        epoch, i = divmod(step, self.per_epoch)
-        if self._order[0] != epoch:
-            n, seed = self.samples, self.recipe.seed
-            shuffle = self.recipe.train.shuffle
-            order = random.permutation(n, seed, "shuffle", epoch) if shuffle else np.arange(n)
-            # int32: a backend may have no int64 (JAX by default).
-            self._order = (epoch, order.astype(np.int32))
-        rows = self._order[1][i * self.batch : (i + 1) * self.batch]
-        return self.backend.from_numpy(rows, device=self.device)
+    def _rows(self, step: int) -> tuple[Any, ...]:
+        """Of the batch: row numbers, and what counts of them where not all do."""
+        rows, counted = self.course.rows(step)
+        return (rows,) if counted is None else (rows, counted)
 
     def _target(self, y: Any) -> Any:
         """Labels as rows with a one, once and for all."""

@@ -134,7 +134,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         phase = recipe.phase[number - 1] if number else None
         with _named(phase):
             dataset = own.data.load()
-            own.batch(len(dataset.x_train))
+            own.course(len(dataset.x_train))
             found.append(Task(number, own, phase, dataset, own.build_model(dataset)))
     if recipe.phase:
         _rehearse(found)
