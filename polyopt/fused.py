@@ -90,7 +90,7 @@ class FusedLift:
         else:
             with np.errstate(all="ignore"):
                 values = scalar_values(self.program, scalars, dtype)
-        kernel.run(columns, look.sizes, values)
+        kernel.run(columns, look.sizes, values, self.memory.team())
         for name in kernel.in_place:
             out[name] = list(arrays[name])
             self.memory.changed(out[name])

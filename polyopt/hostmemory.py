@@ -9,6 +9,7 @@ import numpy as np
 
 from polyopt.ops import Array
 from polyopt.survey import Survey
+from polyopt.teams import Team
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -18,6 +19,9 @@ class Surveyed(Protocol):
 
     def survey(self) -> Survey | None:
         """What reads many arrays at once, if there is such a thing here; asked for only with numba."""
+
+    def team(self) -> Team:
+        """The threads that the compiled kernel runs on."""
 
     def storage(self, kind: int) -> np.dtype[Any] | None:
         """The host dtype that the survey codes by ``kind``, ``None`` for others."""

@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from polyopt import native
+from polyopt import native, teams
 from polyopt.hostmemory import Memory
-from polyopt.native import THREADED, compile_source
+from polyopt.native import compile_kernel, compile_source
 from polyopt.ops import Array
 from polyopt.reductions import FOLD, JOINED, WIDTH, groups
 from polyopt.survey import ADDRESS, CONTIGUOUS, FLAGS, KIND, SIZE
+from polyopt.teams import HEAD, PREAMBLE, Team
 
 LANES = 1 << 12
 """Lanes of a row: FOLD rows of them fit a core's own cache, and a stream is read in long pieces."""
@@ -34,11 +34,19 @@ _SQUARES = "\n".join(
 )
 
 _FOLD = f"""
-def fold(table, pieces, scale, out, start, stop):
+def kernel(job):
+{PREAMBLE.format(words=HEAD + 8).strip(chr(10))}
+    table, pieces, members, scale, out, results, bounds, parts = words[{HEAD}:]
+    bounds = carray(address(bounds), parts + 1, np.int64)
+    table = carray(address(table), (bounds[parts], 7), np.int64)
+    pieces = carray(address(pieces), (members, 2), np.int64)
+    out = carray(address(out), results, np.DTYPE)
+    scale = carray(address(scale), 1, np.DTYPE)[0]
     joined = np.empty({JOINED}, out.dtype)
     rows = np.empty(({FOLD}, {LANES}), out.dtype)
     few = np.empty({FOLD}, out.dtype)
-    for row in range(start, stop):
+    for p in range(part, parts, step):
+      for row in range(bounds[p], bounds[p + 1]):
         where, n, first, lanes = table[row, 0], table[row, 1], table[row, 2], table[row, 3]
         to, low, high = table[row, 4], table[row, 5], table[row, 6]
         if where == 0:
@@ -120,14 +128,8 @@ def finish(x, spare):
 
 
 @lru_cache(maxsize=2)
-def _functions(dtype: str) -> tuple[Any, Any]:
-    table = "int64[:, ::1]"
-    fold = compile_source(
-        _FOLD,
-        "fold",
-        f"void({table}, {table}, {dtype}, {dtype}[::1], int64, int64)",
-        nogil=True,
-    )
+def _functions(dtype: str) -> tuple[int, Any]:
+    fold = compile_kernel(_FOLD.replace("DTYPE", dtype))
     return fold, compile_source(_FINISH, "finish", f"{dtype}({dtype}[::1], {dtype}[::1])", nogil=True)
 
 
@@ -209,26 +211,22 @@ def sum_squares(memory: Memory, arrays: Sequence[Array], scale: Any) -> Any | No
     layout = _layout(np.ascontiguousarray(facts[:, SIZE]).tobytes())
     if layout.results == 0:
         return dtype.type(0)
-    return _run(layout, facts[:, ADDRESS], dtype, float(scale))
+    return _run(layout, facts[:, ADDRESS], dtype, float(scale), memory.team())
 
 
-def _run(layout: Layout, addresses: Any, dtype: np.dtype[Any], scale: float) -> Any:
+def _run(layout: Layout, addresses: Any, dtype: np.dtype[Any], scale: float, team: Team) -> Any:
     table, pieces = layout.table.copy(), layout.pieces.copy()
     alone = layout.leaf >= 0
     table[alone, 0] = addresses[layout.leaf[alone]]
     pieces[:, 0] = addresses[layout.member]
     fold, finish = _functions(dtype.name)
-    out = np.empty(layout.results, dtype)
-    factor = dtype.type(scale)
+    out, factor = np.empty(layout.results, dtype), np.full(1, scale, dtype)
     total = int(layout.weights[-1])
-    threads = min(native._threads(), total // THREADED)
-    ends = np.searchsorted(layout.weights, np.arange(1, threads) * (total / max(threads, 1))).tolist()
-    bounds = [0, *ends, len(table)]
-    jobs = [
-        native._pool().submit(fold, table, pieces, factor, out, start, stop)
-        for start, stop in pairwise(bounds[1:])
-    ]
-    fold(table, pieces, factor, out, bounds[0], bounds[1])
-    for job in jobs:
-        job.result()
+    parts = max(min(team.size(), total // team.least), 1)
+    ends = np.searchsorted(layout.weights, np.arange(1, parts) * (total / parts))
+    bounds = np.array([0, *ends, len(table)], np.int64)
+    arrays = (table, pieces, factor, out, bounds)
+    places = [x.ctypes.data for x in arrays]
+    words = (*places[:2], len(pieces), *places[2:4], len(out), places[4], parts)
+    teams.run(team, fold, words, parts)
     return dtype.type(finish(out, np.empty_like(out)))

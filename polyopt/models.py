@@ -16,9 +16,18 @@ from polyopt.tree import Tree
 
 
 def relu(xp: Ops, x: Array) -> Array:
-    """``max(x, 0)`` with the gradient 0 at 0, where the frameworks' own maxima differ."""
+    """``max(x, 0)`` with the gradient 0 at 0, where the frameworks' own maxima differ.
+
+    >>> import numpy as np
+    >>> import polyopt_numpy.ops as xp
+    >>> relu(xp, np.array([-1.0, 0.0, 2.0, np.nan])).tolist()
+    [0.0, 0.0, 2.0, nan]
+    """
+    own = getattr(xp, "relu", None)
+    if own is not None:
+        return own(x)
     zero = xp.zeros_like(x)
-    return xp.where(xp.greater(x, zero), x, zero)
+    return xp.where(xp.less_equal(x, zero), zero, x)
 
 
 def tanh(xp: Ops, x: Array) -> Array:

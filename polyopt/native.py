@@ -11,23 +11,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from polyopt import teams
 from polyopt.hostkernel import scalar_names
+from polyopt.teams import HEAD, PREAMBLE, Team
 from polyopt.trace import PREDICATES, Program
 
-CHUNK = 1 << 16
+CHUNK = 1 << 14
 """Elements of a row at the most: what threads share out."""
-
-THREADED = 1 << 18
-"""Elements from which a thread of its own is worth its while."""
 
 STORED = frozenset(np.dtype(name) for name in ("float32", "float64"))
 """Dtypes that the kernel reads and writes; others are left to NumPy."""
@@ -83,12 +80,16 @@ class Rows:
     whole: bool
     """Whether every leaf is one row."""
 
+    def bounds(self, parts: int) -> Any:
+        """The first row of each of ``parts`` of about the same work, and the number of rows."""
+        return _bounds(self.length.tobytes(), parts)
+
 
 def rows(sizes: Any) -> Rows:
     """Chunks of at most :data:`CHUNK` elements of leaves with these ``sizes``, an int64 array.
 
-    >>> rows(np.array([3, 0, CHUNK + 1])).length.tolist()
-    [3, 65536, 1]
+    >>> rows(np.array([3, 0, CHUNK + 1])).length.tolist() == [3, CHUNK, 1]
+    True
     """
     return _rows(sizes.tobytes())
 
@@ -99,6 +100,13 @@ def _rows(sizes: bytes) -> Rows:
     cut = [(i, start, min(CHUNK, n - start)) for i, n in enumerate(numbers) for start in range(0, n, CHUNK)]
     leaf, offset, length = np.array(cut, np.int64).reshape(-1, 3).T.copy()
     return Rows(leaf, offset, length, sum(numbers), leaf.tolist() == list(range(len(numbers))))
+
+
+@lru_cache(maxsize=64)
+def _bounds(lengths: bytes, parts: int) -> Any:
+    ends = np.cumsum(np.frombuffer(lengths, np.int64))
+    inner = np.searchsorted(ends, np.arange(1, parts) * (ends[-1] / parts)) if parts > 1 else []
+    return np.array([0, *inner, len(ends)], np.int64)
 
 
 @lru_cache(maxsize=1)
@@ -131,9 +139,9 @@ class Kernel:
         self.in_place = frozenset(c.name for c in columns if c.given and c.written)
         self._dtype = np.dtype(dtype)
         self.scalars = tuple(sorted(scalar_names(program) & program.used))
-        self._function = _compiled(_source(program, dtype, columns, self.scalars), dtype)
+        self._function = compile_kernel(_source(program, dtype, columns, self.scalars))
 
-    def run(self, addresses: Sequence[Any], sizes: Any, scalars: Mapping[str, Any]) -> None:
+    def run(self, addresses: Sequence[Any], sizes: Any, scalars: Mapping[str, Any], team: Team) -> None:
         """Compute all leaves. ``addresses``: for each column an int64 array with one of every leaf."""
         cut = rows(sizes)
         table = np.empty((len(cut.leaf), len(self.columns) + 1), np.int64)
@@ -144,36 +152,11 @@ class Kernel:
                 table[:, k] = start[cut.leaf] + cut.offset * column.storage.itemsize
         table[:, -1] = cut.length
         values = np.array([float(scalars[name]) for name in self.scalars], self._dtype)
-        threads = cut.total // THREADED
-        if threads > 1:
-            threads = min(_threads(), threads)
-        if threads < 2:
-            self._function(table, values, 0, len(table))
-            return
-        ends = np.searchsorted(np.cumsum(cut.length), np.arange(1, threads) * (cut.total / threads)).tolist()
-        bounds = [0, *ends, len(table)]
-        jobs = [
-            _pool().submit(self._function, table, values, start, stop) for start, stop in pairwise(bounds[1:])
-        ]
-        self._function(table, values, bounds[0], bounds[1])
-        for job in jobs:
-            job.result()
-
-
-def _threads() -> int:
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, int(limit)) if limit.isdigit() and int(limit) > 0 else usable
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, _threads() - 1), thread_name_prefix="polyopt")
-
-
-if hasattr(os, "register_at_fork"):
-    # Threads don't survive a fork: the child would wait for its parent's for ever.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+        parts = cut.total // team.least
+        parts = min(team.size(), parts) if parts > 1 else 1
+        bounds = cut.bounds(parts)
+        words = (table.ctypes.data, values.ctypes.data, bounds.ctypes.data, parts)
+        teams.run(team, self._function, words, parts)
 
 
 def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: tuple[str, ...]) -> str:
@@ -185,10 +168,15 @@ def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: 
 
     known = scalar_names(program)
     predicates = {i.name for i in program.body if i.op in PREDICATES}
-    lines = ["def kernel(table, scalars, start, stop):"]
+    lines = ["def kernel(job):", PREAMBLE.format(words=HEAD + 4).strip("\n")]
+    lines.append(f"    table, scalars, bounds, parts = words[{HEAD}:]")
+    lines.append(f"    scalars = carray(address(scalars), {len(scalars)}, np.{dtype})")
+    lines.append("    bounds = carray(address(bounds), parts + 1, np.int64)")
+    lines.append(f"    table = carray(address(table), (bounds[parts], {len(columns) + 1}), np.int64)")
     for k, scalar in enumerate(scalars):
         lines.append(f"    {name(scalar)} = scalars[{k}]" + (" != 0" if scalar in predicates else ""))
-    lines.append("    for row in range(start, stop):")
+    lines.append("    for p in range(part, parts, step):")
+    lines.append("      for row in range(bounds[p], bounds[p + 1]):")
     lines.append(f"        n = table[row, {len(columns)}]")
     for k, column in enumerate(columns):
         lines.append(f"        a{k} = carray(address(table[row, {k}]), n, np.{column.storage.name})")
@@ -208,29 +196,41 @@ def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: 
 
 
 @lru_cache(maxsize=256)
-def _compiled(source: str, dtype: str) -> Callable[..., None]:
-    signature = f"void(int64[:, ::1], {dtype}[::1], int64, int64)"
-    return compile_source(f"{source}# computed in {dtype}\n", "kernel", signature, nogil=True)
+def compile_kernel(source: str) -> int:
+    """The address of the function ``kernel`` of ``source``: see :mod:`polyopt.teams`."""
+    scope, cached = _scope(f"{source}# kernel\n")
+    compiled = _numba().cfunc("void(int64)", error_model="numpy", cache=cached)(scope["kernel"])
+    _kept.append(compiled)
+    return int(compiled.address)
+
+
+_kept: list[Any] = []
+"""What addresses were given of."""
 
 
 def compile_source(source: str, name: str, signature: str, *, nogil: bool = False) -> Callable[..., Any]:
     """The function ``name`` of ``source``, compiled; from the second process on, loaded from a file."""
-    numba = _numba()
-    file = _cache_file(f"{source}# {signature}\n")
+    scope, cached = _scope(f"{source}# {signature}\n")
+    # Not fast-math: every operation is rounded by itself.
+    compiled = _numba().njit(signature, nogil=nogil, error_model="numpy", cache=cached)
+    function: Callable[..., Any] = compiled(scope[name])
+    return function
+
+
+def _scope(source: str) -> tuple[dict[str, Any], bool]:
+    """What ``source`` defines, and whether there is a file beside which numba may keep it compiled."""
+    file = _cache_file(source)
     # The name is that of a module which can be imported: numba looks it up when it loads from its cache.
     scope: dict[str, Any] = {
         "__name__": __name__,
         "np": np,
-        "carray": numba.carray,
+        "carray": _numba().carray,
         "address": _address(),
         "call": _call(),
         "invoke": _invoke(),
     }
     exec(compile(source, str(file or "<polyopt kernel>"), "exec"), scope)
-    # Not fast-math: every operation is rounded by itself.
-    compiled = numba.njit(signature, nogil=nogil, error_model="numpy", cache=file is not None)
-    function: Callable[..., Any] = compiled(scope[name])
-    return function
+    return scope, file is not None
 
 
 def _cache_file(source: str) -> Path | None:

@@ -14,7 +14,8 @@ A namespace may offer more, where it has something better than what :mod:`polyop
   whole arrays are compiled into one.
 - ``sum_squares(arrays, scale)``: the sum of the squares of all elements times ``scale``, in the bits of
   ``reductions``, as a 0-d array; ``None`` for arrays that it can't take.
-- ``log_softmax(x)``: that of :mod:`polyopt.losses` over the last axis as one operation.
+- ``log_softmax(x)``, ``cross_entropy(logits, target, label_smoothing)`` of :mod:`polyopt.losses` and
+  ``relu(x)`` of :mod:`polyopt.models` as one operation, forward and backward.
 - ``known_norm``: what ``reductions.root_sum_squares`` is to give, where it was computed before.
 """
 

@@ -14,6 +14,7 @@ from polyopt.hostlift import HostLift, disjoint
 from polyopt.hostmemory import Shapes
 from polyopt.lifting import evaluate_leaves
 from polyopt.survey import Survey, numpy_survey
+from polyopt.teams import POOL, Team
 from polyopt.trace import Program
 from polyopt_numpy import ops
 
@@ -99,6 +100,9 @@ class NumpyMemory:
 
     def survey(self) -> Survey | None:
         return _survey()
+
+    def team(self) -> Team:
+        return POOL
 
     def storage(self, kind: int) -> np.dtype[Any] | None:
         return _STORAGE.get(kind)

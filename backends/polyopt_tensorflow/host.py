@@ -29,6 +29,7 @@ from tensorflow.python.eager import context
 from polyopt import native
 from polyopt.hostmemory import Shapes
 from polyopt.survey import CONTIGUOUS, MOST_AXES, WRITABLE, Survey, tried
+from polyopt.teams import POOL, Team
 
 _HANDLE = "_Z18EagerTensor_HandlePK7_object"
 """``TFE_TensorHandle* EagerTensor_Handle(const PyObject*)``."""
@@ -79,6 +80,9 @@ class TensorFlowMemory:
 
     def survey(self) -> Survey | None:
         return _survey()
+
+    def team(self) -> Team:
+        return POOL
 
     def storage(self, kind: int) -> np.dtype[Any] | None:
         return _STORAGE.get(kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,7 @@ import torch
 from polyopt.hostlift import disjoint
 from polyopt.hostmemory import Shapes
 from polyopt.survey import CONTIGUOUS, MOST_AXES, WRITABLE, Survey, dlpack_survey
+from polyopt.teams import Team, openmp
 from polyopt_torch.memory import DTYPES, NAMES, host_view, tensor_view
 
 
@@ -61,6 +63,9 @@ class TorchMemory:
     def survey(self) -> Survey | None:
         return _survey()
 
+    def team(self) -> Team:
+        return _team()
+
     def storage(self, kind: int) -> np.dtype[Any] | None:
         return _STORAGE.get(kind)
 
@@ -93,6 +98,14 @@ def transformed() -> bool:
 
 _STORAGE = {2 | bits << 8 | 1 << 16: np.dtype(f"float{bits}") for bits in (32, 64)}
 """DLPack's code, bits and lanes of a dtype -> the host's."""
+
+
+@lru_cache(maxsize=1)
+def _team() -> Team:
+    """PyTorch's own threads: after a backward pass they spin on the cores where others would run."""
+    packages = Path(torch.__file__).parent
+    own = [*packages.glob("lib/libgomp*.so*"), *packages.parent.glob("torch.libs/libgomp*.so*")]
+    return openmp([*map(str, own), "libgomp.so.1"], torch.get_num_threads)
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from polyopt import Adam, Optimizer, native, registry
 from polyopt.fused import FusedLift
-from polyopt.native import CHUNK, EXPRESSIONS, THREADED, rows
+from polyopt.native import CHUNK, EXPRESSIONS, rows
+from polyopt.teams import POOL, Pool
 from polyopt.testing import assert_same_bits
 from polyopt.trace import BINARY, PREDICATES, UNARY, Program, Symbol, Tracer
 from polyopt_numpy.lift import NumpyMemory
@@ -97,13 +98,11 @@ def test_every_operation(backend: Any, dtype: str, donate: bool) -> None:
 def test_the_bits_are_the_same_at_any_number_of_threads(
     threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "_threads", lambda: int(threads))
-    native._pool.cache_clear()
+    monkeypatch.setattr(Pool, "size", lambda self: int(threads))
     rng = np.random.default_rng(1)
-    shapes = ((THREADED,), (3, CHUNK), *[(50,)] * 40, (2 * THREADED + 11,))
+    shapes = ((POOL.least,), (3, CHUNK), *[(50,)] * 40, (2 * POOL.least + 11,))
     arrays = {n: [values(rng, shape, "float32") for shape in shapes] for n in ARRAYS}
     got, expected = both(NUMPY, everything(), arrays, "float32", False)
-    native._pool.cache_clear()
     for name, xs in expected.items():
         for x, y in zip(got[name], xs, strict=True):
             assert_same_bits(x, y, what=name)
@@ -199,9 +198,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 def test_a_forked_process_has_threads_of_its_own() -> None:
     code = (
         "import os, numpy as np\n"
-        "from polyopt import SGD, Optimizer, native\n"
-        "native._threads = lambda: 3\n"
-        "o, p = Optimizer(SGD(lr=1.0)), np.ones(4 * native.THREADED)\n"
+        "from polyopt import SGD, Optimizer\n"
+        "from polyopt.teams import Pool\n"
+        "Pool.size = lambda self: 3\n"
+        "o, p = Optimizer(SGD(lr=1.0)), np.ones(4 * Pool.least)\n"
         "s = o.init(p)\n"
         "o.step(p, p, s)\n"
         "child = os.fork()\n"

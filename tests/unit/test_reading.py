@@ -15,6 +15,7 @@ from polyopt import AdamW, ClipByGlobalNorm, Optimizer, chain, hostnorm, native,
 from polyopt.backend import Backend
 from polyopt.errors import NonFiniteError
 from polyopt.reading import Reading
+from polyopt.teams import Pool
 from polyopt.testing import assert_close, assert_same_bits
 from polyopt_numpy import ops as NUMPY
 from polyopt_numpy.lift import NumpyMemory
@@ -54,10 +55,8 @@ def test_the_bits_are_the_same_at_any_number_of_threads(
     pytest.importorskip("numba")
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=n).astype("float32") for n in (1_500_001, 30, 400_000, *[1000] * 300)]
-    monkeypatch.setattr(native, "_threads", lambda: threads)
-    native._pool.cache_clear()
+    monkeypatch.setattr(Pool, "size", lambda self: threads)
     total = hostnorm.sum_squares(NumpyMemory(), arrays, 1.0)
-    native._pool.cache_clear()
     assert_same_bits(total, reference(arrays, 1.0))
 
 
