@@ -12,6 +12,9 @@ from cli_output import error, result
 from polyopt.cli.app import run
 from polyopt.cli.compression import measure
 from polyopt.cli.compression.page import page, verdicts
+from polyopt.recipe import Recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 SMALL = """
 name = "{name}"
@@ -71,7 +74,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def arguments(*more: str) -> list[str]:
-    parts = ["bits", "times", "chains", "students"]
+    parts = ["bits", "times", "chains", "control", "students"]
     only = [word for part in parts for word in ("--only", part)]
     return [
         "compression",
@@ -97,11 +100,19 @@ def test_the_command(recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert same["holds"]
     assert same["found"] == "16 of 16 cases"
     text = (tmp_path / "docs/compression.md").read_text()
-    for word in ("What must hold", "int4", "turned", "PyTorch", "np.partition", "compression.svg"):
+    for word in (
+        "What must hold",
+        "int4",
+        "turned",
+        "PyTorch",
+        "np.partition",
+        "compression.svg",
+        "not pruned",
+    ):
         assert word in text
     assert (tmp_path / "docs/compression.svg").read_text().startswith("<?xml")
     kept = json.loads((tmp_path / "kept/compression.json").read_text())
-    assert set(kept) == {"bits", "times", "chains", "students", "machine", "versions"}
+    assert set(kept) == {"bits", "times", "chains", "control", "students", "machine", "versions"}
 
     (tmp_path / "docs/compression.md").unlink()
     assert run(arguments("--render", "--json")) == code
@@ -121,9 +132,12 @@ def test_what_it_refuses(recipes: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def chain(*accuracies: float) -> list[dict[str, Any]]:
-    """A run whose phases had these accuracies in percent."""
-    plain = {"kind": "train", "bytes": 100, "seconds": 1.0, "sparsity": 0.0}
-    return [plain | {"name": str(i), "test_accuracy": a / 100} for i, a in enumerate(accuracies)]
+    """A run whose phases had these accuracies in percent; the third prunes."""
+    plain = {"bytes": 100, "seconds": 1.0, "sparsity": 0.0}
+    return [
+        plain | {"name": str(i), "kind": "prune" if i == 2 else "train", "test_accuracy": a / 100}
+        for i, a in enumerate(accuracies)
+    ]
 
 
 def measured(**changes: Any) -> dict[str, Any]:
@@ -136,6 +150,7 @@ def measured(**changes: Any) -> dict[str, Any]:
             "digits_compress": {"numpy": [chain(99, 90, 89.01, 88.52)], "jax": [chain(99, 90, 89.01, 88.52)]},
             "digits_int4": {"numpy": [chain(90, 88.01)], "jax": [chain(90.4, 88.41)]},
         },
+        "control": {"numpy": chain(90), "jax": chain(90)},
         "students": {"numpy": [student, student]},
         "bits": [{"weights": "drawn", "what": "mask", "same": True}],
         "times": {
@@ -161,6 +176,7 @@ def worse(path: str, value: Any) -> dict[str, Any]:
     ("path", "value", "word"),
     [
         ("chains/digits_compress/jax/0/2/test_accuracy", 0.889, "80 % unstructured"),
+        ("control/jax/0/test_accuracy", 0.902, "80 % unstructured"),
         ("chains/digits_compress/jax/0/3/test_accuracy", 0.885, "int8 weights"),
         ("chains/digits_int4/jax/0/1/test_accuracy", 0.8835, "int4 weights"),
         ("students/numpy/1/taught", 0.69, "beats the same student"),
@@ -179,6 +195,21 @@ def test_each_requirement_can_be_missed(path: str, value: Any, word: str) -> Non
     assert text.index("✗ missed") < text.index("| ✓ |")
     assert "6 of 7 hold" in text
     assert "compression.svg" not in text
+
+
+def test_the_control_differs_in_nothing_but_the_pruning() -> None:
+    recipe = Recipe.load(RECIPES / "digits_compress.toml")
+    control = measure.dense(recipe)
+    assert [phase.kind for phase in control.phase] == ["finetune", "train"]
+    assert control.of_phase(2) == recipe.of_phase(2)
+    assert control.of_phase(1) == recipe.of_phase(1)
+
+
+def test_without_a_control_nothing_is_said_of_it() -> None:
+    found = measured()
+    del found["control"]
+    assert not [v for v in verdicts(found) if "80 %" in v.what]
+    assert "ot pruned" not in page(found, drawn=False)
 
 
 def test_what_is_not_installed_is_said() -> None:

@@ -71,6 +71,30 @@ def chains(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]
     return found
 
 
+def control(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]:
+    """``{backend: [a phase for each seed]}``: the phase that prunes, without pruning.
+
+    From the same weights, with the same optimizer, in as many epochs and in the same order of samples: what
+    the pruned model would be if nothing had gone.
+    """
+    recipe = dense(Recipe.load(recipes / f"{CHAINS[0]}.toml"))
+    return {
+        backend: [
+            asdict(train(recipe.replace(seed=seed), backend=backend).phases[-1]) for seed in range(seeds)
+        ]
+        for backend in backends
+    }
+
+
+def dense(recipe: Recipe) -> Recipe:
+    """``recipe`` up to its first phase that prunes, which prunes nothing; its seeds and batches stay."""
+    table = recipe.to_dict()
+    last = next(i for i, phase in enumerate(recipe.phase) if phase.kind == "prune")
+    phases = [*table["phase"][: last + 1]]
+    phases[last] = {key: value for key, value in phases[last].items() if key != "prune"}
+    return Recipe.from_dict(table | {"phase": phases})
+
+
 def students(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]:
     """``{backend: [{seed, teacher, taught, alone}]}``: the same student with and without its teacher."""
     recipe = Recipe.load(recipes / f"{STUDENT}.toml")
@@ -195,6 +219,7 @@ PARTS: dict[str, Callable[[Path, Sequence[str], int], Any]] = {
     "bits": bits,
     "times": times,
     "chains": chains,
+    "control": control,
     "students": students,
     "minilm": minilm,
 }
