@@ -25,6 +25,9 @@ app = typer.Typer(
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML or JSON file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.")]
+Backend = Annotated[str | None, typer.Option("--backend", help="See `polyopt backends`.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, gpu:0, …")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Batches in all, instead of epochs.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or float64, instead of the recipe's.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed, instead of the recipe's.")]
 
@@ -47,23 +50,23 @@ def polyopt(
 @app.command()
 def train(
     recipe: RecipeFile,
-    backend: Annotated[str | None, typer.Option("--backend", help="See `polyopt backends`.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, gpu:0, …")] = None,
+    backend: Backend = None,
+    device: Device = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Batches in all, instead of epochs.")] = None,
+    steps: Steps = None,
     seed: Seed = None,
     dtype: Dtype = None,
     json: Json = False,
 ) -> None:
     """Train RECIPE: a table, a checkpoint and a picture of the training curve."""
-    from polyopt.cli.train import Request
+    from polyopt.cli.start import RunRequest
     from polyopt.cli.train import train as run
 
     overrides = {"epochs": epochs, "steps": steps, "seed": seed, "dtype": dtype}
-    request = Request(recipe, backend, device, out, resume, overwrite, overrides)
+    request = RunRequest(recipe, overrides, out, backend, device, resume, overwrite)
     raise typer.Exit(run(request, json))
 
 
@@ -83,12 +86,12 @@ def compare(
     json: Json = False,
 ) -> None:
     """Run RECIPE on several backends from the same bits and show how far apart they come."""
-    from polyopt.cli.compare import Request
+    from polyopt.cli.compare import CompareRequest
     from polyopt.cli.compare import compare as run
 
     names = None if backends is None else [name.strip() for name in backends.split(",") if name.strip()]
     overrides = {"seed": seed, "dtype": dtype}
-    raise typer.Exit(run(Request(recipe, names, steps, overrides, tolerance, out), json))
+    raise typer.Exit(run(CompareRequest(recipe, overrides, out, names, steps, tolerance), json))
 
 
 @app.command()
@@ -97,23 +100,23 @@ def tune(
     trials: Annotated[
         int | None, typer.Option("--trials", metavar="N", help="In all; instead of the recipe's.")
     ] = None,
-    backend: Annotated[str | None, typer.Option("--backend", help="See `polyopt backends`.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, gpu:0, …")] = None,
+    backend: Backend = None,
+    device: Device = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the study in --out.")] = False,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data, each trial.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Batches in all, instead of epochs.")] = None,
+    steps: Steps = None,
     seed: Seed = None,
     dtype: Dtype = None,
     json: Json = False,
 ) -> None:
     """Look for the hyperparameters that RECIPE's [tune] names: a table, the best recipe and a picture."""
-    from polyopt.cli.tune import Request
+    from polyopt.cli.tune import TuneRequest
     from polyopt.cli.tune import tune as run
 
     overrides = {"epochs": epochs, "steps": steps, "seed": seed, "dtype": dtype}
-    request = Request(recipe, trials, backend, device, out, resume, overwrite, overrides)
+    request = TuneRequest(recipe, overrides, out, backend, device, resume, overwrite, trials)
     raise typer.Exit(run(request, json))
 
 
@@ -129,7 +132,7 @@ def compression(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="PART", help="bits, times, chains, students, minilm; may be repeated."
+            "--only", metavar="PART", help="bits, times, chains, control, students, minilm; may be repeated."
         ),
     ] = None,
     render: Annotated[

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyopt.cli import folder, output
-from polyopt.cli.train import file_name, load, progress
+from polyopt.cli.start import Request
+from polyopt.cli.train import progress
 from polyopt.errors import BackendError, InputError, nearest
 
 if TYPE_CHECKING:
@@ -22,24 +23,21 @@ RESOLUTION = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 
 @dataclass(frozen=True)
-class Request:
+class CompareRequest(Request):
     """What was asked for, as the command line has it."""
 
-    recipe: Path
     backends: Sequence[str] | None
     steps: int
-    overrides: Mapping[str, Any]
     tolerance: float | None
-    out: Path | None
 
 
-def compare(request: Request, as_json: bool) -> int:
+def compare(request: CompareRequest, as_json: bool) -> int:
     """Run, draw and show; 1 where a deviation is above the tolerance."""
     from polyopt import registry, training
 
     if request.tolerance is not None and not request.tolerance >= 0:
         raise InputError(f"--tolerance {request.tolerance}: expected a number >= 0")
-    recipe = load(request.recipe, request.overrides)
+    recipe = request.load()
     if recipe.phase:
         output.say("the phases are left out: polyopt train goes through them")
     if request.backends is not None and not request.backends:
@@ -47,7 +45,7 @@ def compare(request: Request, as_json: bool) -> int:
     for name in request.backends or ():
         if name not in registry.names():
             raise BackendError(f"--backends: unknown backend {name!r}; {nearest(name, registry.names())}")
-    out = request.out or Path("runs") / file_name(f"{recipe.name}-compare")
+    out = request.folder(f"{recipe.name}-compare")
     folder.check(out, (PICTURE,), overwrite=True)
     try:
         with progress() as show:

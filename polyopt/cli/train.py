@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from polyopt.cli import folder, output
-from polyopt.errors import InputError
+from polyopt.cli.start import RunRequest, bar
 
 if TYPE_CHECKING:
     from polyopt.recipe import Recipe
@@ -24,28 +22,12 @@ if TYPE_CHECKING:
 PICTURE = "curve.png"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was asked for, as the command line has it."""
-
-    recipe: Path
-    backend: str | None
-    device: str | None
-    out: Path | None
-    resume: bool
-    overwrite: bool
-    overrides: Mapping[str, Any]
-
-
-def train(request: Request, as_json: bool) -> int:
+def train(request: RunRequest, as_json: bool) -> int:
     """Train, draw the curve and show what came out, phase by phase; 1 where the loss ends in NaN or inf."""
-    from polyopt import registry, training
+    from polyopt import training
 
-    recipe = load(request.recipe, request.overrides)
-    backend = registry.get_backend(request.backend).name
-    out = request.out or Path("runs") / file_name(f"{recipe.name}-{backend}")
     files = (training.CHECKPOINT, training.HISTORY, training.RECIPE, training.MODEL, PICTURE)
-    folder.check(out, files, resume=request.resume, overwrite=request.overwrite)
+    recipe, backend, out = request.start(files)
     made = 0
     try:
         with progress(f"{recipe.name} on {backend}, into {out}") as show:
@@ -80,24 +62,6 @@ def train(request: Request, as_json: bool) -> int:
     return 0
 
 
-def load(path: Path, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe at ``path`` with the values given on the command line in the place of its own."""
-    from polyopt.recipe import Recipe
-
-    if overrides.get("epochs") is not None and overrides.get("steps") is not None:
-        raise InputError("--epochs and --steps: give one of the two")
-    return Recipe.load(path).replace(**overrides)
-
-
-def file_name(name: str) -> str:
-    """``name`` without what could lead to another folder.
-
-    >>> file_name("../my digits-numpy")
-    'my-digits-numpy'
-    """
-    return re.sub(r"[^\w.]+", "-", name).strip("-.") or "run"
-
-
 def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
     """A run's figures, under the names that ``--json`` has; ``begun`` is the step that it was resumed at."""
     steps = result.steps - begun
@@ -122,21 +86,14 @@ def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
 @contextmanager
 def progress(announcement: str = "") -> Iterator[Callable[[Event], None]]:
     """A bar with the loss and the last test, on a terminal; elsewhere the announcement of a run alone."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=output.log(), disable=not output.on_terminal()) as bar:
-        task = bar.add_task("", total=None, figures="starting …")
+    with bar() as drawn:
+        task = drawn.add_task("", total=None, figures="starting …")
 
         def show(event: Event) -> None:
             # Only now: what was refused before the first step has written nothing, and says one line.
             if event.kind == "started" and (event.phase or announcement):
-                bar.console.print(Text(f"phase {event.phase}" if event.phase else announcement))
-            bar.update(
+                drawn.console.print(Text(f"phase {event.phase}" if event.phase else announcement))
+            drawn.update(
                 task,
                 description=f"{event.backend}: {event.phase}" if event.phase else event.backend,
                 total=event.steps,

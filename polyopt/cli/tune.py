@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from polyopt.cli import folder, output
-from polyopt.cli.train import file_name, load
+from polyopt.cli.start import RunRequest, bar
 from polyopt.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,32 +23,21 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Request:
+class TuneRequest(RunRequest):
     """What was asked for, as the command line has it."""
 
-    recipe: Path
     trials: int | None
-    backend: str | None
-    device: str | None
-    out: Path | None
-    resume: bool
-    overwrite: bool
-    overrides: Mapping[str, Any]
 
 
-def tune(request: Request, as_json: bool) -> int:
+def tune(request: TuneRequest, as_json: bool) -> int:
     """Search, draw and show; 1 where no trial came to an end."""
-    from polyopt import registry, tuning
+    from polyopt import tuning
     from polyopt.tuning.sampling import optuna
 
     optuna()
     if request.trials is not None and request.trials < 1:
         raise InputError(f"--trials {request.trials}: expected an integer >= 1")
-    recipe = load(request.recipe, request.overrides)
-    backend = registry.get_backend(request.backend).name
-    out = request.out or Path("runs") / file_name(f"{recipe.name}-tune-{backend}")
-    files = (tuning.STUDY, tuning.BEST, PICTURE)
-    folder.check(out, files, resume=request.resume, overwrite=request.overwrite)
+    recipe, backend, out = request.start((tuning.STUDY, tuning.BEST, PICTURE), "-tune")
     ended = 0
     try:
         with progress(f"{recipe.name} on {backend}, into {out}") as show:
@@ -115,23 +103,16 @@ def summary(study: tuning.Study, out: Path) -> dict[str, Any]:
 @contextmanager
 def progress(announcement: str) -> Iterator[Callable[[tuning.Progress], None]]:
     """A bar over the trials with the best value so far, on a terminal; elsewhere the announcement alone."""
-    columns = (
-        TextColumn("trials"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=output.log(), disable=not output.on_terminal()) as bar:
-        task = bar.add_task("", total=None, figures="starting …")
+    with bar() as drawn:
+        task = drawn.add_task("trials", total=None, figures="starting …")
         announced = False
 
         def show(now: tuning.Progress) -> None:
             nonlocal announced
             if not announced:
-                bar.console.print(Text(announcement))
+                drawn.console.print(Text(announcement))
                 announced = True
-            bar.update(task, total=now.trials, completed=len(now.study.trials), figures=_figures(now))
+            drawn.update(task, total=now.trials, completed=len(now.study.trials), figures=_figures(now))
 
         yield show
 

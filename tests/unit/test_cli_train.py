@@ -134,14 +134,20 @@ def same_run(a: str, b: str) -> None:
 def test_interrupted_run_is_saved_and_goes_on(recipe: Path) -> None:
     """Ctrl-C: exit code 130, a message and a checkpoint, from which it goes on in the same bits."""
     # Longer than the test takes to interrupt it, on any machine; the resumed run stops much earlier.
-    long = [sys.executable, "-m", "polyopt.cli", "train", str(recipe), "--out", "run"]
-    process = subprocess.Popen(
-        [*long, "--steps", "100000000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(Path("run") / training.RECIPE, process)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    long = ["train", str(recipe), "--out", "run", "--steps", "100000000"]
+    # Where this suite runs in the background, its children would ignore Ctrl-C.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from polyopt.cli import main; sys.argv[0] = 'polyopt'; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait_for(Path("run") / training.RECIPE, process)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, err
     assert out == ""
     assert err.splitlines()[-1].startswith("error: interrupted; ")

@@ -50,10 +50,10 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("search.toml")
 
 
-def request(recipe: Path, **changes: Any) -> command.Request:
+def request(recipe: Path, **changes: Any) -> command.TuneRequest:
     fields: dict[str, Any] = dict.fromkeys(("trials", "backend", "device", "out"))
     fields |= {"resume": False, "overwrite": False, "overrides": {}, "backend": "numpy"}
-    return command.Request(recipe, **(fields | changes))
+    return command.TuneRequest(recipe, **(fields | changes))
 
 
 def test_a_table_a_picture_and_a_recipe_that_trains(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

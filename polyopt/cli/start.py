@@ -1,0 +1,80 @@
+"""How the commands that run a recipe begin: the recipe, the backend and the folder, and a bar to watch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from polyopt.cli import folder, output
+from polyopt.errors import InputError
+
+if TYPE_CHECKING:
+    from polyopt.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, as the command line has it."""
+
+    recipe: Path
+    overrides: Mapping[str, Any]
+    """Values in the place of the recipe's own, by :meth:`Recipe.replace`'s names; ``None`` for none."""
+    out: Path | None
+
+    def load(self) -> Recipe:
+        """The recipe with the values given on the command line."""
+        from polyopt.recipe import Recipe
+
+        if self.overrides.get("epochs") is not None and self.overrides.get("steps") is not None:
+            raise InputError("--epochs and --steps: give one of the two")
+        return Recipe.load(self.recipe).replace(**self.overrides)
+
+    def folder(self, name: str) -> Path:
+        """``--out``, or a folder of that name."""
+        return self.out or Path("runs") / file_name(name)
+
+
+@dataclass(frozen=True)
+class RunRequest(Request):
+    """The same for what runs on one backend and can be gone on with."""
+
+    backend: str | None
+    device: str | None
+    resume: bool
+    overwrite: bool
+
+    def start(self, files: tuple[str, ...], kind: str = "") -> tuple[Recipe, str, Path]:
+        """The recipe, the backend's name and the folder, which is checked for ``files`` of an earlier run."""
+        from polyopt import registry
+
+        recipe = self.load()
+        backend = registry.get_backend(self.backend).name
+        out = self.folder(f"{recipe.name}{kind}-{backend}")
+        folder.check(out, files, resume=self.resume, overwrite=self.overwrite)
+        return recipe, backend, out
+
+
+def file_name(name: str) -> str:
+    """``name`` without what could lead to another folder.
+
+    >>> file_name("../my digits-numpy")
+    'my-digits-numpy'
+    """
+    return re.sub(r"[^\w.]+", "-", name).strip("-.") or "run"
+
+
+def bar() -> Progress:
+    """What is at work, how far it is and its figures, on a terminal; nothing elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    return Progress(*columns, console=output.log(), disable=not output.on_terminal())
