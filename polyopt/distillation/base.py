@@ -40,6 +40,43 @@ class DistillationLoss(ABC):
         """The loss, a 0-d array, from what student and teacher give, and labels where it takes them."""
 
 
+@dataclass(frozen=True)
+class InnerLoss(DistillationLoss):
+    """Base of the losses between what both have inside, sample by sample: abstract."""
+
+    def __call__(self, xp: Ops, student: Array, teacher: Array, *, name: str = "features") -> Array:
+        """The loss of one layer: a 0-d array.
+
+        Parameters
+        ----------
+        student, teacher
+            What both have of the same samples, the first axis; the loss says which other axes may differ.
+        name
+            What the layer is called in errors.
+
+        Raises
+        ------
+        InputError
+            Where the shapes don't fit: it names the layer and both shapes.
+        """
+        mine, its = tuple(student.shape), tuple(teacher.shape)
+        expected = self._unfit(mine, its)
+        if expected is not None:
+            raise InputError(
+                f"{type(self).__name__}: {name!r}: the student's have shape {mine}, the teacher's {its}; "
+                f"expected {expected}"
+            )
+        return self._apart(xp, *pair(xp, student, teacher))
+
+    @abstractmethod
+    def _unfit(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> str | None:
+        """What was expected, where the shapes don't fit."""
+
+    @abstractmethod
+    def _apart(self, xp: Ops, student: Array, teacher: Array) -> Array:
+        """The loss, of one dtype and shapes that fit."""
+
+
 def logit_pair(xp: Ops, owner: str, student: Array, teacher: Array) -> tuple[Array, Array]:
     """Both as (n, classes) in the student's dtype, at least float32; the teacher as a constant."""
     mine, its = tuple(student.shape), tuple(teacher.shape)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt.distillation.base import DistillationLoss, pair, safe_root
+from polyopt.distillation.base import DistillationLoss, InnerLoss, pair, safe_root
 from polyopt.errors import InputError
 from polyopt.ops import Array, Ops
 from polyopt.rule import static
@@ -90,14 +90,15 @@ class FeatureHint(DistillationLoss):
 
 
 @dataclass(frozen=True)
-class AttentionTransfer(DistillationLoss):
+class AttentionTransfer(InnerLoss):
     """Activation-based attention transfer (Zagoruyko & Komodakis, 2017, section 3.1).
 
     An attention map is Q = vec(Σ_channels |A|^p), divided by its 2-norm. ``"paper"``, eq. 2:
     ``½·‖Q_S - Q_T‖₂``, averaged over the batch, for one layer and β = 1: add up layers, times β. ``"torch"``,
     the authors' code: the mean of the squared differences over samples and places.
 
-    A map of zeros is not divided; where the two maps agree, the gradient is 0.
+    Activations are of shape (n, …, channels), or (n, channels, …); the numbers of channels may differ. A map
+    of zeros is not divided; where the two maps agree, the gradient is 0.
 
     Parameters
     ----------
@@ -127,29 +128,13 @@ class AttentionTransfer(DistillationLoss):
     convention: str = static("paper")
     distance: str = static(None, "norm", "squares")
 
-    def __call__(self, xp: Ops, student: Array, teacher: Array, *, name: str = "features") -> Array:
-        """The loss of one layer: a 0-d array.
+    def _unfit(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> str | None:
+        mine, its = self._places(student), self._places(teacher)
+        if mine and mine == its:
+            return None
+        return "(n, …, channels) with the same places (interpolate one first)"
 
-        Parameters
-        ----------
-        student, teacher
-            Activations of shape (n, …, channels), or (n, channels, …); the numbers of channels may differ.
-        name
-            What the layer is called in errors.
-
-        Raises
-        ------
-        InputError
-            Where the places don't fit: it names the layer and both shapes.
-        """
-        mine, its = (self._places(tuple(x.shape)) for x in (student, teacher))
-        if not mine or mine != its:
-            raise InputError(
-                f"{type(self).__name__}: {name!r}: the student's have shape {tuple(student.shape)}, the "
-                f"teacher's {tuple(teacher.shape)}; expected (n, …, channels) with the same places "
-                "(interpolate one first)"
-            )
-        student, teacher = pair(xp, student, teacher)
+    def _apart(self, xp: Ops, student: Array, teacher: Array) -> Array:
         difference = self._map(xp, student) - self._map(xp, teacher)
         square = difference * difference
         if self.distance == "squares":

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt.distillation.base import DistillationLoss, pair, safe_root
-from polyopt.errors import InputError
+from polyopt.distillation.base import InnerLoss, safe_root
 from polyopt.ops import Array, Ops
 from polyopt.rule import static
 
 
 @dataclass(frozen=True)
-class _Relational(DistillationLoss):
-    """Huber's loss between a relation of the student's samples and the teacher's."""
+class _Relational(InnerLoss):
+    """Huber's loss between a relation of the student's samples, (n, s), and the teacher's, (n, t)."""
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"reduction": "sum"},
@@ -25,30 +24,11 @@ class _Relational(DistillationLoss):
     convention: str = static("paper")
     reduction: str = static(None, "sum", "mean")
 
-    def __call__(self, xp: Ops, student: Array, teacher: Array, *, name: str = "features") -> Array:
-        """The loss: a 0-d array.
+    def _unfit(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> str | None:
+        fit = len(student) == len(teacher) == 2 and student[0] == teacher[0] >= 2
+        return None if fit else "(n, s) and (n, t) of the same n samples, at least 2"
 
-        Parameters
-        ----------
-        student, teacher
-            Features of shape (n, s) and (n, t) of the same n >= 2 samples; s and t may differ.
-        name
-            What the features are called in errors.
-
-        Raises
-        ------
-        InputError
-            Where the shapes don't fit: it names the features and both shapes.
-        """
-        mine, its = tuple(student.shape), tuple(teacher.shape)
-        if len(mine) != 2 or len(its) != 2 or mine[0] != its[0]:
-            raise InputError(
-                f"{type(self).__name__}: {name!r}: the student's have shape {mine}, the teacher's {its}; "
-                "expected (n, s) and (n, t)"
-            )
-        if mine[0] < 2:
-            raise InputError(f"{type(self).__name__}: {name!r}: {mine[0]} sample; expected at least 2")
-        student, teacher = pair(xp, student, teacher)
+    def _apart(self, xp: Ops, student: Array, teacher: Array) -> Array:
         losses = _huber(xp, self._relation(xp, student) - self._relation(xp, teacher))
         return xp.mean(losses) if self.reduction == "mean" else xp.sum(losses)
 
@@ -64,6 +44,8 @@ class RelationalDistance(_Relational):
     ``d_ij = ‖t_i - t_j‖₂`` and Huber's threshold 1. ``"paper"`` sums; μ is the mean over the pairs.
     ``"torch"`` is the authors' code: the mean over all n² entries (those with i = j are 0), μ that of the
     distances above 0.
+
+    Student and teacher have features of shape (n, s) and (n, t) of the same n >= 2 samples.
 
     Examples
     --------
@@ -95,6 +77,8 @@ class RelationalAngle(_Relational):
     ``Σ_(i,j,k) huber(cos∠t_i t_j t_k of the student, of the teacher)``. ``"paper"`` sums over the triplets of
     distinct samples; ``"torch"`` is the authors' code: the mean over all n³ entries, those with i = k (1 for
     both) and with j among them (0) included. Memory grows as n³ + n²·features.
+
+    Student and teacher have features of shape (n, s) and (n, t) of the same n >= 2 samples.
 
     Examples
     --------

@@ -15,6 +15,8 @@ from polyopt.backend import Backend
 from polyopt.errors import BackendError
 from polyopt.testing.report import Outcome, Row
 
+STEPS, STEPS_QUICK = 200, 20
+
 
 class Skip(Exception):
     """The case can't run here, and need not: the message says why."""
@@ -30,13 +32,20 @@ class Context:
 
     ``quick``: fewer examples, 20 steps instead of 200. ``sparse`` (``quick`` implies it), for backends that
     compile slowly: an algorithm's defaults in every convention, but each of its other settings in one
-    convention alone, in turn; and fewer drawn shapes of elementwise operations.
+    convention alone, in turn; and fewer drawn shapes of elementwise operations. ``steps``: of a run of an
+    algorithm, by default 200.
     """
 
     backend: Backend
     quick: bool = False
     sparse: bool = False
     required: frozenset[str] = frozenset()
+    steps: int | None = None
+
+    @property
+    def updates(self) -> int:
+        """How many of a run of an algorithm are made."""
+        return self.steps or (STEPS_QUICK if self.quick else STEPS)
 
 
 @dataclass(frozen=True)

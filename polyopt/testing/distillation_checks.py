@@ -22,10 +22,22 @@ from polyopt.distillation import (
 )
 from polyopt.testing.agreement import within
 from polyopt.testing.case import Case, Context
+from polyopt.testing.distillation_reference import (
+    angles,
+    attention,
+    cross_entropy,
+    decoupled,
+    distances,
+    hint,
+    kl,
+    slope,
+    soft_targets,
+    softmax,
+    standard,
+)
 
 ROUNDING: Final = {"float64": 1e-12, "float32": 1e-5}
 """Of a loss: sums of tens of terms, in an order that the framework chooses, and its own exp and log."""
-STEP: Final = 1e-5
 DIFFERENCES: Final = {"float64": 2e-8, "float32": 1e-4}
 """Of a gradient, held against differences of fourth order: 1e-16/1e-5 is what their subtraction loses."""
 
@@ -36,88 +48,15 @@ MAPS, THEIR_MAPS = _DRAW.normal(size=(3, 2, 4, 3)), _DRAW.normal(size=(3, 2, 4, 
 POINTS, THEIR_POINTS = _DRAW.normal(size=(5, 4)), _DRAW.normal(size=(5, 3))
 
 
-def softmax(z: Any) -> Any:
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def kl(p: Any, q: Any) -> Any:
-    return np.sum(p * np.log(p / q), axis=-1)
-
-
-def cross_entropy(z: Any) -> float:
-    return float(np.mean([-np.log(softmax(row)[label]) for row, label in zip(z, LABELS, strict=True)]))
-
-
-def soft_targets(z: Any, v: Any, t: float, soft: float) -> float:
-    """Hinton et al., 2015, section 2."""
-    return (1 - soft) * cross_entropy(z) + soft * t**2 * float(np.mean(kl(softmax(v / t), softmax(z / t))))
-
-
-def standard(z: Any) -> Any:
-    """Sun et al., 2024, Algorithm 1."""
-    return (z - z.mean(axis=-1, keepdims=True)) / z.std(axis=-1, keepdims=True)
-
-
 def standardized_targets(z: Any) -> float:
     p, q = softmax(standard(V) / 2.0), softmax(standard(z) / 2.0)
-    return 0.1 * cross_entropy(z) + 0.9 * 4.0 * float(np.mean(kl(p, q)))
-
-
-def decoupled(z: Any) -> float:
-    """Zhao et al., 2022, eq. 7, with T = 2, α = 1, β = 4 and the cross-entropy."""
-    total = 0.0
-    for mine, its, label in zip(z, V, LABELS, strict=True):
-        p, q = softmax(its / 2.0), softmax(mine / 2.0)
-        rest = np.arange(5) != label
-        two = [np.array([x[label], x[rest].sum()]) for x in (p, q)]
-        total += float(kl(*two) + 4.0 * kl(p[rest] / p[rest].sum(), q[rest] / q[rest].sum()))
-    return cross_entropy(z) + 4.0 * total / len(z)
-
-
-def attention(a: Any, squares: bool) -> float:
-    """Zagoruyko & Komodakis, 2017, eq. 2, or their code."""
-    maps = []
-    for x in (a, THEIR_MAPS):
-        q = np.square(x).sum(axis=-1).reshape(len(x), -1)
-        maps.append(q / np.linalg.norm(q, axis=1, keepdims=True))
-    difference = maps[0] - maps[1]
-    if squares:
-        return float(np.mean(difference**2))
-    return float(np.mean(np.linalg.norm(difference, axis=1))) / 2
-
-
-def huber(x: float) -> float:
-    return 0.5 * x**2 if abs(x) <= 1 else abs(x) - 0.5
-
-
-def distances(x: Any) -> float:
-    """Park et al., 2019, section 3.2.1."""
-    pairs = [(i, j) for i, j in product(range(5), repeat=2) if i != j]
-    relations = []
-    for points in (x, THEIR_POINTS):
-        d = np.array([np.linalg.norm(points[i] - points[j]) for i, j in pairs])
-        relations.append(d / d.mean())
-    return sum(huber(float(a - b)) for a, b in zip(*relations, strict=True))
-
-
-def angles(x: Any) -> float:
-    """Park et al., 2019, section 3.2.2."""
-    total = 0.0
-    for i, j, k in product(range(5), repeat=3):
-        if len({i, j, k}) == 3:
-            cosines = []
-            for points in (x, THEIR_POINTS):
-                a, b = points[i] - points[j], points[k] - points[j]
-                cosines.append(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
-            total += huber(cosines[0] - cosines[1])
-    return total
+    return 0.1 * cross_entropy(z, LABELS) + 0.9 * 4.0 * float(np.mean(kl(p, q)))
 
 
 def ensemble(z: Any) -> float:
     """Hinton's, of the mean of two teachers' softened probabilities, three to one."""
     p = 0.75 * softmax(V / 2.0) + 0.25 * softmax(V2 / 2.0)
-    return 0.5 * cross_entropy(z) + 0.5 * 4.0 * float(np.mean(kl(p, softmax(z / 2.0))))
+    return 0.5 * cross_entropy(z, LABELS) + 0.5 * 4.0 * float(np.mean(kl(p, softmax(z / 2.0))))
 
 
 @dataclass(frozen=True)
@@ -132,27 +71,29 @@ class Loss:
 
 
 LOSSES: Final[tuple[Loss, ...]] = (
-    Loss("soft targets", SoftTargets(3.0, 0.7), Z, (V, LABELS), lambda z: soft_targets(z, V, 3.0, 0.7)),
+    Loss(
+        "soft targets", SoftTargets(3.0, 0.7), Z, (V, LABELS), lambda z: soft_targets(z, V, LABELS, 3.0, 0.7)
+    ),
     Loss(
         "soft targets, torch",
         SoftTargets(3.0, 0.7, convention="torch"),
         Z,
         (V, LABELS),
-        lambda z: 0.3 * cross_entropy(z) + soft_targets(z, V, 3.0, 1.0) * 0.7 / 5,
+        lambda z: 0.3 * cross_entropy(z, LABELS) + soft_targets(z, V, LABELS, 3.0, 1.0) * 0.7 / 5,
     ),
     Loss(
         "soft targets, keras",
         SoftTargets(3.0, 0.7, convention="keras"),
         Z,
         (V, LABELS),
-        lambda z: soft_targets(z, V, 3.0, 0.3),
+        lambda z: soft_targets(z, V, LABELS, 3.0, 0.3),
     ),
     Loss(
         "soft targets of probabilities",
         SoftTargets(2.0, 0.5, teacher="probabilities"),
         Z,
         (softmax(V), LABELS),
-        lambda z: soft_targets(z, V, 2.0, 0.5),
+        lambda z: soft_targets(z, V, LABELS, 2.0, 0.5),
     ),
     Loss(
         "standardized logits",
@@ -161,13 +102,19 @@ LOSSES: Final[tuple[Loss, ...]] = (
         (V, LABELS),
         standardized_targets,
     ),
-    Loss("decoupled", DecoupledKD(2.0, 1.0, 4.0), Z, (V, LABELS), decoupled),
+    Loss(
+        "decoupled",
+        DecoupledKD(2.0, 1.0, 4.0),
+        Z,
+        (V, LABELS),
+        lambda z: decoupled(z, V, LABELS, 2.0, 1.0, 4.0),
+    ),
     Loss(
         "feature hint",
         FeatureHint(),
         POINTS,
         (THEIR_POINTS @ np.eye(3, 4),),
-        lambda x: 0.5 * float(np.sum((x - THEIR_POINTS @ np.eye(3, 4)) ** 2)) / len(x),
+        lambda x: hint(x, THEIR_POINTS @ np.eye(3, 4)),
     ),
     Loss(
         "feature hint, projected, torch",
@@ -176,16 +123,22 @@ LOSSES: Final[tuple[Loss, ...]] = (
         (THEIR_POINTS, np.ones((4, 3)) / 2),
         lambda x: float(np.mean((x @ np.ones((4, 3)) / 2 - THEIR_POINTS) ** 2)),
     ),
-    Loss("attention", AttentionTransfer(), MAPS, (THEIR_MAPS,), lambda x: attention(x, False)),
+    Loss("attention", AttentionTransfer(), MAPS, (THEIR_MAPS,), lambda x: attention(x, THEIR_MAPS)),
     Loss(
         "attention, torch",
         AttentionTransfer(convention="torch"),
         MAPS,
         (THEIR_MAPS,),
-        lambda x: attention(x, True),
+        lambda x: attention(x, THEIR_MAPS, squares=True),
     ),
-    Loss("relations, distances", RelationalDistance(), POINTS, (THEIR_POINTS,), distances),
-    Loss("relations, angles", RelationalAngle(), POINTS, (THEIR_POINTS,), angles),
+    Loss(
+        "relations, distances",
+        RelationalDistance(),
+        POINTS,
+        (THEIR_POINTS,),
+        lambda x: distances(x, THEIR_POINTS),
+    ),
+    Loss("relations, angles", RelationalAngle(), POINTS, (THEIR_POINTS,), lambda x: angles(x, THEIR_POINTS)),
     Loss(
         "ensemble",
         Ensemble(SoftTargets(2.0, 0.5), weights=(3.0, 1.0)),
@@ -198,7 +151,7 @@ LOSSES: Final[tuple[Loss, ...]] = (
         Ensemble(SoftTargets(2.0, 0.5), average="losses", weights=(3.0, 1.0)),
         Z,
         ([V, V2], LABELS),
-        lambda z: 0.75 * soft_targets(z, V, 2.0, 0.5) + 0.25 * soft_targets(z, V2, 2.0, 0.5),
+        lambda z: 0.75 * soft_targets(z, V, LABELS, 2.0, 0.5) + 0.25 * soft_targets(z, V2, LABELS, 2.0, 0.5),
     ),
 )
 
@@ -209,26 +162,18 @@ def cases() -> Iterator[Case]:
     yield Case("distillation", "the teacher is a constant", teacher)
 
 
-def slope(f: Callable[[Any], float], x: Any) -> Any:
-    """The gradient by differences of fourth order."""
-    found = np.zeros(x.shape)
-    for at in np.ndindex(*x.shape):
-        moved = np.zeros(x.shape)
-        moved[at] = STEP
-        near, far = (f(x + k * moved) - f(x - k * moved) for k in (1, 2))
-        found[at] = (8 * near - far) / (12 * STEP)
-    return found
-
-
 def check(case: Loss, context: Context) -> None:
-    """Value and gradient, compiled and not, in both dtypes."""
+    """Value and gradient, compiled and not, in both dtypes; ``sparse``: op by op in float64 alone."""
     backend = context.backend
     value, gradient = case.want(case.student), slope(case.want, case.student)
 
     def loss(xp: Any, student: Any, others: Any) -> Any:
         return case.loss(xp, student, *others)
 
+    # Op by op, each dtype costs as much again where every operation is compiled.
     for d, compiled in product(("float64", "float32"), (False, True)):
+        if context.sparse and (d, compiled) == ("float32", False):
+            continue
         others = tree.map_leaves(
             lambda x, d=d: backend.from_numpy(x if x.dtype.kind == "i" else x.astype(d)), list(case.others)
         )
@@ -257,6 +202,6 @@ def teacher(context: Context) -> None:
     within(
         "the student's gradient",
         backend.to_numpy(g["student"]),
-        slope(lambda z: soft_targets(z, V, 2.0, 0.5), Z),
+        slope(lambda z: soft_targets(z, V, LABELS, 2.0, 0.5), Z),
         DIFFERENCES["float64"],
     )
