@@ -57,9 +57,7 @@ class FusedLift:
             return None
         columns = [x if isinstance(x := arrays[name], list) else list(x) for name in self._touched]
         facts = survey.facts(columns)
-        if facts is None or not all(map(self.memory.plain, columns)):
-            return None
-        return self._understood(facts, dtype, donate)
+        return None if facts is None else self._understood(facts, dtype, donate)
 
     def again(self, look: Look, arrays: Mapping[str, list[Array]]) -> bool:
         """Whether these leaves are what ``look`` found but for their addresses, which it takes over."""
@@ -67,7 +65,7 @@ class FusedLift:
         return (
             survey is not None
             and survey.again([arrays[name] for name in look.names], look.facts)
-            and self.memory.plain(arrays["g"])
+            and self.memory.plain()
             and self._apart(look.kernel, look.facts)
         )
 

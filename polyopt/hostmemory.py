@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from polyopt.ops import Array
-from polyopt.survey import Survey
+from polyopt.survey import Facts
 from polyopt.teams import Team
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -17,7 +17,7 @@ Shapes = tuple[tuple[int, ...], ...]
 class Surveyed(Protocol):
     """How many of a framework's arrays are reached at once: what the compiled kernel asks for."""
 
-    def survey(self) -> Survey | None:
+    def survey(self) -> Facts | None:
         """What reads many arrays at once, if there is such a thing here; asked for only with numba."""
 
     def team(self) -> Team:
@@ -26,8 +26,8 @@ class Surveyed(Protocol):
     def storage(self, kind: int) -> np.dtype[Any] | None:
         """The host dtype that the survey codes by ``kind``, ``None`` for others."""
 
-    def plain(self, leaves: Sequence[Array] = ()) -> bool:
-        """Whether arrays are now what lies in their memory, and these are in any case."""
+    def plain(self) -> bool:
+        """Whether arrays are now what lies in their memory."""
 
     def empty(self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[Array] | None) -> list[Array]:
         """New arrays, to replace the leaves ``like`` if there are any."""

@@ -202,7 +202,7 @@ def sum_squares(memory: Memory, arrays: Sequence[Array], scale: Any) -> Any | No
         return None
     leaves, survey = list(arrays), memory.survey()
     columns = None if survey is None or not leaves else survey.facts([leaves])
-    if columns is None or not memory.plain(leaves):
+    if columns is None:
         return None
     facts = columns[0]
     dtype = memory.storage(int(facts[0, KIND]))

@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from textwrap import indent
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,37 +24,47 @@ CONTIGUOUS, WRITABLE = 1, 2
 MOST_AXES = 8
 FIELDS = SHAPE + MOST_AXES
 
+BLOCK = 512
+"""Arrays that are read together: what is known of them fits the caches."""
+
 _LOOP = f"""
 def survey(lists, items, types, facts, known, constants, scratch):
-    for i in range(facts.shape[0] * facts.shape[1]):
-        column, leaf = divmod(i, facts.shape[1])
-        if leaf == 0:
-            table = lists[column]
-            if len(items) == 0:
-                table = carray(address(table), 4, np.int64)[3]
-            objects = carray(address(table), facts.shape[1], np.int64)
-        item = objects[leaf]
-        fields = carray(address(item), 9, np.int64)
-        if fields[1] != types[0] and fields[1] != types[1]:
-            return i
+    leaves = facts.shape[1]
+    places = np.empty({BLOCK}, np.int64)
+    for column in range(facts.shape[0]):
+        table = lists[column]
+        if len(items) == 0:
+            table = carray(address(table), 4, np.int64)[3]
+        objects = carray(address(table), leaves, np.int64)
+        for first in range(0, leaves, {BLOCK}):
+            last = min(first + {BLOCK}, leaves)
+            for leaf in range(first, last):
+                of = carray(address(objects[leaf]), 2, np.int64)[1]
+                if of != types[0] and of != types[1]:
+                    return column * leaves + leaf
+#WARM#
+            for leaf in range(first, last):
+                item = objects[leaf]
+                fields = carray(address(item), 9, np.int64)
 #READ#
-        if rank > {MOST_AXES}:
-            return i
-        size = 1
-        for k in range(rank):
-            size *= shape[k]
-        row = facts[column, leaf]
-        if known:
-            if row[{SIZE}] != size or row[{KIND}] != kind or row[{FLAGS}] != flags or row[{RANK}] != rank:
-                return i
-            for k in range(rank):
-                if row[{SHAPE} + k] != shape[k]:
-                    return i
-        else:
-            row[{SIZE}], row[{KIND}], row[{FLAGS}], row[{RANK}] = size, kind, flags, rank
-            for k in range({MOST_AXES}):
-                row[{SHAPE} + k] = shape[k] if k < rank else 0
-        row[{ADDRESS}] = data
+                if rank > {MOST_AXES}:
+                    return column * leaves + leaf
+                size = 1
+                for k in range(rank):
+                    size *= shape[k]
+                row = facts[column, leaf]
+                if known:
+                    same = row[{SIZE}] == size and row[{KIND}] == kind
+                    if not same or row[{FLAGS}] != flags or row[{RANK}] != rank:
+                        return column * leaves + leaf
+                    for k in range(rank):
+                        if row[{SHAPE} + k] != shape[k]:
+                            return column * leaves + leaf
+                else:
+                    row[{SIZE}], row[{KIND}], row[{FLAGS}], row[{RANK}] = size, kind, flags, rank
+                    for k in range({MOST_AXES}):
+                        row[{SHAPE} + k] = shape[k] if k < rank else 0
+                row[{ADDRESS}] = data
     return -1
 """
 
@@ -66,10 +77,10 @@ NUMPY = f"""
 
 DLPACK = f"""
         if call(constants[0], item, scratch.ctypes.data) != 0:
-            return i
+            return leaf
         data = scratch[0] + scratch[5]
         if scratch[1] & 0xffffffff != 1:
-            return i
+            return leaf
         rank, kind = scratch[2] & 0xffffffff, (scratch[2] >> 32) & 0xffffffff
         shape = carray(address(scratch[3]), rank, np.int64)
         strides = carray(address(scratch[4]), rank, np.int64)
@@ -81,7 +92,7 @@ DLPACK = f"""
         if expected == 0:
             flags = {CONTIGUOUS | WRITABLE}
         elif data == 0:
-            return i
+            return leaf
 """
 
 _ITEMS = """
@@ -93,6 +104,14 @@ def items(sequence, out):
 """
 
 
+class Facts(Protocol):
+    """What gives facts about lists of arrays: see :class:`Survey`."""
+
+    def facts(self, columns: Sequence[list[Any]]) -> Any | None: ...
+
+    def again(self, columns: Sequence[list[Any]], facts: Any) -> bool: ...
+
+
 class Survey:
     """Facts about the arrays of a framework.
 
@@ -102,17 +121,23 @@ class Survey:
         The types of its arrays, one or two: nothing else is looked into.
     reader
         The part of the loop, in numba's Python, that sets ``data``, ``kind``, ``flags``, ``rank`` and
-        ``shape`` from ``item``, the address of an array's object, or returns ``i`` where it can't. It may
-        ``call`` and ``invoke`` C functions (see :mod:`polyopt.native`) and write to ``scratch``.
+        ``shape`` from ``item``, the address of an array's object, or returns ``leaf`` where it can't. It
+        may ``call`` and ``invoke`` C functions (see :mod:`polyopt.native`) and write to ``scratch``.
     constants
         What ``constants[k]`` is there: addresses of functions, say.
+    warm
+        What comes before the reader, for the arrays ``first`` to ``last`` of ``objects`` at once: it brings
+        what they consist of into the caches, one kind of thing after the other, for a processor waits for
+        many loads at a time where none needs the one before. It may write to ``places``.
     """
 
-    def __init__(self, types: Sequence[type], reader: str, constants: Sequence[int] = ()) -> None:
+    def __init__(
+        self, types: Sequence[type], reader: str, constants: Sequence[int] = (), warm: str = ""
+    ) -> None:
         ids = [id(t) for t in types]
         self._types = np.array([ids[0], ids[-1]], np.int64)
         self._constants = np.array([*constants, 0], np.int64)
-        self._run = _compiled(reader)
+        self._run = _compiled(reader, warm)
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None:
         """An int64 array with a row for each leaf of each column, ``None`` where one can't be read so.
@@ -130,7 +155,7 @@ class Survey:
         for leaves in columns:
             if type(leaves) is not list or len(leaves) != facts.shape[1]:
                 return False
-        if _lists_are_read():
+        if lists_are_read():
             lists, items = np.array([id(leaves) for leaves in columns]), _NONE
         else:
             items = np.array([id(x) for leaves in columns for x in leaves], np.int64)
@@ -185,14 +210,14 @@ def tried(survey: Survey, samples: list[Any], expected: list[list[int]]) -> Surv
 
 
 @lru_cache(maxsize=8)
-def _compiled(reader: str) -> Callable[..., int]:
-    source = _LOOP.replace("#READ#", reader)
+def _compiled(reader: str, warm: str) -> Callable[..., int]:
+    source = _LOOP.replace("#READ#", indent(reader.strip("\n"), " " * 8)).replace("#WARM#", warm)
     kinds = "int64[::1], int64[::1], int64[::1], int64[:, :, ::1], boolean, int64[::1], int64[::1]"
     return native.compile_source(source, "survey", f"int64({kinds})")
 
 
 @lru_cache(maxsize=1)
-def _lists_are_read() -> bool:
+def lists_are_read() -> bool:
     """Whether a list keeps its table (``PyListObject.ob_item``) where CPython 3.11 to 3.13 have it."""
     read = native.compile_source(_ITEMS, "items", "void(int64, int64[::1])")
     samples = [object(), None, []]

@@ -15,6 +15,7 @@ import numpy as np
 import polyopt.backend as protocol
 from polyopt.backend import LossFunction
 from polyopt.errors import InputError, nearest
+from polyopt.handover import copied
 from polyopt.ops import DTYPES
 from polyopt.trace import Program
 from polyopt_jax import ops
@@ -60,10 +61,16 @@ class JaxBackend:
         return allowed(np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name))
 
     def from_numpy(self, x: Any, *, dtype: str | None = None, device: str | None = None) -> Any:
-        # A copy: jax.device_put may share the memory of a host array, which its owner can change.
-        host = np.array(x, dtype=None if dtype is None else self.dtype(dtype))
+        # A copy: JAX may share the memory of a host array, which its owner can change.
+        host = copied(x, None if dtype is None else self.dtype(dtype))
         allowed(host.dtype)
         return jax.device_put(jnp.asarray(host, dtype=host.dtype), self.device(device))
+
+    def adopt(self, x: Any) -> Any:
+        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.handover.adopted`."""
+        # Only where it is told the dtype does JAX share the memory.
+        made = jnp.asarray(x, dtype=allowed(x.dtype))
+        return made if self.device_name(made) == "cpu" else self.to_device(made, "cpu")
 
     def to_numpy(self, x: Any) -> Any:
         return np.asarray(x)

@@ -52,6 +52,10 @@ class NumpyBackend:
         self.device(device)
         return np.array(x, dtype=None if dtype is None else self.dtype(dtype))
 
+    def adopt(self, x: Any) -> Any:
+        """The host array ``x``, which is given up: see :func:`polyopt.handover.adopted`."""
+        return x
+
     def to_numpy(self, x: Any) -> Any:
         return np.asarray(self.stop_gradient(x))
 

@@ -107,7 +107,7 @@ class NumpyMemory:
     def storage(self, kind: int) -> np.dtype[Any] | None:
         return _STORAGE.get(kind)
 
-    def plain(self, leaves: Sequence[Any] = ()) -> bool:
+    def plain(self) -> bool:
         return True
 
     def empty(self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[Any] | None) -> list[Any]:

@@ -12,6 +12,7 @@ import tensorflow as tf
 import polyopt.backend as protocol
 from polyopt.backend import LossFunction
 from polyopt.errors import InputError, nearest
+from polyopt.handover import LARGE, copied
 from polyopt.ops import DTYPES
 from polyopt.trace import Program
 from polyopt_tensorflow import ops
@@ -70,9 +71,23 @@ class TensorFlowBackend:
     def from_numpy(self, x: Any, *, dtype: str | None = None, device: str | None = None) -> Any:
         wanted = None if dtype is None else self.dtype(dtype).as_numpy_dtype
         # A copy: TensorFlow may share the memory of a host array, which its owner can change.
-        host = np.array(x, dtype=wanted)
-        with tf.device(self.device(device)):
+        host = copied(x, wanted)
+        place = self.device(device)
+        here = place == _devices()["cpu"] if place else len(_devices()) == 1
+        if here and host.nbytes >= LARGE and tf.executing_eagerly():
+            return self.adopt(host)
+        with tf.device(place):
             return tf.identity(tf.constant(host)) if device else tf.constant(host)
+
+    def adopt(self, x: Any) -> Any:
+        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.handover.adopted`."""
+        half = x.dtype.name == "bfloat16"  # DLPack, as NumPy speaks it, has none
+        with tf.device("cpu:0"):
+            if x.dtype.name not in DTYPES or not x.dtype.isnative:
+                return tf.constant(x)
+            # tf.constant would copy; this does where the memory isn't aligned.
+            made = tf.experimental.dlpack.from_dlpack((x.view(np.uint16) if half else x).__dlpack__())
+            return tf.bitcast(made, tf.bfloat16) if half else made
 
     def to_numpy(self, x: Any) -> Any:
         if isinstance(x, tf.Variable) or (isinstance(x, tf.Tensor) and not x.shape.rank):

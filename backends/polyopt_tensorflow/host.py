@@ -50,7 +50,7 @@ _READER = f"""
         handle = carray(address(item + constants[0]), 1, np.int64)[0]
         tensor = invoke(constants[2], handle, constants[1])
         if tensor == 0:
-            return i
+            return leaf
         held = carray(address(tensor), 1, np.int64)[0]
         buffer = carray(address(held + {_BUFFER}), 1, np.int64)[0]
         data = invoke(constants[3], tensor, 0)
@@ -87,7 +87,7 @@ class TensorFlowMemory:
     def storage(self, kind: int) -> np.dtype[Any] | None:
         return _STORAGE.get(kind)
 
-    def plain(self, leaves: Sequence[tf.Tensor] = ()) -> bool:
+    def plain(self) -> bool:
         return bool(tf.executing_eagerly()) and not context.is_async()
 
     def empty(

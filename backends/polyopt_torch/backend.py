@@ -68,6 +68,10 @@ class TorchBackend:
             raise InputError(f"a host array of dtype {x.dtype}; {nearest(x.dtype.name, DTYPES)}")
         return tensor_from_host(x, copy=True).to(self.device(device))
 
+    def adopt(self, x: Any) -> Any:
+        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.handover.adopted`."""
+        return tensor_from_host(x, copy=False)
+
     def to_numpy(self, x: Any) -> Any:
         x = x.detach()
         return host_view(x.cpu().resolve_conj().resolve_neg())

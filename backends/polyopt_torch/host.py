@@ -11,11 +11,13 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from polyopt import native
 from polyopt.hostlift import disjoint
 from polyopt.hostmemory import Shapes
-from polyopt.survey import CONTIGUOUS, MOST_AXES, WRITABLE, Survey, dlpack_survey
+from polyopt.survey import Facts
 from polyopt.teams import Team, openmp
 from polyopt_torch.memory import DTYPES, NAMES, host_view, tensor_view
+from polyopt_torch.survey import count_changes, tensors
 
 
 class TorchMemory:
@@ -60,8 +62,8 @@ class TorchMemory:
     def disjoint(self, targets: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
         return disjoint(_bounds(targets), _bounds(others))
 
-    def survey(self) -> Survey | None:
-        return _survey()
+    def survey(self) -> Facts | None:
+        return tensors()
 
     def team(self) -> Team:
         return _team()
@@ -69,8 +71,8 @@ class TorchMemory:
     def storage(self, kind: int) -> np.dtype[Any] | None:
         return _STORAGE.get(kind)
 
-    def plain(self, leaves: Sequence[torch.Tensor] = ()) -> bool:
-        return not (transformed() or any(map(torch.Tensor.is_neg, leaves)))
+    def plain(self) -> bool:
+        return not transformed()
 
     def empty(
         self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[torch.Tensor] | None
@@ -85,6 +87,10 @@ class TorchMemory:
 
     def changed(self, leaves: Sequence[torch.Tensor]) -> None:
         # Autograd refuses a backward pass through a graph whose saved values have changed.
+        count = count_changes() if native.available() else None
+        if count is not None:
+            count(list(leaves))
+            return
         try:
             torch.autograd.graph.increment_version(leaves)
         except RuntimeError:  # tensors made in inference mode have no version
@@ -106,29 +112,6 @@ def _team() -> Team:
     packages = Path(torch.__file__).parent
     own = [*packages.glob("lib/libgomp*.so*"), *packages.parent.glob("torch.libs/libgomp*.so*")]
     return openmp([*map(str, own), "libgomp.so.1"], torch.get_num_threads)
-
-
-@lru_cache(maxsize=1)
-def _survey() -> Survey | None:
-    samples: list[Any] = [
-        torch.arange(3.0),
-        torch.nn.Parameter(torch.ones(4, 2, dtype=torch.float64)),
-        torch.ones(()),
-        torch.ones(6, 5)[1:, ::2].requires_grad_(),
-    ]
-    expected = [
-        [
-            x.data_ptr(),
-            x.numel(),
-            2 | x.itemsize << 11 | 1 << 16,
-            CONTIGUOUS * x.is_contiguous() + WRITABLE,
-            x.ndim,
-            *x.shape,
-            *[0] * (MOST_AXES - x.ndim),
-        ]
-        for x in samples
-    ]
-    return dlpack_survey((torch.Tensor, torch.nn.Parameter), samples, expected)
 
 
 def _bounds(leaves: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
