@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from polyopt.backend import Arrays, Scalars
 from polyopt.hostkernel import scalar_values
 from polyopt.hostmemory import Surveyed
-from polyopt.native import STORED, Column, Kernel, supported
+from polyopt.native import STORED, Call, Column, Kernel, compile_source, rows, supported
 from polyopt.ops import Array
 from polyopt.survey import ADDRESS, CONTIGUOUS, FLAGS, KIND, RANK, SIZE, WRITABLE
 from polyopt.trace import Program
@@ -26,7 +26,12 @@ class Look:
     names: tuple[str, ...]
     facts: Any
     """The survey: for each of ``names``, each leaf."""
-    sizes: Any
+    call: Call
+    given: list[int]
+    """Which of ``names`` the kernel is given, in its order."""
+    exact: bool
+    """Whether ``given`` is all of ``names`` in their order."""
+    apart: Apart
 
 
 class FusedLift:
@@ -38,8 +43,6 @@ class FusedLift:
         replaced = (name for name in self._written if name in program.arrays)
         self._touched = tuple(dict.fromkeys((*(n for n in program.arrays if n in program.used), *replaced)))
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
-        self._disjoint = Disjoint()
-        self._last_apart: tuple[Kernel, Any] | None = None
         self._constants = dict(program.constants)
         self._direct = frozenset((*program.scalars, *self._constants))
 
@@ -66,29 +69,25 @@ class FusedLift:
             survey is not None
             and survey.again([arrays[name] for name in look.names], look.facts)
             and self.memory.plain()
-            and self._apart(look.kernel, look.facts)
+            and look.apart(look.facts)
         )
 
     def run(self, look: Look, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
         """Compute what was looked at."""
         kernel = look.kernel
         out: dict[str, list[Array]] = {}
-        columns = []
-        for column in kernel.columns:
-            if column.given:
-                columns.append(look.facts[look.names.index(column.name), :, ADDRESS])
-            else:
-                shapes = tuple(tuple(x.shape) for x in arrays["p"])
-                made = self.memory.empty(shapes, column.storage, arrays.get(column.name))
-                out[column.name] = made
-                columns.append(self._survey(made))
+        addresses = look.facts[:, :, ADDRESS] if look.exact else look.facts[look.given, :, ADDRESS]
+        for column in kernel.columns[len(look.given) :]:
+            shapes = tuple(tuple(x.shape) for x in arrays["p"])
+            out[column.name] = self.memory.empty(shapes, column.storage, arrays.get(column.name))
+            addresses = np.vstack([addresses, self._survey(out[column.name])])
         values: Mapping[str, Any]
         if self._direct.issuperset(kernel.scalars):
             values = {**self._constants, **scalars} if self._constants else scalars
         else:
             with np.errstate(all="ignore"):
                 values = scalar_values(self.program, scalars, dtype)
-        kernel.run(columns, look.sizes, values, self.memory.team())
+        look.call.run(addresses, values, self.memory.team())
         for name in kernel.in_place:
             out[name] = list(arrays[name])
             self.memory.changed(out[name])
@@ -113,27 +112,23 @@ class FusedLift:
             needed = CONTIGUOUS | WRITABLE if name in kernel.in_place else CONTIGUOUS
             if (facts[self._touched.index(name), :, FLAGS] & needed != needed).any():
                 return None
-        if not self._apart(kernel, facts):
+        at = {name: i for i, name in enumerate(self._touched)}
+        given = [c for c in kernel.columns if c.given]
+        rows_of: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        for column in given:
+            rows_of[column.name in kernel.in_place].append((at[column.name], column.storage.itemsize))
+        apart = Apart(rows_of[True], rows_of[False])
+        if not apart(facts):
             return None
-        return Look(kernel, self._touched, facts, facts[0, :, SIZE].copy())
-
-    def _apart(self, kernel: Kernel, facts: Any) -> bool:
-        """Whether what is written in place shares memory with nothing else."""
-        last = self._last_apart
-        addresses = facts[:, :, ADDRESS].copy()
-        if last is not None and last[0] is kernel and np.array_equal(last[1], addresses):
-            return True
-        ranges: dict[bool, list[Any]] = {True: [], False: []}
-        for column in kernel.columns:
-            if column.given:
-                found = facts[self._touched.index(column.name)]
-                ranges[column.name in kernel.in_place].append(
-                    (found[:, ADDRESS], found[:, SIZE] * column.storage.itemsize)
-                )
-        if not self._disjoint(ranges[True], ranges[False]):
-            return False
-        self._last_apart = (kernel, addresses)
-        return True
+        return Look(
+            kernel,
+            self._touched,
+            facts,
+            kernel.over(rows(facts[0, :, SIZE].copy())),
+            [at[c.name] for c in given],
+            [c.name for c in given] == list(self._touched),
+            apart,
+        )
 
     def _make_kernel(self, kinds: tuple[int, ...], dtype: str, donate: bool) -> Kernel | None:
         found = {n: self.memory.storage(kind) for n, kind in zip(self._touched, kinds, strict=True)}
@@ -153,42 +148,64 @@ class FusedLift:
         )
 
 
-class Disjoint:
-    """Whether pieces of memory share none. The written ones are mostly those of the call before."""
+_APART = f"""
+def apart(facts, written, read, last, starts, stops):
+    for k in range(len(written)):
+        for leaf in range(facts.shape[1]):
+            if facts[written[k, 0], leaf, {ADDRESS}] != last[k, leaf]:
+                return -1
+    for k in range(len(read)):
+        for leaf in range(facts.shape[1]):
+            row = facts[read[k, 0], leaf]
+            first, end = row[{ADDRESS}], row[{ADDRESS}] + row[{SIZE}] * read[k, 1]
+            low, high = 0, len(starts)  # how many written ones start before this one ends
+            while low < high:
+                middle = (low + high) // 2
+                if starts[middle] < end:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low > 0 and stops[low - 1] > first and end > first:
+                return 0
+    return 1
+"""
 
-    def __init__(self) -> None:
-        self._last: tuple[Any, Any, Any] | None = None
 
-    def __call__(self, written: list[tuple[Any, Any]], read: list[tuple[Any, Any]]) -> bool:
-        """``[(first bytes, lengths)]`` of int64 arrays.
+class Apart:
+    """Whether arrays that are written share memory with no other; they are mostly where they were before.
 
-        >>> a, b = np.array([0, 8]), np.array([4, 4])
-        >>> Disjoint()([(a, b)], [(a + 4, b)]), Disjoint()([(a, b)], [(a + 3, b)])
-        (True, False)
-        """
-        if not written:
-            return True
-        bounds = np.concatenate([x for pair in written for x in pair])
-        last = self._last
-        if last is None or not np.array_equal(last[0], bounds):
-            found = _sorted(written)
-            if found is None:
-                return False
-            self._last = last = (bounds, *found)
-        _, starts, stops = last
-        for first, length in read:
-            before = np.searchsorted(starts, first + length)  # the written ones that start before each ends
-            hit = (stops[before - 1] > first) & (before > 0) & (length > 0)
-            if len(stops) and hit.any():
+    Both kinds as pairs: their row in a survey, and the bytes of an element.
+    """
+
+    def __init__(self, written: list[tuple[int, int]], read: list[tuple[int, int]]) -> None:
+        self._written, self._read = (np.array(x, np.int64).reshape(-1, 2) for x in (written, read))
+        self._last = np.empty((len(written), 0), np.int64)
+        self._starts = self._stops = np.empty(0, np.int64)
+
+    def __call__(self, facts: Any) -> bool:
+        run = _compiled_apart()
+        for _ in range(2):
+            if self._last.shape[1] == facts.shape[1]:
+                found = run(facts, self._written, self._read, self._last, self._starts, self._stops)
+                if found >= 0:
+                    return bool(found)
+            if not self._sort(facts):
                 return False
         return True
 
+    def _sort(self, facts: Any) -> bool:
+        """Take over where the written ones are; whether they are apart from each other."""
+        which = self._written[:, 0]
+        last = facts[which, :, ADDRESS]
+        starts, stops = last.ravel(), (last + facts[which, :, SIZE] * self._written[:, 1:]).ravel()
+        order = np.argsort(starts)
+        order = order[starts[order] < stops[order]]
+        self._last, self._starts, self._stops = last, starts[order], stops[order]
+        return not (self._starts[1:] < self._stops[:-1]).any()
 
-def _sorted(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any] | None:
-    """Starts and stops in order, ``None`` where two meet."""
-    starts = np.concatenate([first for first, _ in pairs])
-    stops = starts + np.concatenate([length for _, length in pairs])
-    starts, stops = starts[starts < stops], stops[starts < stops]
-    order = np.argsort(starts)
-    starts, stops = starts[order], stops[order]
-    return None if (starts[1:] < stops[:-1]).any() else (starts, stops)
+
+@lru_cache(maxsize=1)
+def _compiled_apart() -> Callable[..., int]:
+    table = "int64[:, ::1]"
+    kinds = f"int64[:, :, ::1], {table}, {table}, {table}, int64[::1], int64[::1]"
+    return compile_source(_APART, "apart", f"int64({kinds})")

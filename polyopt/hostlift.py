@@ -214,18 +214,17 @@ class HostLift:
         return Kernel(self.program, dtype, dict(zip(self._touched, storage, strict=True)), in_place=in_place)
 
 
-def disjoint(targets: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> bool:
+def disjoint(targets: Any, others: Any) -> bool:
     """Whether no interval ``[start, stop)`` of ``targets`` meets another one or one of ``others``.
 
     >>> disjoint([(0, 4), (8, 12)], [(4, 8)]), disjoint([(0, 4)], [(3, 5)])
     (True, False)
     """
-    if not targets:
-        return True
-    mine = np.array([t for t in targets if t[0] < t[1]] or [(0, 0)])
+    mine, theirs = (np.array(x, np.int64).reshape(-1, 2) for x in (targets, others))
+    mine = mine[mine[:, 0] < mine[:, 1]]
+    theirs = theirs[theirs[:, 0] < theirs[:, 1]]
     mine = mine[np.argsort(mine[:, 0])]
     if (mine[1:, 0] < mine[:-1, 1]).any():
         return False
-    theirs = np.array([t for t in others if t[0] < t[1]] or [(0, 0)])
     before = np.searchsorted(mine[:, 0], theirs[:, 1])  # the targets that start before each one ends
-    return not (mine[before - 1, 1] > theirs[:, 0])[before > 0].any()
+    return not (mine[before - 1, 1] > theirs[:, 0])[before > 0].any() if len(mine) else True

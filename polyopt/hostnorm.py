@@ -222,11 +222,11 @@ def _run(layout: Layout, addresses: Any, dtype: np.dtype[Any], scale: float, tea
     fold, finish = _functions(dtype.name)
     out, factor = np.empty(layout.results, dtype), np.full(1, scale, dtype)
     total = int(layout.weights[-1])
-    parts = max(min(team.size(), total // team.least), 1)
+    parts = teams.parts(team, total)
     ends = np.searchsorted(layout.weights, np.arange(1, parts) * (total / parts))
     bounds = np.array([0, *ends, len(table)], np.int64)
     arrays = (table, pieces, factor, out, bounds)
     places = [x.ctypes.data for x in arrays]
     words = (*places[:2], len(pieces), *places[2:4], len(out), places[4], parts)
-    teams.run(team, fold, words, parts)
+    teams.call(team, fold, words, parts)()
     return dtype.type(finish(out, np.empty_like(out)))

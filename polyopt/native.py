@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,16 @@ class Rows:
     total: int
     whole: bool
     """Whether every leaf is one row."""
+    cuts: dict[int, Any] = field(default_factory=dict, compare=False)
+    """What :meth:`bounds` gave."""
 
     def bounds(self, parts: int) -> Any:
         """The first row of each of ``parts`` of about the same work, and the number of rows."""
-        return _bounds(self.length.tobytes(), parts)
+        if parts not in self.cuts:
+            ends = np.cumsum(self.length)
+            inner: Any = np.searchsorted(ends, np.arange(1, parts) * (self.total / parts))
+            self.cuts[parts] = np.array([0, *inner, len(ends)], np.int64)
+        return self.cuts[parts]
 
 
 def rows(sizes: Any) -> Rows:
@@ -100,13 +106,6 @@ def _rows(sizes: bytes) -> Rows:
     cut = [(i, start, min(CHUNK, n - start)) for i, n in enumerate(numbers) for start in range(0, n, CHUNK)]
     leaf, offset, length = np.array(cut, np.int64).reshape(-1, 3).T.copy()
     return Rows(leaf, offset, length, sum(numbers), leaf.tolist() == list(range(len(numbers))))
-
-
-@lru_cache(maxsize=64)
-def _bounds(lengths: bytes, parts: int) -> Any:
-    ends = np.cumsum(np.frombuffer(lengths, np.int64))
-    inner = np.searchsorted(ends, np.arange(1, parts) * (ends[-1] / parts)) if parts > 1 else []
-    return np.array([0, *inner, len(ends)], np.int64)
 
 
 @lru_cache(maxsize=1)
@@ -137,26 +136,41 @@ class Kernel:
         self.columns = columns
         self.given = tuple(c.name for c in columns if c.given)
         self.in_place = frozenset(c.name for c in columns if c.given and c.written)
-        self._dtype = np.dtype(dtype)
+        self.dtype = np.dtype(dtype)
         self.scalars = tuple(sorted(scalar_names(program) & program.used))
-        self._function = compile_kernel(_source(program, dtype, columns, self.scalars))
+        self.function = compile_kernel(_source(program, dtype, columns, self.scalars))
 
-    def run(self, addresses: Sequence[Any], sizes: Any, scalars: Mapping[str, Any], team: Team) -> None:
-        """Compute all leaves. ``addresses``: for each column an int64 array with one of every leaf."""
-        cut = rows(sizes)
-        table = np.empty((len(cut.leaf), len(self.columns) + 1), np.int64)
-        for k, (column, start) in enumerate(zip(self.columns, addresses, strict=True)):
-            if cut.whole:
-                table[:, k] = start
-            else:
-                table[:, k] = start[cut.leaf] + cut.offset * column.storage.itemsize
-        table[:, -1] = cut.length
-        values = np.array([float(scalars[name]) for name in self.scalars], self._dtype)
-        parts = cut.total // team.least
-        parts = min(team.size(), parts) if parts > 1 else 1
-        bounds = cut.bounds(parts)
-        words = (table.ctypes.data, values.ctypes.data, bounds.ctypes.data, parts)
-        teams.run(team, self._function, words, parts)
+    def over(self, cut: Rows) -> Call:
+        """The kernel for leaves that are cut so."""
+        return Call(self, cut)
+
+
+class Call:
+    """A kernel over leaves of certain sizes, to be run many times, by one thread at a time."""
+
+    def __init__(self, kernel: Kernel, cut: Rows) -> None:
+        self._kernel, self._cut = kernel, cut
+        self._table = np.empty((len(cut.leaf), len(kernel.columns) + 1), np.int64)
+        self._table[:, -1] = cut.length
+        self._places = self._table[:, :-1]
+        self._offsets = cut.offset[:, None] * np.array([c.storage.itemsize for c in kernel.columns], np.int64)
+        self._values = np.empty(len(kernel.scalars), kernel.dtype)
+        self._calls: dict[tuple[Team, int], Callable[[], None]] = {}
+
+    def run(self, addresses: Any, scalars: Mapping[str, Any], team: Team) -> None:
+        """Compute all leaves. ``addresses``: for each column those of every leaf, int64."""
+        if self._cut.whole:
+            self._places[...] = addresses.T
+        else:
+            np.add(addresses[:, self._cut.leaf].T, self._offsets, out=self._places)
+        self._values[:] = [float(scalars[name]) for name in self._kernel.scalars]
+        parts = teams.parts(team, self._cut.total)
+        call = self._calls.get((team, parts))
+        if call is None:
+            bounds = self._cut.bounds(parts)
+            words = (*(x.ctypes.data for x in (self._table, self._values, bounds)), parts)
+            call = self._calls[team, parts] = teams.call(team, self._kernel.function, words, parts)
+        call()
 
 
 def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: tuple[str, ...]) -> str:

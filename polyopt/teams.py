@@ -40,8 +40,11 @@ class Team(Protocol):
     def size(self) -> int:
         """How many there are, the caller's own included."""
 
-    def run(self, kernel: int, words: Sequence[int], parts: int) -> None:
-        """Call ``kernel`` with the job ``words`` (without its head) for each of ``parts``, and wait."""
+    def call(self, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
+        """What calls ``kernel`` with the job ``words`` (without its head) for each of ``parts``, and waits.
+
+        It can be called many times, by one thread at a time.
+        """
 
 
 class Pool:
@@ -55,14 +58,18 @@ class Pool:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(usable, int(limit)) if limit.isdigit() and int(limit) > 0 else usable
 
-    def run(self, kernel: int, words: Sequence[int], parts: int) -> None:
+    def call(self, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
         jobs = np.array([(part, parts, 0, 0, *words) for part in range(parts)], np.int64)
-        starts = [jobs.ctypes.data + part * jobs.strides[0] for part in range(parts)]
         function = _callable(kernel)
-        waiting = [self._threads(parts).submit(function, start) for start in starts[1:]]
-        function(starts[0])
-        for job in waiting:
-            job.result()
+
+        def run() -> None:
+            first, *rest = range(jobs.ctypes.data, jobs.ctypes.data + jobs.nbytes, jobs.strides[0])
+            waiting = [self._threads(parts).submit(function, job) for job in rest]
+            function(first)
+            for job in waiting:
+                job.result()
+
+        return run
 
     @staticmethod
     @lru_cache(maxsize=8)
@@ -94,10 +101,18 @@ class OpenMP:
         names = (library.omp_get_thread_num, library.omp_get_num_threads)
         self._who = [ctypes.cast(function, ctypes.c_void_p).value for function in names]
 
-    def run(self, kernel: int, words: Sequence[int], parts: int) -> None:
+    def call(self, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
         # A region inside of another, or in a program that has fewer threads left, gets fewer: they share.
         job = np.array([0, 1, *self._who, *words], np.int64)
-        self._parallel(kernel, job.ctypes.data, parts, 0)
+        where = job.ctypes.data
+
+        def run(job: Any = job) -> None:  # which keeps it
+            if _forked:
+                POOL.call(kernel, words, parts)()
+            else:
+                self._parallel(kernel, where, parts, 0)
+
+        return run
 
 
 def openmp(libraries: Iterable[str], size: Callable[[], int]) -> Team:
@@ -115,13 +130,36 @@ def openmp(libraries: Iterable[str], size: Callable[[], int]) -> Team:
     return POOL
 
 
-def run(team: Team, kernel: int, words: Sequence[int], parts: int) -> None:
-    """``kernel`` for each of ``parts``: by ``team``, or by the caller alone where there is one part."""
-    if parts > 1:
-        (POOL if _forked else team).run(kernel, words, parts)
-        return
-    job = np.array([0, 1, 0, 0, *words], np.int64)
-    _callable(kernel)(job.ctypes.data)
+def parts(team: Team, elements: int) -> int:
+    """Among how many of ``team`` so many elements are worth sharing."""
+    most = elements // team.least
+    return min(team.size(), most) if most > 1 else 1
+
+
+def call(team: Team, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
+    """What runs ``kernel`` for each of ``parts``: by ``team``, or by the caller alone where there is one."""
+    return (team if parts > 1 else _ALONE).call(kernel, words, parts)
+
+
+class _Alone:
+    """The calling thread."""
+
+    least = 1
+
+    def size(self) -> int:
+        return 1
+
+    def call(self, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
+        job = np.array([0, 1, 0, 0, *words], np.int64)
+        function, where = _callable(kernel), job.ctypes.data
+
+        def run(job: Any = job) -> None:  # which keeps it
+            function(where)
+
+        return run
+
+
+_ALONE = _Alone()
 
 
 @lru_cache(maxsize=512)

@@ -8,7 +8,6 @@ from typing import Any
 from polyopt import registry, tree
 from polyopt.backend import Backend, LossFunction
 from polyopt.errors import InputError, nearest
-from polyopt.gradients import value_and_grad
 from polyopt.ops import Array
 from polyopt.optimizer import Optimizer, State
 from polyopt.packing import Packing
@@ -51,7 +50,6 @@ class TrainStep:
 
     def __init__(self, loss: LossFunction, optimizer: Optimizer) -> None:
         self.loss, self.optimizer = loss, optimizer
-        self._gradient = value_and_grad(loss, compiled=optimizer.compiled)
         self._made: dict[Hashable, Any] = {}
 
     def init(self, params: Tree) -> Carry:
@@ -83,7 +81,10 @@ class TrainStep:
             if packed is not None:
                 return packed
         state = optimizer.init(params) if state is None else copied(backend, state)
-        return Carry(backend, copied(backend, params), state, Leaves(self._gradient, optimizer))
+        key = ("leaves", backend)
+        if key not in self._made:
+            self._made[key] = backend.value_and_grad(self.loss, compiled=optimizer.compiled)
+        return Carry(backend, copied(backend, params), state, Leaves(self._made[key], optimizer))
 
     def __call__(self, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         """``(carry after one step, loss before it)``; the carry that was given is given up."""

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from polyopt.backend import Arrays, Lifted, Scalars
-from polyopt.fused import Disjoint
 from polyopt.hostkernel import scalar_values
+from polyopt.hostlift import disjoint
 from polyopt.trace import Program
 from polyopt_torch import triton_kernel
 from polyopt_torch.foreach import Foreach
@@ -76,7 +76,6 @@ class DeviceLift:
         self._replaced = tuple(n for n in self._written if n in program.arrays)
         read = (n for n in program.arrays if n in program.used)
         self._touched = tuple(dict.fromkeys((*read, *self._replaced)))
-        self._disjoint = Disjoint()
         self._seen: dict[str, Seen] = {}
         self._tables = Tables()
         self._without = lru_cache(maxsize=8)(self._make_without)
@@ -176,15 +175,18 @@ class DeviceLift:
     ) -> bool:
         """Whether what is replaced shares memory with nothing else."""
         group, indices = next(iter(groups.items()))
-        pairs = {}
+        spans = {}
         for k, n in enumerate(self._touched):
             if indices is None:
-                spans = np.array(sizes, np.int64) * group.dtypes[k].itemsize
+                spans[n] = np.array(sizes, np.int64) * group.dtypes[k].itemsize
             else:
-                spans = np.fromiter(map(span, arrays[n]), np.int64, len(sizes))
-            pairs[n] = (addresses[n], spans)
-        others = [pairs[n] for n in self._touched if n not in self._replaced]
-        return self._disjoint([pairs[n] for n in self._replaced], others)
+                spans[n] = np.fromiter(map(span, arrays[n]), np.int64, len(sizes))
+
+        def of(names: Sequence[str]) -> Any:
+            found = [np.stack([addresses[n], addresses[n] + spans[n]], axis=1) for n in names]
+            return np.concatenate(found) if found else np.empty((0, 2), np.int64)
+
+        return disjoint(of(self._replaced), of([n for n in self._touched if n not in self._replaced]))
 
     # How it is computed
 

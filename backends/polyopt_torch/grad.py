@@ -51,4 +51,4 @@ def _gradients(value: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Te
     if not leaves or not value.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
     found = torch.autograd.grad(value, leaves, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g.detach() for x, g in zip(leaves, found, strict=True)]
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]

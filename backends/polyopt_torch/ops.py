@@ -202,6 +202,8 @@ def sum(x: Tensor, /, *, axis: Any = None, dtype: Any = None, keepdims: Any = Fa
     """As the standard has it: integers are summed in int64 (https://github.com/pytorch/pytorch/issues/29137)."""
     if dtype is None and not x.is_floating_point():
         dtype = torch.int64
+    if axis is None and not keepdims:
+        return torch.sum(x, dtype=dtype)
     if axis == ():
         return x.to(dtype or x.dtype, copy=True)
     axes = tuple(range(x.ndim)) if axis is None else axis
