@@ -12,7 +12,7 @@ from polyopt.testing import trajectories
 from polyopt.testing.agreement import same_bits
 from polyopt.testing.case import Case, Context
 from polyopt.testing.rules_cases import Setting, pairs
-from polyopt.testing.rules_checks import STEPS, STEPS_QUICK, known
+from polyopt.testing.rules_checks import known
 from polyopt.testing.trajectories import Trajectory
 
 STEPS_EAGER: Final = 20
@@ -33,7 +33,7 @@ def check(algorithm: str, convention: str, compiled: bool, context: Context) -> 
     """All leaves and slots after the last step, for every setting."""
     found = known(algorithm, convention, context)
     for i, setting in enumerate(found):
-        steps = STEPS_QUICK if context.quick else STEPS
+        steps = context.updates
         if not compiled and i:
             steps = min(steps, STEPS_EAGER)
         numpy = registry.by_name("numpy")

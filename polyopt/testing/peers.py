@@ -16,9 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from polyopt.testing import trajectories
-from polyopt.testing.case import Case, Context, Missing, Skip
+from polyopt.testing.case import STEPS, Case, Context, Missing, Skip
 from polyopt.testing.rules_cases import RATE, Setting, pairs, settings
-from polyopt.testing.rules_checks import STEPS, STEPS_QUICK
 
 HOMES: Final = {"torch": "torch", "optax": "jax", "keras": "tensorflow"}
 """Convention -> the backend on which it is checked."""
@@ -52,7 +51,7 @@ def check(algorithm: str, convention: str, context: Context) -> str:
     if not found:
         raise Missing(f"the kit knows no setting of {algorithm!r} by the convention {convention!r}")
     for setting in found:
-        steps = STEPS_QUICK if context.quick else STEPS
+        steps = context.updates
         made = trajectories.run(context.backend, setting, steps)
         kinds = trajectories.dtypes(context.backend)
         start = trajectories.parameters(kinds, False)["float64"]

@@ -16,8 +16,6 @@ from polyopt.testing.reference import REFERENCES, State, reference
 from polyopt.testing.rules_cases import DEFAULTS, RATE, RATES, Setting, pairs, settings
 from polyopt.testing.trajectories import KEPT, SHAPES
 
-STEPS: Final = 200
-STEPS_QUICK: Final = 20
 TOLERANCE: Final = {"float64": 1e-11, "float32": 3e-5, "bfloat16": 3e-5, "float16": 3e-5}
 """Relative to the size of the step and of those just before. float64: the textbook's 1 - b**t loses 2e-13,
 eps/(1-b2), over some operations, and the centred v - a**2 two digits more. float32, in which smaller dtypes
@@ -66,7 +64,7 @@ def _follow(context: Context, setting: Setting) -> None:
     """Float64 runs free; smaller dtypes start every step from the backend's parameter, so that only the step
     is compared and not the sum of the parameter's roundings."""
     backend = context.backend
-    kinds, steps = trajectories.dtypes(backend), STEPS_QUICK if context.quick else STEPS
+    kinds, steps = trajectories.dtypes(backend), context.updates
     made = trajectories.run(backend, setting, steps)
     step = reference(setting.algorithm, setting.convention, setting.hyperparameters)
     grads = trajectories.gradients(kinds, False, steps)

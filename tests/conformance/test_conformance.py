@@ -14,6 +14,8 @@ from polyopt.testing.report import Row
 from tests.conftest import ALL, REQUIRED
 
 # XLA compiles every setting of every algorithm, about a second each. `polyopt conform` runs them all.
+# Runs of 60 steps: those are what the reference is compared with; test_bits goes on to 200.
+STEPS = None if os.environ.get("POLYOPT_CONFORMANCE") == "full" else 60
 SPARSE = () if os.environ.get("POLYOPT_CONFORMANCE") == "full" else ("jax", "tensorflow")
 TABLE = [(name, case) for name in ALL for case in all_cases(name)]
 
@@ -35,7 +37,8 @@ def test_conforms(name: str, case: Case) -> None:
         if backend.outcome == "skipped":
             pytest.skip(backend.detail)
         pytest.fail(f"{backend.outcome}: {backend.detail}")
-    row = run_case(case, Context(backend, sparse=name in SPARSE, required=frozenset(REQUIRED)))
+    context = Context(backend, sparse=name in SPARSE, required=frozenset(REQUIRED), steps=STEPS)
+    row = run_case(case, context)
     if row.outcome == "skipped":
         pytest.skip(row.detail)
     assert row.ok, f"{row.outcome}: {row.detail}"
