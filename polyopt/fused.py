@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,9 +13,9 @@ import numpy as np
 from polyopt.backend import Arrays, Scalars
 from polyopt.hostkernel import scalar_values
 from polyopt.hostmemory import Surveyed
-from polyopt.native import STORED, Call, Column, Kernel, compile_source, rows, supported
+from polyopt.native import STORED, Call, Column, Kernel, compile_kernel, rows, supported
 from polyopt.ops import Array
-from polyopt.survey import ADDRESS, CONTIGUOUS, FLAGS, KIND, RANK, SIZE, WRITABLE
+from polyopt.survey import ADDRESS, CONTIGUOUS, FIELDS, FLAGS, KIND, RANK, SIZE, WRITABLE
 from polyopt.trace import Program
 
 
@@ -148,26 +149,35 @@ class FusedLift:
         )
 
 
+MEETS, FREE = 1, 2
 _APART = f"""
-def apart(facts, written, read, last, starts, stops):
-    for k in range(len(written)):
-        for leaf in range(facts.shape[1]):
-            if facts[written[k, 0], leaf, {ADDRESS}] != last[k, leaf]:
-                return -1
-    for k in range(len(read)):
-        for leaf in range(facts.shape[1]):
-            row = facts[read[k, 0], leaf]
-            first, end = row[{ADDRESS}], row[{ADDRESS}] + row[{SIZE}] * read[k, 1]
-            low, high = 0, len(starts)  # how many written ones start before this one ends
+def kernel(job):
+    facts, leaves = load(job), load(job + 8)
+    written, wrote, last = load(job + 16), load(job + 24), load(job + 32)
+    read, reads = load(job + 40), load(job + 48)
+    starts, stops, count = load(job + 56), load(job + 64), load(job + 72)
+    for k in range(wrote):
+        rows = facts + {8 * FIELDS} * leaves * load(written + 16 * k)
+        for leaf in range(leaves):
+            if load(rows + {8 * FIELDS} * leaf + {8 * ADDRESS}) != load(last + 8 * (k * leaves + leaf)):
+                return
+    for k in range(reads):
+        rows, width = facts + {8 * FIELDS} * leaves * load(read + 16 * k), load(read + 16 * k + 8)
+        for leaf in range(leaves):
+            row = rows + {8 * FIELDS} * leaf
+            first = load(row + {8 * ADDRESS})
+            end = first + load(row + {8 * SIZE}) * width
+            low, high = 0, count  # how many written ones start before this one ends
             while low < high:
-                middle = (low + high) // 2
-                if starts[middle] < end:
+                middle = (low + high) >> 1
+                if load(starts + 8 * middle) < end:
                     low = middle + 1
                 else:
                     high = middle
-            if low > 0 and stops[low - 1] > first and end > first:
-                return 0
-    return 1
+            if low > 0 and load(stops + 8 * (low - 1)) > first and end > first:
+                store(job + 80, {MEETS})
+                return
+    store(job + 80, {FREE})
 """
 
 
@@ -186,9 +196,13 @@ class Apart:
         run = _compiled_apart()
         for _ in range(2):
             if self._last.shape[1] == facts.shape[1]:
-                found = run(facts, self._written, self._read, self._last, self._starts, self._stops)
-                if found >= 0:
-                    return bool(found)
+                arrays = (self._written, self._last, self._read, self._starts, self._stops)
+                written, last, read, starts, stops = (x.ctypes.data for x in arrays)
+                words = (facts.ctypes.data, facts.shape[1], written, len(self._written), last)
+                job = np.array((*words, read, len(self._read), starts, stops, len(self._starts), 0), np.int64)
+                run(job.ctypes.data)
+                if job[-1]:
+                    return bool(job[-1] == FREE)
             if not self._sort(facts):
                 return False
         return True
@@ -205,7 +219,5 @@ class Apart:
 
 
 @lru_cache(maxsize=1)
-def _compiled_apart() -> Callable[..., int]:
-    table = "int64[:, ::1]"
-    kinds = f"int64[:, :, ::1], {table}, {table}, {table}, int64[::1], int64[::1]"
-    return compile_source(_APART, "apart", f"int64({kinds})")
+def _compiled_apart() -> Callable[[int], None]:
+    return ctypes.CFUNCTYPE(None, ctypes.c_size_t)(compile_kernel(_APART))

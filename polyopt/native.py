@@ -240,6 +240,8 @@ def _scope(source: str) -> tuple[dict[str, Any], bool]:
         "np": np,
         "carray": _numba().carray,
         "address": _address(),
+        "load": _load(),
+        "store": _store(),
         "call": _call(),
         "invoke": _invoke(),
     }
@@ -282,6 +284,41 @@ def _address() -> Any:
         return types.voidptr(number), code
 
     return address
+
+
+@lru_cache(maxsize=1)
+def _load() -> Any:
+    """An intrinsic: the 64-bit word at an address."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def load(typingctx: Any, where: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+
+        return types.int64(types.int64), code
+
+    return load
+
+
+@lru_cache(maxsize=1)
+def _store() -> Any:
+    """An intrinsic that writes a 64-bit word to an address."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def store(typingctx: Any, where: Any, word: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), code
+
+    return store
 
 
 @lru_cache(maxsize=1)

@@ -28,80 +28,86 @@ BLOCK = 512
 """Arrays that are read together: what is known of them fits the caches."""
 
 _LOOP = f"""
-def survey(lists, items, types, facts, known, constants, scratch):
-    leaves = facts.shape[1]
-    places = np.empty({BLOCK}, np.int64)
-    for column in range(facts.shape[0]):
-        table = lists[column]
-        if len(items) == 0:
-            table = carray(address(table), 4, np.int64)[3]
-        objects = carray(address(table), leaves, np.int64)
-        for first in range(0, leaves, {BLOCK}):
-            last = min(first + {BLOCK}, leaves)
+def kernel(job):
+    lists, columns, leaves, by_list = load(job), load(job + 8), load(job + 16), load(job + 24)
+    facts, known, scratch, constants = load(job + 32), load(job + 40), load(job + 48), load(job + 56)
+    type0, type1 = load(job + 64), load(job + 72)
+    places = scratch + {8 * MOST_AXES}
+#CONSTANTS#
+    for column in range(columns):
+        objects = load(lists + 8 * column)
+        if by_list:
+            objects = load(objects + 24)
+        first = 0
+        while first < leaves:
+            last = first + {BLOCK}
+            if last > leaves:
+                last = leaves
             for leaf in range(first, last):
-                of = carray(address(objects[leaf]), 2, np.int64)[1]
-                if of != types[0] and of != types[1]:
-                    return column * leaves + leaf
+                of = load(load(objects + 8 * leaf) + 8)
+                if of != type0 and of != type1:
+                    return
 #WARM#
             for leaf in range(first, last):
-                item = objects[leaf]
-                fields = carray(address(item), 9, np.int64)
+                item = load(objects + 8 * leaf)
 #READ#
                 if rank > {MOST_AXES}:
-                    return column * leaves + leaf
+                    return
                 size = 1
                 for k in range(rank):
-                    size *= shape[k]
-                row = facts[column, leaf]
+                    size *= load(shape + 8 * k)
+                row = facts + {8 * FIELDS} * (column * leaves + leaf)
                 if known:
-                    same = row[{SIZE}] == size and row[{KIND}] == kind
-                    if not same or row[{FLAGS}] != flags or row[{RANK}] != rank:
-                        return column * leaves + leaf
+                    if load(row + {8 * SIZE}) != size or load(row + {8 * KIND}) != kind:
+                        return
+                    if load(row + {8 * FLAGS}) != flags or load(row + {8 * RANK}) != rank:
+                        return
                     for k in range(rank):
-                        if row[{SHAPE} + k] != shape[k]:
-                            return column * leaves + leaf
+                        if load(row + {8 * SHAPE} + 8 * k) != load(shape + 8 * k):
+                            return
                 else:
-                    row[{SIZE}], row[{KIND}], row[{FLAGS}], row[{RANK}] = size, kind, flags, rank
+                    store(row + {8 * SIZE}, size)
+                    store(row + {8 * KIND}, kind)
+                    store(row + {8 * FLAGS}, flags)
+                    store(row + {8 * RANK}, rank)
                     for k in range({MOST_AXES}):
-                        row[{SHAPE} + k] = shape[k] if k < rank else 0
-                row[{ADDRESS}] = data
-    return -1
+                        store(row + {8 * SHAPE} + 8 * k, load(shape + 8 * k) if k < rank else 0)
+                store(row + {8 * ADDRESS}, data)
+            first = last
+    store(job + 80, 1)
 """
 
 NUMPY = f"""
-        data, kind, bits = fields[2], fields[7], fields[8]
-        rank = fields[3] & 0xffffffff
-        shape = carray(address(fields[4]), rank, np.int64)
+        data, kind, bits, shape = load(item + 16), load(item + 56), load(item + 64), load(item + 32)
+        rank = load(item + 24) & 0xffffffff
         flags = ({CONTIGUOUS} if bits & 0x101 == 0x101 else 0) | ({WRITABLE} if bits & 0x400 else 0)
 """
 
-DLPACK = f"""
-        if call(constants[0], item, scratch.ctypes.data) != 0:
-            return leaf
-        data = scratch[0] + scratch[5]
-        if scratch[1] & 0xffffffff != 1:
-            return leaf
-        rank, kind = scratch[2] & 0xffffffff, (scratch[2] >> 32) & 0xffffffff
-        shape = carray(address(scratch[3]), rank, np.int64)
-        strides = carray(address(scratch[4]), rank, np.int64)
-        expected, flags = 1, {CONTIGUOUS | WRITABLE}
-        for k in range(rank - 1, -1, -1):
-            if shape[k] != 1 and strides[k] != expected:
-                flags = {WRITABLE}
-            expected *= shape[k]
-        if expected == 0:
-            flags = {CONTIGUOUS | WRITABLE}
-        elif data == 0:
-            return leaf
+DLPACK = """
+        if call(c0, item, scratch) != 0:
+            return
+        data = load(scratch) + load(scratch + 40)
+        if load(scratch + 8) & 0xffffffff != 1:
+            return
+        rank, kind = load(scratch + 16) & 0xffffffff, (load(scratch + 16) >> 32) & 0xffffffff
+        shape, strides = load(scratch + 24), load(scratch + 32)
+#STRIDED#
+        if expected != 0 and data == 0:
+            return
 """
 
-_ITEMS = """
-def items(sequence, out):
-    first = carray(address(sequence), 4, np.int64)[3]
-    found = carray(address(first), len(out), np.int64)
-    for i in range(len(out)):
-        out[i] = found[i]
+STRIDED = f"""
+        expected, flags = 1, {CONTIGUOUS | WRITABLE}
+        for k in range(rank - 1, -1, -1):
+            if load(shape + 8 * k) != 1 and load(strides + 8 * k) != expected:
+                flags = {WRITABLE}
+            expected *= load(shape + 8 * k)
+        if expected == 0:
+            flags = {CONTIGUOUS | WRITABLE}
 """
+"""The ``flags`` of what has these ``strides``, and how many elements are ``expected`` of its ``shape``."""
+
+DLPACK = DLPACK.replace("#STRIDED#", STRIDED.strip("\n"))
 
 
 class Facts(Protocol):
@@ -121,23 +127,24 @@ class Survey:
         The types of its arrays, one or two: nothing else is looked into.
     reader
         The part of the loop, in numba's Python, that sets ``data``, ``kind``, ``flags``, ``rank`` and
-        ``shape`` from ``item``, the address of an array's object, or returns ``leaf`` where it can't. It
-        may ``call`` and ``invoke`` C functions (see :mod:`polyopt.native`) and write to ``scratch``.
+        ``shape``, the address of its sizes, from ``item``, the address of an array's object, or returns
+        where it can't. It may ``load`` and ``store`` words, ``call`` and ``invoke`` C functions (see
+        :mod:`polyopt.native`) and use the words at ``scratch``. There are no arrays in it: numba would
+        compile for seconds.
     constants
-        What ``constants[k]`` is there: addresses of functions, say.
+        What ``c0``, ``c1``, … are there: addresses of functions, say.
     warm
         What comes before the reader, for the arrays ``first`` to ``last`` of ``objects`` at once: it brings
         what they consist of into the caches, one kind of thing after the other, for a processor waits for
-        many loads at a time where none needs the one before. It may write to ``places``.
+        many loads at a time where none needs the one before. It has a word for each at ``places``.
     """
 
     def __init__(
         self, types: Sequence[type], reader: str, constants: Sequence[int] = (), warm: str = ""
     ) -> None:
-        ids = [id(t) for t in types]
-        self._types = np.array([ids[0], ids[-1]], np.int64)
+        self._types = [id(types[0]), id(types[-1])]
         self._constants = np.array([*constants, 0], np.int64)
-        self._run = _compiled(reader, warm)
+        self._run = _compiled(reader, warm, len(constants))
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None:
         """An int64 array with a row for each leaf of each column, ``None`` where one can't be read so.
@@ -155,16 +162,18 @@ class Survey:
         for leaves in columns:
             if type(leaves) is not list or len(leaves) != facts.shape[1]:
                 return False
-        if lists_are_read():
-            lists, items = np.array([id(leaves) for leaves in columns]), _NONE
+        by_list = lists_are_read()
+        if by_list:
+            lists = np.array([id(leaves) for leaves in columns])
         else:
             items = np.array([id(x) for leaves in columns for x in leaves], np.int64)
             lists = items.ctypes.data + np.arange(len(columns)) * (8 * facts.shape[1])
-        scratch = np.empty(MOST_AXES, np.int64)
-        return bool(self._run(lists, items, self._types, facts, known, self._constants, scratch) < 0)
-
-
-_NONE = np.empty(0, np.int64)
+        scratch = np.empty(MOST_AXES + BLOCK, np.int64)
+        places = (facts.ctypes.data, known, scratch.ctypes.data, self._constants.ctypes.data)
+        words = (lists.ctypes.data, len(columns), facts.shape[1], by_list, *places, *self._types, 0)
+        job = np.array(words, np.int64)
+        self._run(job.ctypes.data)
+        return bool(job[-1])
 
 
 def numpy_survey() -> Survey | None:
@@ -210,20 +219,19 @@ def tried(survey: Survey, samples: list[Any], expected: list[list[int]]) -> Surv
 
 
 @lru_cache(maxsize=8)
-def _compiled(reader: str, warm: str) -> Callable[..., int]:
-    source = _LOOP.replace("#READ#", indent(reader.strip("\n"), " " * 8)).replace("#WARM#", warm)
-    kinds = "int64[::1], int64[::1], int64[::1], int64[:, :, ::1], boolean, int64[::1], int64[::1]"
-    return native.compile_source(source, "survey", f"int64({kinds})")
+def _compiled(reader: str, warm: str, constants: int) -> Callable[[int], None]:
+    named = "\n".join(f"    c{k} = load(constants + {8 * k})" for k in range(constants))
+    source = _LOOP.replace("#CONSTANTS#", named).replace("#WARM#", warm)
+    # It reads what Python may change: the interpreter's lock is kept.
+    kernel = native.compile_kernel(source.replace("#READ#", indent(reader.strip("\n"), " " * 8)))
+    return ctypes.PYFUNCTYPE(None, ctypes.c_size_t)(kernel)
 
 
 @lru_cache(maxsize=1)
 def lists_are_read() -> bool:
     """Whether a list keeps its table (``PyListObject.ob_item``) where CPython 3.11 to 3.13 have it."""
-    read = native.compile_source(_ITEMS, "items", "void(int64, int64[::1])")
     samples = [object(), None, []]
-    out = np.empty(3, np.int64)
     length, first = (ctypes.c_size_t.from_address(id(samples) + at).value for at in (16, 24))
     if length != 3 or first % 8 or not first:
         return False
-    read(id(samples), out)
-    return out.tolist() == [id(x) for x in samples]
+    return list((ctypes.c_size_t * 3).from_address(first)) == [id(x) for x in samples]

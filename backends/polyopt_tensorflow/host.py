@@ -47,31 +47,29 @@ _BUFFER = 32
 # constants: the handle's offset in the object, a status, the functions above, what a tensor alone counts,
 # the tables of buffers that TensorFlow allocates.
 _READER = f"""
-        handle = carray(address(item + constants[0]), 1, np.int64)[0]
-        tensor = invoke(constants[2], handle, constants[1])
+        handle = load(item + c0)
+        tensor = invoke(c2, handle, c1)
         if tensor == 0:
-            return leaf
-        held = carray(address(tensor), 1, np.int64)[0]
-        buffer = carray(address(held + {_BUFFER}), 1, np.int64)[0]
-        data = invoke(constants[3], tensor, 0)
-        kind = invoke(constants[4], tensor, 0) & 0xffffffff
-        rank = invoke(constants[5], tensor, 0) & 0xffffffff
+            return
+        buffer = load(load(tensor) + {_BUFFER})
+        data = invoke(c3, tensor, 0)
+        kind = invoke(c4, tensor, 0) & 0xffffffff
+        rank = invoke(c5, tensor, 0) & 0xffffffff
         shape = scratch
         elements = 1
-        for k in range(min(rank, {MOST_AXES})):
-            shape[k] = invoke(constants[6], tensor, k)
-            elements *= shape[k]
+        for k in range(rank if rank < {MOST_AXES} else {MOST_AXES}):
+            store(shape + 8 * k, invoke(c6, tensor, k))
+            elements *= load(shape + 8 * k)
         flags = {CONTIGUOUS}
         if elements == 0:
             data = 0
             flags = {CONTIGUOUS | WRITABLE}
         elif buffer != 0:
-            parts = carray(address(buffer), 3, np.int64)
-            shared = carray(address(handle + 8), 1, np.int32)[0] != 1
-            alone = parts[1] & 0xffffffff == constants[8] and not shared and parts[2] == data
-            if alone and (parts[0] == constants[9] or parts[0] == constants[10] or parts[0] == constants[11]):
+            shared = load(handle + 8) & 0xffffffff != 1
+            alone = load(buffer + 8) & 0xffffffff == c8 and not shared and load(buffer + 16) == data
+            if alone and (load(buffer) == c9 or load(buffer) == c10 or load(buffer) == c11):
                 flags = {CONTIGUOUS | WRITABLE}
-        invoke(constants[7], tensor, 0)
+        invoke(c7, tensor, 0)
 """
 
 

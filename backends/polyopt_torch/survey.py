@@ -18,63 +18,65 @@ import numpy as np
 import torch
 
 from polyopt import native
-from polyopt.survey import CONTIGUOUS, MOST_AXES, WRITABLE, Survey, dlpack_survey, lists_are_read, tried
+from polyopt.survey import (
+    CONTIGUOUS,
+    MOST_AXES,
+    STRIDED,
+    WRITABLE,
+    Survey,
+    dlpack_survey,
+    lists_are_read,
+    tried,
+)
 
 TYPES = (torch.Tensor, torch.nn.Parameter)
 WORDS = 26
 """Words of a ``TensorImpl`` that are looked at."""
 
+# c0, …: the fields of Layout, two sets of dispatch keys, two dtypes, what marks memory to be copied when
+# it is written to.
 _WARM = """
             for leaf in range(first, last):
-                places[leaf - first] = carray(address(objects[leaf] + constants[0]), 1, np.int64)[0]
+                store(places + 8 * (leaf - first), load(load(objects + 8 * leaf) + c0))
             touched = 0
             for k in range(last - first):
-                words = carray(address(places[k]), 26, np.int64)
-                touched ^= words[constants[2]] ^ words[constants[5]]
-                places[k] = words[constants[1]]
+                impl = load(places + 8 * k)
+                touched ^= load(impl + c2) ^ load(impl + c5)
+                store(places + 8 * k, load(impl + c1))
             for k in range(last - first):
-                if places[k] != 0:
-                    touched ^= carray(address(places[k]), 4, np.int64)[2]
-            scratch[0] = touched
+                if load(places + 8 * k) != 0:
+                    touched ^= load(load(places + 8 * k) + 16)
+            store(scratch, touched)
 """
 
 _READER = f"""
-        words = carray(address(carray(address(item + constants[0]), 1, np.int64)[0]), {WORDS}, np.int64)
-        keys, of = words[constants[6]], words[constants[5]] & 0xffffffff
-        if (keys != constants[7] and keys != constants[8]) or words[constants[1]] == 0:
-            return leaf
-        if of == constants[9]:
+        impl = load(item + c0)
+        keys, of, storage = load(impl + c6), load(impl + c5) & 0xffffffff, load(impl + c1)
+        if (keys != c7 and keys != c8) or storage == 0:
+            return
+        if of == c9:
             width, kind = 4, {2 | 32 << 8 | 1 << 16}
-        elif of == constants[10]:
+        elif of == c10:
             width, kind = 8, {2 | 64 << 8 | 1 << 16}
         else:
-            return leaf
-        storage = carray(address(words[constants[1]]), 4, np.int64)
-        if storage[3] == constants[11]:
-            return leaf
-        rank = words[constants[2]]
-        shape, strides = words[constants[2] + 1:], words[constants[3]:]
+            return
+        if load(storage + 24) == c11:
+            return
+        rank, shape, strides = load(impl + c2), impl + c2 + 8, impl + c3
         if rank > 5:
-            shape = carray(address(shape[0]), 2 * rank, np.int64)
-            strides = shape[rank:]
-        expected, flags = 1, {CONTIGUOUS | WRITABLE}
-        for k in range(rank - 1, -1, -1):
-            if shape[k] != 1 and strides[k] != expected:
-                flags = {WRITABLE}
-            expected *= shape[k]
-        data = storage[2] + words[constants[4]] * width
-        if expected == 0:
-            flags = {CONTIGUOUS | WRITABLE}
-        elif storage[2] == 0:
-            return leaf
+            shape = load(shape)
+            strides = shape + 8 * rank
+        data = load(storage + 16) + load(impl + c4) * width
+{STRIDED.strip(chr(10))}
+        if expected != 0 and load(storage + 16) == 0:
+            return
 """
 
 _CHANGED = """
-def changed(sequence, count, tensor, version):
-    objects = carray(address(carray(address(sequence), 4, np.int64)[3]), count, np.int64)
+def kernel(job):
+    objects, count, tensor, version = load(load(job) + 24), load(job + 8), load(job + 16), load(job + 24)
     for leaf in range(count):
-        impl = carray(address(objects[leaf] + tensor), 1, np.int64)[0]
-        counter = carray(address(impl + 8 * version), 1, np.int64)[0]
+        counter = load(load(load(objects + 8 * leaf) + tensor) + version)
         if counter != 0:
             carray(address(counter + 16), 1, np.uint32)[0] += 1
 """
@@ -82,7 +84,7 @@ def changed(sequence, count, tensor, version):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie: the tensor in bytes of its object, the others in words of the tensor."""
+    """Where things lie, in bytes: the tensor in its object, the others in the tensor."""
 
     tensor: int
     storage: int
@@ -108,12 +110,12 @@ def layout() -> Layout | None:
         kind = next(i for i, word in enumerate(impl) if word & 0xFFFFFFFF == 0xFF000006)
         return Layout(
             8 * _words(id(x), 6).index(x._cdata),
-            impl.index(x.untyped_storage()._cdata),
-            sizes,
-            _find(impl, [211, 11, 2]),
-            impl.index(37),
-            kind,
-            impl.index(torch._C._dispatch_keys(x).raw_repr()),
+            8 * impl.index(x.untyped_storage()._cdata),
+            8 * sizes,
+            8 * _find(impl, [211, 11, 2]),
+            8 * impl.index(37),
+            8 * kind,
+            8 * impl.index(torch._C._dispatch_keys(x).raw_repr()),
         )
     except (AttributeError, ValueError, StopIteration):
         return None
@@ -127,6 +129,7 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
+@lru_cache(maxsize=1)
 def direct() -> Survey | None:
     """The survey by the structures themselves, if they look as described above."""
     at = layout()
@@ -142,8 +145,8 @@ def direct() -> Survey | None:
         lazy = _words(copy.untyped_storage()._cdata, 4)[3]
     except (AttributeError, RuntimeError):
         return None
-    keys = [known[0][at.keys], known[1][at.keys]]
-    kinds = [known[0][at.kind] & 0xFFFFFFFF, known[2][at.kind] & 0xFFFFFFFF]
+    keys = [known[0][at.keys // 8], known[1][at.keys // 8]]
+    kinds = [known[0][at.kind // 8] & 0xFFFFFFFF, known[2][at.kind // 8] & 0xFFFFFFFF]
     constants = [_signed(x) for x in (*astuple(at), *keys, *kinds, lazy)]
     survey = Survey(TYPES, _READER, constants, _WARM)
     refused = [copy, torch.ones(2, dtype=torch.int32), torch.ones(2, device="meta"), torch.eye(2).to_sparse()]
@@ -185,20 +188,22 @@ def samples() -> tuple[list[Any], list[list[int]]]:
 class TensorSurvey:
     """The survey by PyTorch's structures, and by DLPack for tensors that it doesn't know."""
 
-    def __init__(self, direct: Survey | None, exchanged: Survey) -> None:
-        self._direct, self._exchanged = direct, exchanged
+    def __init__(self, direct: Survey | None) -> None:
+        self._direct = direct
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None:
         found = None if self._direct is None else self._direct.facts(columns)
-        if found is None:
-            found = self._exchanged.facts(columns)
+        other = exchanged() if found is None else None
+        if other is not None:
+            found = other.facts(columns)
             found = found if found is not None and _positive(columns) else None
         return found
 
     def again(self, columns: Sequence[list[Any]], facts: Any) -> bool:
         if self._direct is not None and self._direct.again(columns, facts):
             return True
-        return self._exchanged.again(columns, facts) and _positive(columns)
+        other = exchanged()
+        return other is not None and other.again(columns, facts) and _positive(columns)
 
 
 def _positive(columns: Sequence[list[Any]]) -> bool:
@@ -207,10 +212,16 @@ def _positive(columns: Sequence[list[Any]]) -> bool:
 
 
 @lru_cache(maxsize=1)
+def exchanged() -> Survey | None:
+    """The survey by DLPack; compiled when it is needed."""
+    return dlpack_survey(TYPES, *samples())
+
+
+@lru_cache(maxsize=1)
 def tensors() -> TensorSurvey | None:
     """The survey of tensors, if there is one here."""
-    exchanged = dlpack_survey(TYPES, *samples())
-    return None if exchanged is None else TensorSurvey(direct(), exchanged)
+    at_once = direct()
+    return None if at_once is None and exchanged() is None else TensorSurvey(at_once)
 
 
 @lru_cache(maxsize=1)
@@ -222,15 +233,16 @@ def count_changes() -> Callable[[list[torch.Tensor]], None] | None:
     at = layout()
     if at is None or direct() is None or not lists_are_read():
         return None
-    run = native.compile_source(_CHANGED, "changed", "void(int64, int64, int64, int64)")
+    run = ctypes.PYFUNCTYPE(None, ctypes.c_size_t)(native.compile_kernel(_CHANGED))
 
     def changed(leaves: list[torch.Tensor]) -> None:
-        run(id(leaves), len(leaves), at.tensor, at.storage + 3)
+        job = np.array((id(leaves), len(leaves), at.tensor, at.storage + 24), np.int64)
+        run(job.ctypes.data)
 
     with torch.inference_mode():
         frozen = torch.ones(1)
     some = [torch.ones(2), torch.nn.Parameter(torch.ones(2)), torch.ones(4)[1:], frozen]
-    if any(_word_of(x, at.storage + 3) % 8 for x in some):
+    if any(_word_of(x, at.storage // 8 + 3) % 8 for x in some):
         return None
     torch.autograd.graph.increment_version(some[:2])
     changed(some)

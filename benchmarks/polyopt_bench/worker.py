@@ -10,7 +10,6 @@ another measures. ``{"job": "first"}`` and ``{"job": "memory"}`` are for a fresh
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -93,9 +92,8 @@ class Worker:
     def _memory(self, job: dict[str, Any]) -> None:
         """The peak of some steps above what the process held before there was any array."""
         of = case(job["case"])
-        # A step on a tiny tree first: compilers and thread pools are no part of the optimizer's memory.
-        tiny = self._only(dataclasses.replace(of, task="tiny"), job["ours"])
-        tiny.make()()
+        # All of it once before: what libraries, compilers and thread pools hold is no optimizer's memory.
+        self._only(of, job["ours"]).make()()
         memory.forget_peak()
         before = memory.resident()
         contender = self._only(of, job["ours"])

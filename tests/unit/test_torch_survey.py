@@ -41,11 +41,11 @@ def test_the_direct_reader_refuses(name: str) -> None:
 
 
 def test_both_readers_find_the_same() -> None:
-    direct, found = survey.direct(), survey.tensors()
+    direct, exchanged = survey.direct(), survey.exchanged()
     assert direct is not None
-    assert found is not None
+    assert exchanged is not None
     many = [torch.ones(n, 2)[:, : 1 + n % 2] for n in range(1300)]  # of several blocks
-    facts, expected = direct.facts([many, many[::-1]]), found._exchanged.facts([many, many[::-1]])
+    facts, expected = direct.facts([many, many[::-1]]), exchanged.facts([many, many[::-1]])
     assert facts is not None
     assert expected is not None
     assert facts.tolist() == expected.tolist()
@@ -62,7 +62,7 @@ def test_both_readers_find_the_same() -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_negative_view_is_read_as_its_values(known: bool) -> None:
-    off = mock.patch.object(host, "tensors", return_value=survey.TensorSurvey(None, exchanged()))
+    off = mock.patch.object(host, "tensors", return_value=survey.TensorSurvey(None))
     with mock.patch.object(host, "count_changes", return_value=None) if known else off:
         optimizer = po.Optimizer(po.SGD(lr=1.0))
         p = {"w": torch.zeros(3)}
@@ -71,12 +71,6 @@ def test_a_negative_view_is_read_as_its_values(known: bool) -> None:
             g = torch.full((3,), 2j, dtype=torch.complex64).conj().imag
             p, state = optimizer.step(p, {"w": g}, state, donate=True)
     assert p["w"].tolist() == [6.0, 6.0, 6.0]
-
-
-def exchanged() -> Any:
-    found = survey.tensors()
-    assert found is not None
-    return found._exchanged
 
 
 def test_memory_that_is_shared_until_it_is_written_to_stays_the_others() -> None:
@@ -115,7 +109,8 @@ def test_tensors_of_inference_mode_are_updated_too() -> None:
 
 
 def test_another_layout_means_no_direct_reader() -> None:
-    for kept in (survey.layout, survey.tensors, survey.count_changes):
+    caches = (survey.layout, survey.direct, survey.tensors, survey.count_changes)
+    for kept in caches:
         kept.cache_clear()
     try:
         with mock.patch.object(survey, "_words", side_effect=lambda where, count: [0] * count):
@@ -127,5 +122,5 @@ def test_another_layout_means_no_direct_reader() -> None:
         assert found._direct is None
         assert found.facts([[torch.ones(3)]]) is not None
     finally:
-        for kept in (survey.layout, survey.tensors, survey.count_changes):
+        for kept in caches:
             kept.cache_clear()
