@@ -296,7 +296,8 @@ class Recipe(Section):
         from polyopt.rule import Pattern, chain, partition
 
         def built(component: Component) -> Stage:
-            sizes, rule = self.train.batch_size, component.build()
+            rule: Stage = component.build()
+            sizes = self.train.batch_size
             return sizes.paced(rule) if isinstance(sizes, BatchSizes) else rule
 
         stage = built(self.optimizer)
