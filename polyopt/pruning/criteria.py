@@ -218,6 +218,7 @@ def n_of_m_masks(
     axis: int = -1,
     scores: Tree | None = None,
     select: Pattern | None = None,
+    within: Mapping[str, Array] | None = None,
 ) -> Masks:
     """Keep ``n`` of every ``m`` consecutive weights along ``axis`` (Zhou et al., 2021): 2:4 by default.
 
@@ -228,8 +229,8 @@ def n_of_m_masks(
         product sums over: the last of torch's (out, in), the first of Keras' and JAX' (in, out).
     scores
         What decides instead of the magnitude; a tree like ``params``, or ``{path: array}``.
-    params, select
-        As of :func:`magnitude_masks`.
+    params, select, within
+        As of :func:`magnitude_masks`; a group of which fewer than ``n`` are left keeps those.
 
     Raises
     ------
@@ -247,15 +248,21 @@ def n_of_m_masks(
         raise InputError(f"{owner}: n = {n!r}, m = {m!r}; expected integers with 0 < n <= m")
     chosen = selected(owner, params if scores is None else scores, select)
     kept = []
-    for path, x in zip(chosen.paths, chosen.hosts, strict=True):
+    for path, x, before in zip(chosen.paths, chosen.hosts, host_masks(owner, chosen, within), strict=True):
         if not -x.ndim <= axis < x.ndim or x.shape[axis] % m:
             raise InputError(
                 f"{owner}: leaf {path!r} has shape {x.shape}; expected a multiple of {m} along axis {axis}"
             )
+        magnitude = scores is None
+        alive = None if before is None else before.reshape(x.shape)
+        if alive is not None:
+            # What is gone ranks below all else, also below a weight that is 0.
+            x, magnitude = np.where(alive, np.abs(x) if magnitude else x, -np.inf), False
         moved = np.moveaxis(x, axis, -1)
         rows = np.ascontiguousarray(moved).reshape(-1, m)
-        mask = keep_highest_in_rows(rows, m - n, path, magnitude=scores is None)
-        kept.append(np.moveaxis(mask.reshape(moved.shape), -1, axis))
+        mask = keep_highest_in_rows(rows, m - n, path, magnitude=magnitude)
+        mask = np.moveaxis(mask.reshape(moved.shape), -1, axis)
+        kept.append(mask if alive is None else mask & alive)
     return chosen.masks(kept)
 
 

@@ -1,4 +1,4 @@
-"""The data sets that recipes name: the packaged ones, and embeddings of film reviews by a transformer."""
+"""The data sets that recipes name: the packaged ones, and film reviews as a transformer reads them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from polyopt.errors import InputError
 
 SNIPPETS = 2000
 """How many of the snippets a recipe uses, for training and testing together."""
+LENGTH = 48
+"""Tokens of a snippet: what is longer is cut, one in twenty-five; what is shorter is padded."""
 TASKS: dict[str, Task] = {name: source.task for name, source in DATASETS.items()} | {
-    "vader": "classification"
+    "vader": "classification",
+    "vader_tokens": "classification",
 }
 """What each is for."""
 
@@ -29,9 +32,9 @@ def load(
     """As :func:`polyopt.data.load`; ``"vader"`` is :func:`polyopt.pretrained.vader.dataset`.
 
     Its embeddings are computed once in a process, by NumPy, so that they are the same bits for every backend:
-    about a minute.
+    about a minute. ``"vader_tokens"`` are the same snippets as token numbers: int32 of shape (texts, 48).
     """
-    if name != "vader":
+    if name not in ("vader", "vader_tokens"):
         return data.load(
             name,
             test_fraction=test_fraction,
@@ -46,13 +49,13 @@ def load(
         ("standardize", standardize, True),
     ):
         if value != expected:
-            raise InputError(f"{key} = {value!r}: 'vader' has none of it; leave it out")
+            raise InputError(f"{key} = {value!r}: {name!r} has none of it; leave it out")
     test = int(SNIPPETS * test_fraction)
     if not 0 < test < SNIPPETS:
         raise InputError(
-            f"test_fraction = {test_fraction!r} leaves a side of 'vader' empty ({SNIPPETS} texts)"
+            f"test_fraction = {test_fraction!r} leaves a side of {name!r} empty ({SNIPPETS} texts)"
         )
-    return _snippets(test, split_seed)
+    return _snippets(test, split_seed) if name == "vader" else _tokens(test, split_seed)
 
 
 @lru_cache(maxsize=2)
@@ -61,3 +64,15 @@ def _snippets(test: int, split_seed: int) -> Dataset:
 
     snippets = vader.load(SNIPPETS - test, test, split_seed=split_seed)
     return vader.dataset(minilm.load("numpy"), snippets)
+
+
+@lru_cache(maxsize=2)
+def _tokens(test: int, split_seed: int) -> Dataset:
+    from polyopt.pretrained import minilm, vader
+
+    snippets = vader.load(SNIPPETS - test, test, split_seed=split_seed)
+    x, held = (
+        minilm.padded(minilm.tokenize(texts, max_length=LENGTH), multiple=LENGTH)[0]
+        for texts in (snippets.train, snippets.test)
+    )
+    return Dataset("vader_tokens", "classification", 2, x, snippets.y_train, held, snippets.y_test)

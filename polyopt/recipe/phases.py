@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import Field, model_validator
 
 from polyopt.data import SHIFTS
 from polyopt.distillation import SoftTargets
 from polyopt.errors import InputError, nearest
-from polyopt.pruning import OneShot, SparsitySchedule, magnitude_masks, random_masks
 from polyopt.quantization import Cast, Integer
-from polyopt.recipe.component import SCHEDULE_KEY, Component
+from polyopt.recipe.component import Component
 from polyopt.recipe.datasets import TASKS
+from polyopt.recipe.finetuning import Finetune
+from polyopt.recipe.patterns import RegularExpression
 from polyopt.recipe.problems import Problem, shown
+from polyopt.recipe.pruning import Prune
 from polyopt.recipe.sections import (
     Count,
     Labels,
@@ -25,54 +25,11 @@ from polyopt.recipe.sections import (
     Seed,
     Train,
     _member,
-    _pattern,
-    _tuple,
 )
 
 BASE, PREVIOUS = "base", "previous"
 """The run before the first phase, and whatever comes before a phase, as ``teacher`` names them."""
-KINDS = ("finetune", "prune", "quantize", "distil")
-CRITERIA: dict[str, Callable[..., Any]] = {"magnitude": magnitude_masks, "random": random_masks}
-
-RegularExpression: TypeAlias = Annotated[str, PlainValidator(_pattern)]
-Patterns: TypeAlias = Annotated[tuple[RegularExpression, ...], BeforeValidator(_tuple)]
-
-
-def _by_pattern(value: Any) -> tuple[tuple[str, float], ...]:
-    if isinstance(value, tuple):
-        value = dict(value)
-    if not isinstance(value, Mapping):
-        raise Problem((), f" = {shown(value)}; expected a table of numbers by pattern")
-    for pattern, x in value.items():
-        try:
-            _pattern(pattern)
-        except Problem as problem:
-            raise Problem((pattern,), problem.message) from None
-        if isinstance(x, bool) or not isinstance(x, int | float) or not 0 <= x < float("inf"):
-            raise Problem((pattern,), f" = {shown(x)}; expected a finite number >= 0")
-    return tuple((pattern, float(x)) for pattern, x in value.items())
-
-
-ByPattern: TypeAlias = Annotated[Any, PlainValidator(_by_pattern), PlainSerializer(dict, return_type=dict)]
-
-
-def _sparsity(value: Any) -> float | Component:
-    if isinstance(value, Component):
-        return value
-    if isinstance(value, Mapping):
-        if SCHEDULE_KEY not in value:
-            raise Problem((SCHEDULE_KEY,), ": this key is missing; add it, or give a number in [0, 1)")
-        return Component.parse(value, "sparsity")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise Problem((), f" = {shown(value)}; expected a number in [0, 1), or a schedule of it")
-    return float(value)
-
-
-def _sparsity_table(value: float | Component) -> Any:
-    return value.table() if isinstance(value, Component) else value
-
-
-Sparsity: TypeAlias = Annotated[Any, PlainValidator(_sparsity), PlainSerializer(_sparsity_table)]
+KINDS = ("finetune", "clip_weights", "prune", "quantize", "distil")
 
 
 class DataChanges(Section):
@@ -86,45 +43,24 @@ class DataChanges(Section):
     labels: Labels | None = None
 
 
-class Finetune(Section):
-    """``finetune``: which layers are trained, from where, and how fast."""
+class ClipWeights(Section):
+    """``clip_weights``: weights beyond a limit are brought to it, or to zero, before the phase's training."""
 
-    freeze: Patterns = ()
-    """Parameters that stay as they are: no gradient is computed for them, and they have no slots."""
-    reinit: Patterns = ()
-    """Parameters that start anew, as the model's initializers draw them with the phase's seed."""
-    rates: ByPattern = ()
-    """Factors on the optimizer's rate, by pattern."""
-    weight_decay: ByPattern = ()
-    """Values in the place of the optimizer's, by pattern."""
-    decay: float | None = Field(None, gt=0.0, le=1.0)
-    """Each layer's rate is this times that of the layer above."""
-
-
-class Prune(Section):
-    """``prune``: which weights go, and when."""
-
-    sparsity: Sparsity
-    """The share that goes: at once, before the phase's training, or by a schedule of its updates."""
-    criterion: Literal["magnitude", "random"] = "magnitude"
-    scope: Literal["leaf", "global"] = "leaf"
-    """Each parameter to that sparsity, or all together."""
+    minimum: float | None = None
+    maximum: float | None = None
+    to: Literal["limit", "zero"] = "limit"
+    share: float = Field(1.0, gt=0.0, le=1.0)
+    """Only so many of the weights are looked at, drawn with the phase's seed."""
     select: RegularExpression | None = None
-    """Of which parameters; by default those of two axes or more."""
+    """Of which parameters; by default all, biases too."""
 
-    def schedule(self) -> SparsitySchedule:
-        """When which sparsity is due."""
-        if isinstance(self.sparsity, Component):
-            found: SparsitySchedule = self.sparsity.build()
-            return found
-        return OneShot(self.sparsity)
-
-    def masks(self, params: Any, sparsity: float, seed: int, step: int, within: Mapping[str, Any]) -> Any:
-        """What is kept of ``params`` after ``step`` updates; what is gone in ``within`` stays gone."""
-        criterion = CRITERIA[self.criterion]
-        if self.criterion == "random":
-            criterion = partial(criterion, seed=seed, step=step)
-        return criterion(params, sparsity, scope=self.scope, select=self.select, within=within)
+    @model_validator(mode="after")
+    def _limited(self) -> ClipWeights:
+        if self.minimum is None and self.maximum is None:
+            raise Problem((), ": no limit; expected minimum or maximum")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise Problem(("minimum",), f" = {self.minimum!r} is above maximum = {self.maximum!r}")
+        return self
 
 
 class Quantize(Section):
@@ -158,8 +94,8 @@ class Quantize(Section):
             raise Problem((), f": {str(e).removeprefix('Integer: ')}") from None
         return self
 
-    def scheme(self) -> Integer | Cast:
-        """As :func:`polyopt.quantization.quantize` takes it."""
+    def scheme(self, layout: str = "in_out") -> Integer | Cast:
+        """As :func:`polyopt.quantization.quantize` takes it, for weights that lie so."""
         if self.dtype is not None:
             return Cast(self.dtype)
         given = {
@@ -168,8 +104,8 @@ class Quantize(Section):
             if getattr(self, key) is not None
         }
         grouped = {"per": "group"} if self.group_size is not None else {}
-        # The models' weights are (inputs, outputs) under every convention.
-        return Integer(**({"layout": "in_out"} | grouped | given))
+        # Under every convention.
+        return Integer(**({"layout": layout} | grouped | given))
 
 
 class Distil(Section):
@@ -202,13 +138,14 @@ class Phase(Section):
     """By default the recipe's, from its beginning."""
     train: Train | None = None
     finetune: Finetune | None = None
+    clip_weights: ClipWeights | None = None
     prune: Prune | None = None
     quantize: Quantize | None = None
     distil: Distil | None = None
 
     @property
     def kind(self) -> str:
-        """What it does: one of ``finetune``, ``prune``, ``quantize``, ``distil``; else ``train``."""
+        """What it does: its key of ``KINDS``, else ``train``."""
         return next((kind for kind in KINDS if getattr(self, kind) is not None), "train")
 
     @model_validator(mode="after")
@@ -223,10 +160,18 @@ class Phase(Section):
             raise Problem(("train",), ": nothing is trained here; leave it out, or add quantize.aware = true")
         if self.train is None and self.optimizer is not None:
             raise Problem(("optimizer",), ": nothing is trained here; add train, or leave it out")
-        scheduled = self.prune is not None and isinstance(self.prune.sparsity, Component)
-        if self.train is None and not silent and (self.prune is None or scheduled):
+        if self.train is None and not silent and not self._at_once:
             raise Problem(("train",), ": this key is missing; add it")
         return self
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether it may do without training."""
+        if self.finetune is not None:
+            return bool(self.finetune.reinit) and not self.finetune.trains
+        if self.prune is not None:
+            return not isinstance(self.prune.sparsity, Component)
+        return self.clip_weights is not None
 
 
 def check_names(phases: tuple[Phase, ...]) -> None:

@@ -13,21 +13,16 @@ from polyopt.batch_size import Feed
 from polyopt.data import Dataset
 from polyopt.errors import InputError, nearest
 from polyopt.losses import default_loss
-from polyopt.models import MLP, MODELS, Linear
+from polyopt.models import MLP
 from polyopt.recipe import text
 from polyopt.recipe.component import Component
 from polyopt.recipe.course import Even, Uneven
 from polyopt.recipe.datasets import TASKS
-from polyopt.recipe.phases import (
-    DataChanges,
-    Distil,
-    Finetune,
-    Phase,
-    Prune,
-    Quantize,
-    check_names,
-)
+from polyopt.recipe.finetuning import Finetune, L2sp, Lora, Unfreeze
+from polyopt.recipe.models import MODELS, AnyModel, fitting
+from polyopt.recipe.phases import ClipWeights, DataChanges, Distil, Phase, Quantize, check_names
 from polyopt.recipe.problems import Problem, one_line
+from polyopt.recipe.pruning import Prune
 from polyopt.recipe.sections import (
     MAX_INTEGER,
     AverageTable,
@@ -105,12 +100,17 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         task = self.task
-        if task not in MODELS[self.model.name].tasks:
-            fitting = [name for name, model in MODELS.items() if task in model.tasks]
+        able = fitting(self.data.name, task)
+        if self.model.name not in able:
+            does = task in MODELS[self.model.name].tasks
+            why = (
+                f"can't read {self.data.name!r}"
+                if does
+                else f"does no {task}, which {self.data.name!r} is for"
+            )
             raise Problem(
                 ("model", "name"),
-                f" = {self.model.name!r} does no {task}, which {self.data.name!r} is for; "
-                f"expected one of {', '.join(map(repr, fitting))}",
+                f" = {self.model.name!r} {why}; expected one of {', '.join(map(repr, able))}",
             )
         if self.loss.name != default_loss(task):
             raise Problem(
@@ -225,7 +225,8 @@ class Recipe(Section):
     def of_phase(self, number: int) -> Recipe:
         """The base run (0) or a phase (1, 2, …) as a recipe of its own.
 
-        Changes of the data and a student's model count for the phases after them too.
+        Changes of the data and a student's model count for the phases after them too. How many neurons a
+        phase leaves that shrinks the model is known when it is run.
 
         >>> table = {"data": {"name": "digits"}, "model": {"name": "softmax"}, "train": {"epochs": 3}}
         >>> table |= {"optimizer": {"name": "sgd", "lr": 0.1}}
@@ -276,7 +277,7 @@ class Recipe(Section):
         assert self.train.epochs is not None
         return self.course(n_train).steps(self.train.epochs)
 
-    def build_model(self, dataset: Dataset) -> MLP | Linear:
+    def build_model(self, dataset: Dataset) -> AnyModel:
         """The model, with as many inputs and outputs as ``dataset`` has."""
         section = self.model
         kind = MODELS[section.name]
@@ -333,6 +334,9 @@ def _spare(phase: dict[str, Any]) -> None:
     for key in ("freeze", "reinit", "rates", "weight_decay"):
         if "finetune" in phase and not phase["finetune"][key]:
             del phase["finetune"][key]
+    unfreeze = phase.get("finetune", {}).get("unfreeze", {})
+    if not unfreeze.get("layers", True):
+        del unfreeze["layers"]
 
 
 _TABLES: dict[tuple[str, ...], type[Section]] = {
@@ -349,6 +353,10 @@ _TABLES: dict[tuple[str, ...], type[Section]] = {
     ("phase", "train"): Train,
     ("phase", "train", "batch_size"): BatchSizes,
     ("phase", "finetune"): Finetune,
+    ("phase", "finetune", "unfreeze"): Unfreeze,
+    ("phase", "finetune", "lora"): Lora,
+    ("phase", "finetune", "l2sp"): L2sp,
+    ("phase", "clip_weights"): ClipWeights,
     ("phase", "prune"): Prune,
     ("phase", "quantize"): Quantize,
     ("phase", "distil"): Distil,

@@ -22,12 +22,13 @@ from pydantic import (
 from polyopt.batch_size import Batches, BatchSize, Buckets, Feed, RateForSize
 from polyopt.data import SHIFTS, Dataset
 from polyopt.errors import InputError, nearest
-from polyopt.models import ACTIVATIONS, MODELS
+from polyopt.models import ACTIVATIONS
 from polyopt.recipe import datasets
 from polyopt.recipe.component import Component
 from polyopt.recipe.course import Uneven
+from polyopt.recipe.models import MODELS
 from polyopt.recipe.problems import Problem, shown
-from polyopt.rule import compiled
+from polyopt.rule import Stage, compiled
 
 MAX_INTEGER = 2**63 - 1
 """The largest integer that every TOML reader takes."""
@@ -238,13 +239,14 @@ class BatchSizes(Section):
             )
         return Uneven(Batches(feed, self.schedule()), buckets)
 
-    def paced(self, rule: Any) -> Any:
+    def paced(self, rule: Any) -> Stage:
         """``rule`` with a rate that follows the size."""
-        if self.scaling == "none":
-            return rule
-        size = self.schedule()
-        rate = RateForSize(rule.lr, size, self.base or size(0), self.scaling)
-        return dataclasses.replace(rule, lr=rate)
+        found: Stage = rule
+        if self.scaling != "none":
+            size = self.schedule()
+            rate = RateForSize(rule.lr, size, self.base or size(0), self.scaling)
+            found = dataclasses.replace(rule, lr=rate)
+        return found
 
 
 if TYPE_CHECKING:

@@ -22,11 +22,12 @@ from polyopt.training.folder import (
     Folder,
     forget_phases,
     phase_folder,
-    read_seconds,
+    read_figures,
     write_results,
 )
 from polyopt.training.loop import Listener, Run
-from polyopt.training.work import Left, Task, host
+from polyopt.training.tasks import Task
+from polyopt.training.work import Left, host
 
 
 class Chain:
@@ -57,7 +58,7 @@ class Chain:
         self.results: list[PhaseResult] = []
         self.history = History()
         self.steps = 0
-        self._earlier = read_seconds(out) if out is not None and resume else {}
+        self._earlier = read_figures(out) if out is not None and resume else {}
         self._kept: dict[int, dict[str, Any]] = {}
 
     def run(self, max_steps: int | None) -> Result:
@@ -113,9 +114,9 @@ class Chain:
 
     def _leave(self, task: Task, engine: Engine, at: Progress, begun: float, gone_on: bool) -> None:
         """The model for the next one, its file and its figures."""
-        left = engine.left(at)
-        left = replace(left, params=task.finished(left.params))
-        loss, accuracy = engine.test(left.weights)
+        left = task.finished(engine.left(at))
+        earlier = None if gone_on or not at.step else self._earlier.get(task.name)
+        loss, accuracy = engine.test(left.weights) if earlier is None else earlier[:2]
         file = None
         if self.out is not None and task.phase is not None:
             file = phase_folder(self.out, task.number, task.name) / MODEL
@@ -129,7 +130,7 @@ class Chain:
             _sparsity(left),
             _kept(left),
             stored_bytes(left.params),
-            seconds if gone_on else self._earlier.get(task.name, seconds),
+            seconds if earlier is None else earlier[2],
             file,
         )
         self.before[task.name] = left

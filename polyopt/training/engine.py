@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from polyopt import finetuning, losses, tree
+from polyopt import tree
 from polyopt.averaging import averaged
 from polyopt.backend import Backend
 from polyopt.conversion import convert
 from polyopt.data import Dataset
 from polyopt.distillation import Teacher
 from polyopt.errors import NonFiniteError
+from polyopt.finetuning import transfer
 from polyopt.ops import Array, Ops
 from polyopt.pruning import masks_of, with_masks
 from polyopt.recipe import Recipe
 from polyopt.train_step import Carry, TrainStep
 from polyopt.training.events import Evaluation, History
+from polyopt.training.objective import Objective, as_read, targets
+from polyopt.training.sparsity import MOVEMENT
 from polyopt.training.work import Left, Work, check_masks, host
 from polyopt.tree import Tree
 
@@ -88,22 +89,27 @@ class Engine:
         work: Work | None = None,
     ) -> None:
         self.recipe, self.backend, self.device, self.record = recipe, backend, device, record
-        self.work = Work() if work is None else work
+        model = recipe.build_model(dataset) if work is None else work.model
+        if work is None:
+            initial = model.init(recipe.seed, recipe.dtype)
+            work = Work(model, initial, initial)
+        self.work, self.model = work, model
         self.samples = len(dataset.x_train)
         self.tests = len(dataset.x_test)
         self.classes = dataset.classes
         self.course = recipe.course(self.samples)
         self.steps = 0 if self.work.idle else recipe.total_steps(self.samples)
         self.epochs = self.course.epoch(self.steps)
-        self.model = recipe.build_model(dataset)
-        self.optimizer = self.work.optimizer(recipe)
-        self._pruning = None if self.work.prune is None else self.work.prune.schedule()
-        self._train = tuple(self._array(x) for x in (dataset.x_train, self._target(dataset.y_train)))
-        self._test = tuple(self._array(x) for x in (dataset.x_test, self._target(dataset.y_test)))
-        self._frozen: Tree = None
-        self._logits = () if self.work.teacher is None else (self._taught(self.work.teacher),)
+        self.objective = Objective(model, dataset.classes, recipe.loss.label_smoothing)
+        self.optimizer = work.optimizer(recipe)
+        self._train, self._test = (
+            (self._array(x), self._array(targets(y, dataset.classes)))
+            for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test))
+        )
+        self._held: Tree = None
+        self._logits = () if work.teacher is None else (self._taught(work.teacher),)
         loss = self._distilled if self._logits else self._batch_loss
-        self._step = TrainStep(finetuning.trainable(loss) if self.work.frozen else loss, self.optimizer)
+        self._step = TrainStep(work.parts.loss(loss), self.optimizer)
         self._measure = backend.compile(self._metrics)
         self._waiting: list[Array] = []
         self.last_loss: float | None = None
@@ -113,28 +119,27 @@ class Engine:
         """Where it runs."""
         return self.backend.device_name(self._train[0])
 
-    def start(self) -> Progress:
-        """The beginning: weights from the seed or of the phase before, the same bits on every backend."""
-        initial = self.work.start
-        if initial is None:
-            initial = self.model.init(self.recipe.seed, self.recipe.dtype)
-        check_masks(self.optimizer.rule, tree.named(initial))
-        params = convert(initial, self.backend, device=self.device)
-        if self.work.frozen:
-            params, self._frozen = finetuning.split(params, self.work.frozen.__contains__)
-        at = Progress(self._step, self._step.init(params))
-        if self.work.masks:
+    def start(self, step: int = 0) -> Progress:
+        """The beginning: weights from the seed or of the phase before, the same bits on every backend.
+
+        With a ``step`` what is trained after so many batches, of which only names and shapes count.
+        """
+        params = convert(self.work.start, self.backend, device=self.device)
+        trained, self._held = self.work.parts.split(params, self._updates(step))
+        check_masks(self.optimizer.rule, tree.flatten(trained).paths)
+        at = Progress(self._step, self._step.init(trained))
+        if self.work.masks and self.work.masked:
             self._mask(at, self.work.masks)
         self._prune(at)
         return at
 
     def resume(self, params: Any, state: dict[str, Any], **rest: Any) -> Progress:
-        """As a checkpoint has it; after :meth:`start`, which brought what is frozen."""
+        """As a checkpoint has it; after :meth:`start`, which brought what is held."""
         return Progress(self._step, self._step.load(params, state), **rest)
 
     def advance(self, at: Progress) -> None:
         """One batch: its loss and gradients, and the update."""
-        held = () if self._frozen is None else (self._frozen,)
+        held = () if self._held is None else (self._held,)
         rows = tuple(self.backend.from_numpy(x, device=self.device) for x in self._rows(at.step))
         try:
             loss = at.advance(*held, rows, *self._train, *self._logits)
@@ -142,6 +147,7 @@ class Engine:
             where = f"{self.backend.name}, " + (f"phase {self.work.name!r}, " if self.work.name else "")
             raise NonFiniteError(f"{where}step {at.step + 1}: {e}") from None
         self._prune(at)
+        self._thaw(at)
         self._waiting.append(loss)
         if len(self._waiting) >= FETCH_EVERY:
             self.fetch(at)
@@ -181,10 +187,11 @@ class Engine:
     def left(self, at: Progress) -> Left:
         """The model as it is tested, on the host, and its masks."""
         found = {} if self.work.masks is None else dict(self.work.masks)
-        if self.work.masks is not None:
-            found |= {path: self.backend.to_numpy(x).copy() for path, x in masks_of(at.state).items()}
+        if self.work.masked:
+            found |= self._hosts(masks_of(at.state))
         # A mask that keeps all is none.
-        return Left(self.model, host(self._whole(at)), {p: x for p, x in found.items() if not x.all()})
+        kept = {path: mask for path, mask in found.items() if not mask.all()}
+        return Left(self.model, host(self._whole(at)), self.work.initial, kept)
 
     def average(self, at: Progress) -> Any:
         """The averaged weights in a tree like the parameters, ``None`` without ``[ema]``."""
@@ -197,26 +204,45 @@ class Engine:
         return self.course.epoch(step)
 
     def _whole(self, at: Progress) -> Tree:
-        """The weights that are tested: averaged ones where there are any, and what is frozen."""
-        trained = self.average(at) or at.params
-        return trained if self._frozen is None else finetuning.merge(trained, self._frozen)
+        """The weights that are tested: averaged ones where there are any, with what is held."""
+        return self.work.parts.whole(self.average(at) or at.params, self._held)
 
     def _tested(self, params: Tree) -> tuple[float, float | None]:
         values = [float(self.backend.to_numpy(x)) for x in self._measure(params, *self._test)]
         # In whole samples: a float32 mean is not the fraction that it stands for.
         return values[0], round(values[1] * self.tests) / self.tests if self.classes else None
 
-    # Masks
+    # What changes now and then
+
+    def _updates(self, step: int) -> int:
+        return step // self.recipe.train.accumulate
 
     def _prune(self, at: Progress) -> None:
         """Prune where the schedule says so, by the number of updates made."""
-        updates, rest = divmod(at.step, self.recipe.train.accumulate)
-        if self.work.prune is None or self._pruning is None or rest or not self._pruning.due(updates):
+        updates, sparsifier = self._updates(at.step), self.work.sparsifier
+        if sparsifier is None or at.step % self.recipe.train.accumulate:
             return
-        before = masks_of(at.state)
-        sparsity = self._pruning(updates)
-        new = self.work.prune.masks(at.params, sparsity, self.recipe.seed, updates, before)
+        schedule = sparsifier.schedule
+        if not schedule.due(updates):
+            return
+        before = self._hosts(masks_of(at.state))
+        moved = next((x for name, x in at.state["slots"].items() if name.split(".")[-1] == MOVEMENT), None)
+        scores = None if moved is None else self._hosts(moved)
+        new = sparsifier.masks(host(at.params), schedule(updates), updates, before, scores)
+        if self.work.rewind is not None:
+            start = convert(self.work.rewind, self.backend, device=self.device)
+            at.put(start, self.optimizer.init(start))
         self._mask(at, before | new)
+
+    def _thaw(self, at: Progress) -> None:
+        """Train what the coming update trains; what was trained before keeps its slots."""
+        parts, updates = self.work.parts, self._updates(at.step)
+        if at.step % self.recipe.train.accumulate or not parts.changes(updates):
+            return
+        trained, self._held = parts.split(parts.whole(at.params, self._held), updates)
+        at.put(trained, transfer(at.state, trained, self.optimizer, self.optimizer))
+        if self.work.masks and self.work.masked:
+            self._mask(at, self.work.masks)
 
     def _mask(self, at: Progress, masks: dict[str, Any]) -> None:
         trained = tree.named(at.params)
@@ -224,7 +250,10 @@ class Engine:
         at.put(*with_masks(self.optimizer, at.params, at.state, own))
 
     def _beside(self, mask: Any) -> Array:
-        return mask if self.backend.is_array(mask) else self.backend.from_numpy(mask, device=self.device)
+        return self.backend.from_numpy(mask, device=self.device)
+
+    def _hosts(self, arrays: dict[str, Array]) -> dict[str, Any]:
+        return {path: self.backend.to_numpy(x).copy() for path, x in arrays.items()}
 
     # Functions of arrays
 
@@ -232,19 +261,16 @@ class Engine:
         # Rows are taken on the device: a batch costs the transfer of its indices alone.
         indices, *counted = rows
         output = self._output(xp, params, xp.take(x, indices, axis=0))
-        target, smoothing = xp.take(y, indices, axis=0), self.recipe.loss.label_smoothing
-        return self._loss(xp, output, target, smoothing, *counted)
+        return self.objective.of_output(xp, output, xp.take(y, indices, axis=0), *counted)
 
     def _distilled(
         self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array, logits: Array
     ) -> Array:
         indices, *counted = rows
         output = self._output(xp, params, xp.take(x, indices, axis=0))
-        target, smoothing = xp.take(y, indices, axis=0), self.recipe.loss.label_smoothing
-        if smoothing:
-            target = (1.0 - smoothing) * target + smoothing / self.classes
-        weights = {"weights": counted[0]} if counted else {}
-        found: Array = self.work.distil(xp, output, xp.take(logits, indices, axis=0), target, **weights)
+        target = self.objective.smoothed(xp.take(y, indices, axis=0))
+        weights = counted[0] if counted else None
+        found: Array = self.work.distil(xp, output, xp.take(logits, indices, axis=0), target, weights=weights)
         return found
 
     def _output(self, xp: Ops, params: Any, x: Array) -> Array:
@@ -252,16 +278,7 @@ class Engine:
         return self.model.apply(xp, params if view is None else view(xp, params), x)
 
     def _metrics(self, xp: Ops, params: Any, x: Array, y: Array) -> list[Array]:
-        output = self._output(xp, params, x)
-        loss = self._loss(xp, output, y, 0.0)
-        return [loss, losses.accuracy(xp, output, y)] if self.classes else [loss]
-
-    def _loss(
-        self, xp: Ops, output: Array, target: Array, label_smoothing: float, weights: Array | None = None
-    ) -> Array:
-        if self.classes:
-            return losses.cross_entropy(xp, output, target, label_smoothing=label_smoothing, weights=weights)
-        return losses.mean_squared_error(xp, output, target, weights=weights)
+        return self.objective.metrics(xp, self._output(xp, params, x), y)
 
     # Arrays
 
@@ -276,9 +293,5 @@ class Engine:
         rows, counted = self.course.rows(step)
         return (rows,) if counted is None else (rows, counted)
 
-    def _target(self, y: Any) -> Any:
-        """Labels as rows with a one, once and for all."""
-        return np.eye(self.classes)[y] if self.classes else y
-
     def _array(self, x: Any) -> Array:
-        return self.backend.from_numpy(x.astype(self.recipe.dtype), device=self.device)
+        return self.backend.from_numpy(as_read(x, self.recipe.dtype), device=self.device)

@@ -63,10 +63,10 @@ class Folder:
         """The run as the checkpoint has it; refuses one of another recipe, naming the key that differs."""
         if not self.checkpoint.exists():
             raise InputError(f"{self.checkpoint}: no checkpoint to resume from; start without resume")
-        fresh = engine.start()
         try:
             found = checkpoint.load(self.checkpoint, backend=None)
             self._check_recipe(found.meta.get("recipe"))
+            fresh = engine.start(int(found.meta["step"]))
             found = checkpoint.load(
                 self.checkpoint, fresh.params, engine.backend, engine.device, state_like=fresh.state
             )
@@ -136,16 +136,24 @@ def write_results(path: Path, results: Sequence[PhaseResult]) -> None:
     write_atomic(path / RESULTS, [json.dumps(rows, indent=1, allow_nan=False).encode()])
 
 
-def read_seconds(path: Path) -> dict[str, float]:
-    """How long each phase took that was done before; without a file none was."""
+def read_figures(path: Path) -> dict[str, tuple[float, float | None, float]]:
+    """Test loss and accuracy of each phase that was done before, and how long it took; without a file none.
+
+    What is tested again would give the same, on the same backend.
+    """
     file = path / RESULTS
     if not file.exists():
         return {}
     try:
         rows = json.loads(read_bounded(file, MAX_HISTORY, "list of phases"))
-        return {str(row["name"]): float(row["seconds"]) for row in rows}
+        return {str(row["name"]): _figures(row) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError(f"{file}: not a list that a run wrote; remove it and resume again") from None
+
+
+def _figures(row: dict[str, Any]) -> tuple[float, float | None, float]:
+    accuracy = row["test_accuracy"]
+    return float(row["test_loss"]), None if accuracy is None else float(accuracy), float(row["seconds"])
 
 
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

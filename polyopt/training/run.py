@@ -15,7 +15,7 @@ from polyopt.training.chain import Chain
 from polyopt.training.engine import Engine
 from polyopt.training.events import Event, Result
 from polyopt.training.loop import Listener
-from polyopt.training.work import tasks
+from polyopt.training.tasks import tasks
 
 
 def train(

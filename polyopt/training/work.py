@@ -1,23 +1,21 @@
-"""What sets a phase apart from a run from scratch, worked out on the host before it begins."""
+"""What sets a phase apart from a run from scratch, and the model that is handed on between two of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt import finetuning, registry, tree
-from polyopt.data import Dataset
+from polyopt import registry, tree
 from polyopt.errors import InputError, nearest
 from polyopt.ops import Ops
 from polyopt.optimizer import Optimizer
-from polyopt.pruning import masked
-from polyopt.pruning.leaves import Masks
-from polyopt.quantization import Integer, dequantize, fake_quantize_weight, quantize
-from polyopt.quantization.weights import selected
+from polyopt.pruning import Masks, Movement, masked
+from polyopt.quantization import dequantize
 from polyopt.recipe import Recipe
-from polyopt.recipe.phases import BASE, PREVIOUS, Finetune, Phase, Prune
-from polyopt.rule import Stage, matches, rules_of
+from polyopt.rule import Stage, chain, matches, rules_of
+from polyopt.training.parts import Adapters, Everything, Parts
+from polyopt.training.sparsity import Sparsifier
 from polyopt.tree import Tree
 
 
@@ -25,11 +23,13 @@ from polyopt.tree import Tree
 class Left:
     """A model between two phases, on the host, so that it is the same bits for every backend.
 
-    ``params`` may have quantized leaves. ``masks`` says of which leaves what is kept, ``{path: bool array}``.
+    ``params`` may have quantized leaves. ``initial`` are the weights that it was drawn with, ``masks`` say
+    of which leaves what is kept, ``{path: bool array}``.
     """
 
     model: Any
     params: Tree
+    initial: Tree
     masks: Masks
 
     @property
@@ -42,178 +42,50 @@ class Left:
 class Work:
     """How a phase's training differs: where it starts from, what is held, and by what it learns."""
 
+    model: Any
+    start: Tree
+    """The whole tree, on the host."""
+    initial: Tree
+    """The weights that the model was drawn with, on the host."""
     name: str = ""
-    start: Tree = None
-    """The whole tree, on the host; ``None`` for the model's initial one."""
     idle: bool = False
     """Nothing is trained."""
-    frozen: tuple[str, ...] = ()
+    parts: Parts = Everything()
     masks: Masks | None = None
-    """What to hold at 0 from the start; ``None`` where nothing is ever pruned."""
-    prune: Prune | None = None
+    """What is 0 from the start, and stays so; ``None`` where nothing is ever pruned."""
+    sparsifier: Sparsifier | None = None
+    rewind: Tree = None
+    """The weights to go back to after each pruning, on the host; ``None`` to go on."""
     within: Callable[[Stage], Stage] | None = None
     """Another optimizer for each layer."""
+    around: Callable[[Stage], Stage] | None = None
+    """What stands around clipping and the optimizer."""
     view: Callable[[Ops, Tree], Tree] | None = None
     """The parameters as the model computes with them."""
     teacher: Left | None = None
     distil: Any = None
     """The loss against the teacher's logits."""
 
+    @property
+    def masked(self) -> bool:
+        """Whether the optimizer's state holds the masks."""
+        return self.masks is not None and not isinstance(self.parts, Adapters)
+
     def optimizer(self, recipe: Recipe) -> Optimizer:
-        """The recipe's, with masks and rates by layer."""
-        return recipe.build_optimizer(self.within, None if self.masks is None else masked)
+        """The recipe's, with masks, with rates by layer, with whatever else the phase puts around it."""
 
+        def around(stage: Stage) -> Stage:
+            stage = stage if self.around is None else self.around(stage)
+            return masked(stage) if self.masked else stage
 
-@dataclass(frozen=True)
-class Task:
-    """A phase, or the run before the first one, with its data and its model."""
+        def scored(stage: Stage) -> Stage:
+            return chain(Movement(), around(stage)) if self._moves else around(stage)
 
-    number: int
-    recipe: Recipe
-    """Of its own, without phases."""
-    phase: Phase | None
-    dataset: Dataset
-    model: Any
+        return recipe.build_optimizer(self.within, scored if self.masked or self.around else None)
 
     @property
-    def name(self) -> str:
-        return BASE if self.phase is None else self.phase.name
-
-    @property
-    def kind(self) -> str:
-        return "train" if self.phase is None else self.phase.kind
-
-    def work(self, before: Mapping[str, Left]) -> Work:
-        """What it does with the last of the models that were left ``before``, by the names of phases."""
-        phase = self.phase
-        if phase is None:
-            return Work()
-        last = list(before.values())[-1]
-        fresh = self.model.init(self.recipe.seed, self.recipe.dtype)
-        idle = phase.train is None
-        if phase.distil is not None:
-            named = phase.distil.teacher
-            teacher = last if named == PREVIOUS else before[named]
-            self._check_teacher(named, teacher)
-            return Work(phase.name, fresh, teacher=teacher, distil=phase.distil.loss())
-        tuned = phase.finetune or Finetune(decay=None)
-        start = _start(fresh, last.weights, tuned.reinit)
-        frozen = finetuning.select(start, *tuned.freeze) if tuned.freeze else ()
-        anew = finetuning.select(start, *tuned.reinit) if tuned.reinit else ()
-        masks: Masks | None = {path: mask for path, mask in last.masks.items() if path not in anew}
-        if not masks and phase.prune is None:
-            masks = None
-        view = None
-        if phase.quantize is not None and phase.quantize.aware:
-            view = _rounding(phase.quantize.scheme(), selected(tree.flatten(start), phase.quantize.select))
-        within = _by_layer(start, tuned) if tuned.rates or tuned.weight_decay or tuned.decay else None
-        return Work(phase.name, start, idle, frozen, masks, phase.prune, within, view)
-
-    def finished(self, params: Tree) -> Tree:
-        """``params``, host arrays, as the phase leaves them."""
-        section = None if self.phase is None else self.phase.quantize
-        return params if section is None else quantize(params, section.scheme(), section.select)
-
-    def _check_teacher(self, name: str, teacher: Left) -> None:
-        for what, has, needs in (
-            ("classes", teacher.model.outputs, self.dataset.outputs),
-            ("inputs", teacher.model.inputs, self.dataset.features),
-        ):
-            if has != needs:
-                raise InputError(
-                    f"distil.teacher = {name!r} has {has} {what}; the student's data have {needs}: expected "
-                    "a phase on the same data"
-                )
-
-
-def tasks(recipe: Recipe) -> list[Task]:
-    """The run and its phases, checked as far as can be without training."""
-    found = []
-    for number in range(len(recipe.phase) + 1):
-        own = recipe.of_phase(number)
-        phase = recipe.phase[number - 1] if number else None
-        with _named(phase):
-            dataset = own.data.load()
-            own.course(len(dataset.x_train))
-            found.append(Task(number, own, phase, dataset, own.build_model(dataset)))
-    if recipe.phase:
-        _rehearse(found)
-    return found
-
-
-def _rehearse(found: list[Task]) -> None:
-    """See that patterns, masks, groups and teachers fit, on the initial weights and the host."""
-    base, *rest = found
-    initial = base.model.init(base.recipe.seed, base.recipe.dtype)
-    before = {BASE: Left(base.model, initial, {})}
-    for task in rest:
-        with _named(task.phase):
-            work = task.work(before)
-            held = [work.frozen.__contains__] if work.frozen else []
-            optimizer = work.optimizer(task.recipe)
-            check_masks(optimizer.rule, tree.named(work.start))
-            optimizer.init(finetuning.split(work.start, *held)[0])
-            masks = dict(work.masks or {})
-            if work.prune is not None:
-                schedule = work.prune.schedule()
-                masks |= work.prune.masks(work.start, schedule(0), 0, 0, masks)
-            before[task.name] = Left(task.model, task.finished(work.start), masks)
-
-
-class _named:
-    """Errors inside say which phase they are of."""
-
-    def __init__(self, phase: Phase | None) -> None:
-        self.phase = phase
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self.phase is not None and isinstance(error, InputError):
-            raise InputError(f"phase {self.phase.name!r}: {error}") from None
-
-
-def _start(fresh: Tree, last: Tree, anew: tuple[str, ...]) -> Tree:
-    """The weights that were left, and initial ones where ``anew`` says so."""
-    drawn = set(finetuning.select(fresh, *anew)) if anew else set()
-    old, flat = tree.named(last), tree.flatten(fresh)
-    leaves = []
-    for path, x in zip(flat.paths, flat.leaves, strict=True):
-        if path not in drawn and tuple(old[path].shape) != tuple(x.shape):
-            raise InputError(
-                f"parameter {path!r} has shape {tuple(old[path].shape)}, and these data need "
-                f"{tuple(x.shape)}: add a pattern that matches it to finetune.reinit"
-            )
-        leaves.append(x if path in drawn else old[path])
-    return flat.unflatten(leaves)
-
-
-def _by_layer(params: Tree, section: Finetune) -> Callable[[Stage], Stage]:
-    layers = finetuning.numbered_layers(params) if section.decay is not None else ()
-
-    def within(stage: Stage) -> Stage:
-        if section.decay is not None:
-            stage = finetuning.layer_decay(stage, layers, section.decay)
-        if section.weight_decay:
-            stage = finetuning.layer_weight_decay(stage, list(section.weight_decay))
-        return finetuning.layer_rates(stage, list(section.rates)) if section.rates else stage
-
-    return within
-
-
-def _rounding(scheme: Any, chosen: set[str]) -> Callable[[Ops, Tree], Tree]:
-    """The weights as they will be stored, with a gradient through the rounding."""
-    assert isinstance(scheme, Integer)
-
-    def view(xp: Ops, params: Tree) -> Tree:
-        flat = tree.flatten(params)
-        return flat.unflatten(
-            fake_quantize_weight(xp, x, scheme) if path in chosen else x
-            for path, x in zip(flat.paths, flat.leaves, strict=True)
-        )
-
-    return view
+    def _moves(self) -> bool:
+        return self.sparsifier is not None and self.sparsifier.section.criterion == "movement"
 
 
 def host(params: Tree) -> Tree:

@@ -17,7 +17,7 @@ from polyopt.pruning import Gradual, OneShot
 from polyopt.quantization import Cast, Integer
 from polyopt.recipe import Recipe, datasets
 from polyopt.testing import assert_same_bits
-from polyopt.training.work import tasks
+from polyopt.training.tasks import tasks
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EPOCH = {"epochs": 1}
@@ -106,6 +106,75 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         recipe({"data": {"name": "diabetes"}, "train": EPOCH}),
         r"^phase\.0: loss\.name = 'cross_entropy' is not for regression",
     ),
+    (
+        recipe({"prune": {"criterion": "magnitud", "sparsity": 0.5}}),
+        r"^phase\.0\.prune\.criterion = 'magnitud'; did you mean 'magnitude'\?$",
+    ),
+    (recipe({"prune": {"criterion": "snip"}}), r"^phase\.0\.prune\.sparsity: this key is missing; add it$"),
+    (
+        recipe({"prune": {"criterion": "n_of_m", "sparsity": 0.5}}),
+        r"^phase\.0\.prune\.sparsity: 'n_of_m' has none; leave it out$",
+    ),
+    (recipe({"prune": {"criterion": "n_of_m", "n": 5}}), r"^phase\.0\.prune\.n = 5; expected at most m = 4$"),
+    (
+        recipe({"prune": {"sparsity": 0.5, "shrink": True}}),
+        r"^phase\.0\.prune\.shrink: only for criterion = 'structured'; found 'magnitude'$",
+    ),
+    (
+        recipe({"prune": {"criterion": "wanda", "sparsity": 0.5, "sample": 3}}),
+        r"^phase\.0\.prune\.sample: unknown key; did you mean 'samples'\?$",
+    ),
+    (
+        recipe({"prune": {"sparsity": 0.5, "scope": "row"}}),
+        r"^phase\.0\.prune\.scope = 'row', for criterion = 'magnitude'; known: 'global', 'leaf'$",
+    ),
+    (
+        recipe({"prune": {"sparsity": 0.5, "rewind": "strat"}}),
+        r"^phase\.0\.prune\.rewind = 'strat'; did you mean 'start'\?$",
+    ),
+    (
+        recipe({"prune": {"criterion": "movement", "sparsity": 0.5}}),
+        r"^phase\.0\.prune\.sparsity = 0\.5: movement is seen in training; expected a schedule",
+    ),
+    (recipe({"prune": {"criterion": "threshold"}}), r"^phase\.0\.prune: no limit; expected minimum, maximum"),
+    (recipe({"clip_weights": {}}), r"^phase\.0\.clip_weights: no limit; expected minimum or maximum$"),
+    (
+        recipe({"clip_weights": {"minimum": 1.0, "maximum": -1.0}}),
+        r"^phase\.0\.clip_weights\.minimum = 1\.0 is above maximum = -1\.0$",
+    ),
+    (
+        recipe({"finetune": {"lora": {"rnk": 2, "alpha": 1.0}}, "train": EPOCH}),
+        r"^phase\.0\.finetune\.lora\.rnk: unknown key; did you mean 'rank'\?$",
+    ),
+    (
+        recipe({"finetune": {"lora": {"rank": 0, "alpha": 1.0}}, "train": EPOCH}),
+        r"^phase\.0\.finetune\.lora\.rank = 0; expected greater than or equal to 1$",
+    ),
+    (
+        recipe({"finetune": {"lora": {"rank": 2, "alpha": 0.0}}, "train": EPOCH}),
+        r"^phase\.0\.finetune\.lora\.alpha = 0\.0; expected greater than 0$",
+    ),
+    (
+        recipe({"finetune": {"lora": {"rank": 2, "alpha": 1.0}, "freeze": ["bias"]}, "train": EPOCH}),
+        r"^phase\.0\.finetune\.freeze: lora trains its adapters alone; give one of the two$",
+    ),
+    (recipe({"finetune": {"lora": {"rank": 2, "alpha": 1.0}}}), r"^phase\.0\.train: this key is missing"),
+    (
+        recipe({"finetune": {"unfreez": {"steps": 2}}, "train": EPOCH}),
+        r"^phase\.0\.finetune\.unfreez: unknown key; did you mean 'unfreeze'\?$",
+    ),
+    (
+        recipe({"finetune": {"unfreeze": {"steps": [4, 2]}}, "train": EPOCH}),
+        r"^phase\.0\.finetune\.unfreeze\.steps = \[4, 2\]; expected them in order, each once$",
+    ),
+    (
+        recipe({"finetune": {"unfreeze": {"steps": 0}}, "train": EPOCH}),
+        r"^phase\.0\.finetune\.unfreeze\.steps = 0; expected an integer >= 1, or a list of them$",
+    ),
+    (
+        recipe({"finetune": {"l2sp": {}}, "train": EPOCH}),
+        r"^phase\.0\.finetune\.l2sp\.alpha: this key is missing; add it$",
+    ),
 ]
 
 
@@ -160,6 +229,61 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
         recipe({"train": EPOCH, "optimizer": {"name": "adamw", "mask": "wieght"}}),
         r"^phase 'a': mask: pattern 'wieght' matches no parameter",
     ),
+    (
+        recipe({"prune": {"criterion": "structured", "sparsity": 0.5}}, model={"name": "softmax"}),
+        r"^phase 'a': prune\.criterion = 'structured': this model has no hidden neurons$",
+    ),
+    (
+        recipe({"prune": {"criterion": "structured", "sparsity": 0.5, "select": "layers.1"}}),
+        r"^phase 'a': pattern 'layers\.1' matches no parameter; did you mean 'layers\.0\.weight'",
+    ),
+    (
+        recipe({"prune": {"criterion": "structured", "sparsity": 0.99}}),
+        r"^phase 'a': structured_masks: a sparsity of 0\.99 would prune all 8 units of 'layers\.0\.weight'",
+    ),
+    (
+        recipe({"prune": {"criterion": "n_of_m", "m": 5}}),
+        r"^phase 'a': n_of_m_masks: leaf 'layers\.0\.weight' has shape \(64, 8\); expected a multiple of 5",
+    ),
+    (
+        recipe({"prune": {"criterion": "snip", "sparsity": 0.5, "samples": 9999}}),
+        r"^phase 'a': prune\.samples = 9999; expected at most the 1438 training samples$",
+    ),
+    (
+        recipe({"finetune": {"lora": {"rank": 9, "alpha": 1.0}}, "train": EPOCH}),
+        r"^phase 'a': LoRA: rank = 9 for leaf 'layers\.0\.weight' of shape \(64, 8\)",
+    ),
+    (
+        recipe({"finetune": {"lora": {"rank": 1, "alpha": 1.0, "pattern": "wieght"}}, "train": EPOCH}),
+        r"^phase 'a': pattern 'wieght' matches no parameter",
+    ),
+    (
+        recipe({"finetune": {"lora": {"rank": 1, "alpha": 1.0}, "reinit": ["weight"]}, "train": EPOCH}),
+        r"^phase 'a': finetune\.lora: no weight is left to adapt, all that match are drawn anew$",
+    ),
+    (
+        recipe(
+            {"finetune": {"lora": {"rank": 1, "alpha": 1.0}}, "train": EPOCH},
+            optimizer={"name": "adamw", "mask": "bias$"},
+        ),
+        r"^phase 'a': mask: pattern 'bias\$' matches no parameter",
+    ),
+    (
+        recipe({"finetune": {"unfreeze": {"steps": 2, "layers": ["^lyers", "x"]}}, "train": EPOCH}),
+        r"^phase 'a': pattern '\^lyers' matches no parameter",
+    ),
+    (
+        recipe({"finetune": {"unfreeze": {"steps": [1, 2, 3]}}, "train": EPOCH}),
+        r"^phase 'a': GradualUnfreezing: 3 steps and 1 layers below the top",
+    ),
+    (
+        recipe({"finetune": {"freeze": ["layers"]}, "train": EPOCH}),
+        r"^phase 'a': finetune: every parameter is frozen; expected one that is trained$",
+    ),
+    (
+        recipe({"clip_weights": {"minimum": 0.0, "select": "^body"}}),
+        r"^phase 'a': clip_weights: select = '\^body' matches no parameter",
+    ),
 ]
 
 
@@ -197,7 +321,13 @@ fines = st.fixed_dictionaries(
         ),
         "weight_decay": st.dictionaries(st.sampled_from(["a.b", "é"]), numbers, max_size=2),
         "decay": st.floats(0.1, 1.0),
+        "unfreeze": st.sampled_from([{"steps": 3}, {"steps": [1, 5], "layers": ["a", "b", "c"]}]),
+        "l2sp": st.sampled_from([{"alpha": 0.1}, {"alpha": 1, "beta": 0.5}]),
     },
+)
+adapters = st.fixed_dictionaries(
+    {"rank": st.integers(1, 9), "alpha": st.floats(0.5, 9.0)},
+    optional={"pattern": st.just(r"\.0\."), "scaling": st.just("rank_stabilized")},
 )
 sparsities = numbers | st.builds(
     lambda end, n: {"schedule": "gradual", "end": end, "steps": 3 * n, "every": 3},
@@ -208,6 +338,17 @@ prunes = st.fixed_dictionaries(
     {"sparsity": sparsities},
     optional={"criterion": st.just("random"), "scope": st.just("global"), "select": st.just("weight$")},
 )
+criteria = st.sampled_from(
+    [
+        {"criterion": "n_of_m", "n": 1},
+        {"criterion": "wanda", "sparsity": 0.5},
+        {"criterion": "snip", "sparsity": 0.5, "samples": 7, "scope": "leaf"},
+        {"criterion": "structured", "sparsity": 0.5, "norm": 1, "shrink": True, "scope": "global"},
+        {"criterion": "threshold", "magnitude": 0.1, "select": "weight$"},
+        {"sparsity": {"schedule": "iterative", "end": 0.5, "rounds": 2}, "rewind": "initial"},
+        {"criterion": "movement", "sparsity": {"schedule": "iterative", "end": 0.5, "rounds": 2}},
+    ]
+)
 quantizations = st.sampled_from(
     [{}, {"bits": 4, "group_size": 8}, {"dtype": "float16"}, {"per": "tensor", "symmetric": False}]
 )
@@ -215,6 +356,9 @@ students = st.builds(lambda t, a: STUDENT | {"temperature": t, "alpha": a}, st.f
 phases = st.one_of(
     st.builds(lambda x: {"finetune": x, "train": EPOCH}, fines),
     st.builds(lambda x: {"prune": x, "train": {"steps": 3, "batch_size": "full"}}, prunes),
+    st.builds(lambda x: {"prune": x, "train": EPOCH}, criteria),
+    st.builds(lambda x: {"finetune": {"lora": x}, "train": EPOCH}, adapters),
+    st.builds(lambda x: {"clip_weights": {"minimum": -x, "share": 0.5}}, numbers),
     st.builds(lambda x: {"quantize": x}, quantizations),
     st.builds(lambda x: {"distil": x, "train": EPOCH, "optimizer": {"name": "sgd", "lr": 0.1}}, students),
     st.builds(
@@ -229,7 +373,13 @@ def test_round_trips_are_exact(found: list[dict[str, Any]]) -> None:
     check_round_trips(Recipe.from_dict(recipe(*found)))
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        path for path in sorted(RECIPES.glob("*.toml")) if path.stem != "minilm_whole"
+    ],  # test_recipe_encoder.py
+    ids=lambda p: p.stem,
+)
 def test_recipes_that_are_shipped_fit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # In the place of a minute's work of a transformer: data of that shape.
     draw = np.random.default_rng(0).normal(size=(20, 384))
