@@ -75,6 +75,7 @@ expand_dims = primitive(ops.expand_dims)
 expm1 = primitive(ops.expm1)
 log = primitive(ops.log)
 log1p = primitive(ops.log1p)
+log_softmax = primitive(ops.log_softmax)
 matrix_transpose = primitive(ops.matrix_transpose)
 max = primitive(ops.max)
 maximum = primitive(ops.maximum)
@@ -85,6 +86,7 @@ multiply = primitive(ops.multiply)
 negative = primitive(ops.negative)
 permute_dims = primitive(ops.permute_dims)
 pow = primitive(ops.pow)
+relu = primitive(ops.relu)
 reshape = primitive(ops.reshape)
 sqrt = primitive(ops.sqrt)
 square = primitive(ops.square)
@@ -220,6 +222,10 @@ def _one(function: Any, derivative: Any) -> None:
     defvjp(function, lambda ans, x: lambda g: derivative(g, ans, x))
 
 
+def _from_log_softmax(g: Any, ans: Any, x: Any) -> Any:
+    return subtract(g, multiply(exp(ans), sum(g, axis=-1, keepdims=True)))
+
+
 def _share(ans: Any, x: Any, y: Any) -> Any:
     """1 where ``x`` is the extremum, 1/2 where ``y`` is it too."""
     dtype = ans.dtype
@@ -311,7 +317,9 @@ _one(exp, lambda g, ans, x: multiply(g, ans))
 _one(expm1, lambda g, ans, x: multiply(g, exp(x)))
 _one(log, lambda g, ans, x: divide(g, x))
 _one(log1p, lambda g, ans, x: divide(g, add(x, 1.0)))
+_one(log_softmax, _from_log_softmax)
 _one(negative, lambda g, ans, x: negative(g))
+_one(relu, lambda g, ans, x: where(greater(x, 0.0), g, zeros_like(g)))
 _one(sqrt, lambda g, ans, x: divide(g, multiply(ans, 2.0)))
 _one(square, lambda g, ans, x: multiply(g, multiply(x, 2.0)))
 _one(tanh, lambda g, ans, x: multiply(g, subtract(1.0, square(ans))))

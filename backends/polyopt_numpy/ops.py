@@ -218,3 +218,12 @@ def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
             break
         carry = function(carry)
     return carry
+
+
+def log_softmax(x: Any, /) -> Any:
+    shifted = subtract(x, max(x, axis=-1, keepdims=True))
+    return subtract(shifted, log(sum(exp(shifted), axis=-1, keepdims=True)))
+
+
+def relu(x: Any, /) -> Any:
+    return maximum(x, x.dtype.type(0))

@@ -13,6 +13,8 @@ import pytest
 
 from polyopt import registry
 from polyopt.errors import InputError
+from polyopt.losses import log_softmax
+from polyopt.models import relu
 from polyopt.testing import assert_close, assert_same_bits
 
 NUMPY, TORCH = registry.by_name("numpy"), registry.by_name("torch")
@@ -139,6 +141,8 @@ def _square_sum(function: Callable[..., Any]) -> Callable[..., Any]:
 
 CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     **{n: (_unary(n), (X,)) for n in ("abs", "cos", "exp", "expm1", "negative", "square", "tanh")},
+    "log_softmax": (_square_sum(lambda xp, p: log_softmax(xp, p[0])), (X,)),
+    "relu": (_square_sum(lambda xp, p: relu(xp, p[0])), (X,)),
     **{n: (_unary(n), (X,)) for n in ("ceil", "floor", "round", "sign")},
     **{n: (_unary(n), (POSITIVE,)) for n in ("log", "log1p", "sqrt")},
     **{n: (_binary(n), (X, POSITIVE)) for n in ("add", "divide", "maximum", "minimum", "multiply", "pow")},
