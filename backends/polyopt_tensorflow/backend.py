@@ -12,7 +12,7 @@ import tensorflow as tf
 import polyopt.backend as protocol
 from polyopt.backend import LossFunction
 from polyopt.errors import InputError, nearest
-from polyopt.handover import LARGE, copied
+from polyopt.handover import ALIGNMENT, LARGE, copied
 from polyopt.ops import DTYPES
 from polyopt.trace import Program
 from polyopt_tensorflow import ops
@@ -83,9 +83,9 @@ class TensorFlowBackend:
         """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.handover.adopted`."""
         half = x.dtype.name == "bfloat16"  # DLPack, as NumPy speaks it, has none
         with tf.device("cpu:0"):
-            if x.dtype.name not in DTYPES or not x.dtype.isnative:
+            # Eigen ends the process where a kernel is given memory that isn't aligned.
+            if x.ctypes.data % ALIGNMENT or x.dtype.name not in DTYPES or not x.dtype.isnative:
                 return tf.constant(x)
-            # tf.constant would copy; this does where the memory isn't aligned.
             made = tf.experimental.dlpack.from_dlpack((x.view(np.uint16) if half else x).__dlpack__())
             return tf.bitcast(made, tf.bfloat16) if half else made
 

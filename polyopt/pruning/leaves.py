@@ -15,7 +15,9 @@ import numpy as np
 from polyopt import registry, tree
 from polyopt.backend import Backend
 from polyopt.errors import InputError, nearest
+from polyopt.handover import adopted, aligned
 from polyopt.ops import FLOATING, Array
+from polyopt.pieces import each
 from polyopt.rule import Pattern, matches
 from polyopt.tree import Flat, Tree
 
@@ -89,12 +91,8 @@ def host(owner: str, backend: Backend, path: str, x: Array) -> Any:
 
 
 def mask_like(backend: Backend, leaf: Array, mask: Any) -> Array:
-    """The host's ``mask`` as a bool array of ``backend`` with the shape and the device of ``leaf``."""
-    shaped = np.ascontiguousarray(mask).reshape(tuple(leaf.shape))
-    device = backend.device_name(leaf)
-    if device == "cpu":  # ours alone, so that it needs no copy
-        return backend.ops.asarray(shaped)
-    return backend.from_numpy(shaped, dtype="bool", device=device)
+    """The host's ``mask``, given up, as a bool array with the shape and the device of ``leaf``."""
+    return adopted(backend, np.ascontiguousarray(mask).reshape(tuple(leaf.shape)), leaf)
 
 
 def aligned_masks(owner: str, flat: Flat, masks: Mapping[str, Array]) -> dict[str, Array]:
@@ -188,25 +186,16 @@ def without(x: Array, mask: Array) -> Array:
         return zeroed(backend.stop_gradient(x), mask)
     values = np.ascontiguousarray(backend.to_numpy(x))
     keep = np.ascontiguousarray(backend.to_numpy(mask)).reshape(-1)
-    result = np.empty(values.shape, values.dtype)
+    result = aligned(values.shape, values.dtype)
     unsigned = _UNSIGNED[values.dtype.itemsize]
     given, out = values.reshape(-1).view(unsigned), result.reshape(-1).view(unsigned)
-    ones = np.empty(BLOCK, unsigned)
-    for start in range(0, given.size, BLOCK):
+
+    def zero(start: int) -> None:
         here = slice(start, start + BLOCK)
-        n = len(given[here])
-        np.copyto(ones[:n], keep[here])
-        np.negative(ones[:n], out=ones[:n])
-        np.bitwise_and(given[here], ones[:n], out=out[here])
-    return owned(backend, result, x)
+        np.multiply(given[here], keep[here], out=out[here])  # of integers: the bits, or 0
 
-
-def owned(backend: Backend, fresh: Any, like: Array) -> Array:
-    """The host array ``fresh``, which nobody else holds, as one of ``backend`` on the device of ``like``."""
-    dtype, device = backend.dtype_name(like), backend.device_name(like)
-    if device == "cpu" and fresh.dtype.name == dtype and dtype in ("bool", "float32", "float64"):
-        return backend.ops.asarray(fresh)
-    return backend.from_numpy(fresh, dtype=dtype, device=device)
+    each(zero, range(0, given.size, BLOCK), given.size)
+    return adopted(backend, result, x)
 
 
 def zeroed(x: Array, mask: Array) -> Array:

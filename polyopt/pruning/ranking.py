@@ -10,14 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polyopt.errors import InputError
+from polyopt.handover import aligned
+from polyopt.pieces import each, scratch
 
 BLOCK = 1 << 16
-"""Elements looked at together."""
+"""Elements looked at together: what stays in the cache."""
+
+PIECE = 1 << 19
+"""Elements that a thread takes at once."""
 
 SAMPLE = 1 << 16
 """Elements of the sample; four times as many are ranked without one."""
@@ -50,6 +55,10 @@ class Keys:
         flip = (x.view(self._signed) >> self._shift).view(self.unsigned) | self._sign
         return np.bitwise_xor(x.view(self.unsigned), flip, out=out)
 
+    def ranked(self, k: Any) -> bool:
+        """Whether the keys ``k``, of which there are some, are those of numbers."""
+        return bool(k.max() <= self.highest and (self.lowest == 0 or k.min() >= self.lowest))
+
 
 def keep_highest(
     leaves: Sequence[Any], prune: int, names: Sequence[str], *, magnitude: bool = False
@@ -74,18 +83,18 @@ def keep_highest(
     keys = Keys(leaves[0].dtype, magnitude)
     total = sum(x.size for x in leaves)
     low, high = _between(leaves, keys, total, prune)
-    found = _divide(leaves, keys, names, low, high)
-    need = _needed(found, total, prune)
-    if not 0 <= need <= sum(len(x) for _, _, x in found):
-        found = _divide(leaves, keys, names, keys.unsigned(0), keys.largest)
+    masks, found = _divide(leaves, keys, names, low, high)
+    # Of those in between, so many are among the lowest.
+    need = prune - (total - sum(part.above + len(part.keys) for part in found))
+    if not 0 <= need <= sum(len(part.keys) for part in found):
+        masks, found = _divide(leaves, keys, names, keys.unsigned(0), keys.largest)
         need = prune
-    inside = np.concatenate([x for _, _, x in found])
-    drop = lowest(inside, need)
+    drop = lowest(np.concatenate([part.keys for part in found]), need)
     start = 0
-    for mask, positions, x in found:
-        mask[positions] = ~drop[start : start + len(x)]
-        start += len(x)
-    return [mask for mask, _, _ in found]
+    for mask, part in zip(masks, found, strict=True):
+        mask[part.positions] = ~drop[start : start + len(part.keys)]
+        start += len(part.keys)
+    return masks
 
 
 def lowest(keys: Any, count: int) -> Any:
@@ -107,8 +116,8 @@ def keep_highest_in_rows(rows: Any, prune: int, name: str, *, magnitude: bool = 
     """
     keys = Keys(rows.dtype, magnitude)
     k = keys.of(np.ascontiguousarray(rows).reshape(-1)).reshape(rows.shape)
-    if k.size:
-        _check(keys, k, name)
+    if k.size and not keys.ranked(k):
+        raise _unranked(name)
     if prune == 0 or not k.size:
         return np.ones(k.shape, bool)
     if k.shape[1] <= FEW:
@@ -144,37 +153,58 @@ def _between(leaves: Sequence[Any], keys: Keys, total: int, prune: int) -> tuple
     )
 
 
+class _Middle(NamedTuple):
+    """The elements of a leaf, or a part of it, that lie between two keys, and how many lie above."""
+
+    positions: Any
+    keys: Any
+    above: int
+
+
 def _divide(
     leaves: Sequence[Any], keys: Keys, names: Sequence[str], low: Any, high: Any
-) -> list[tuple[Any, Any, Any]]:
-    """For each leaf: the mask of what lies above ``high``, and the positions and keys from ``low`` to it."""
-    scratch, offset = (np.empty(BLOCK, keys.unsigned) for _ in range(2))
-    inside = np.empty(BLOCK, bool)
+) -> tuple[list[Any], list[_Middle]]:
+    """For each leaf: the mask of what lies above ``high``, and what lies from ``low`` to it."""
+    masks = [aligned((x.size,), np.bool_) for x in leaves]
+    cut = [(i, start) for i, x in enumerate(leaves) for start in range(0, x.size, PIECE)]
+
+    def divide(piece: tuple[int, int]) -> _Middle | None:
+        i, start = piece
+        here = slice(start, start + PIECE)
+        return _divided(leaves[i][here], masks[i][here], keys, low, high)
+
+    parts: list[list[_Middle]] = [[] for _ in leaves]
+    for (i, start), part in zip(cut, each(divide, cut, sum(x.size for x in leaves)), strict=True):
+        if part is None:
+            raise _unranked(names[i])
+        parts[i].append(part._replace(positions=part.positions + start))
+    return masks, [_joined(keys, of_leaf) for of_leaf in parts]
+
+
+def _divided(x: Any, mask: Any, keys: Keys, low: Any, high: Any) -> _Middle | None:
+    """Of a part of a leaf, writing its part of the mask; ``None`` where it holds a NaN."""
+    values, between = scratch("keys", (BLOCK,), keys.unsigned), scratch("between", (BLOCK,), np.bool_)
     found = []
-    for x, name in zip(leaves, names, strict=True):
-        mask = np.empty(x.size, bool)
-        positions: list[Any] = [np.empty(0, np.intp)]
-        chosen: list[Any] = [np.empty(0, keys.unsigned)]
-        for start in range(0, x.size, BLOCK):
-            n = min(BLOCK, x.size - start)
-            k = keys.of(x[start : start + n], out=scratch[:n])
-            _check(keys, k, name)
-            np.greater(k, high, out=mask[start : start + n])
-            # Below low it wraps around: one comparison for both ends.
-            np.less_equal(np.subtract(k, low, out=offset[:n]), high - low, out=inside[:n])
-            here = np.flatnonzero(inside[:n])
-            positions.append(here + start)
-            chosen.append(k[here])
-        found.append((mask, np.concatenate(positions), np.concatenate(chosen)))
-    return found
+    for start in range(0, x.size, BLOCK):
+        block, over = x[start : start + BLOCK], mask[start : start + BLOCK]
+        k, inside = keys.of(block, out=values[: block.size]), between[: block.size]
+        if not keys.ranked(k):
+            return None
+        np.greater(k, high, out=over)
+        # What is above is not below: the two differ where it is neither.
+        np.bitwise_xor(np.greater_equal(k, low, out=inside), over, out=inside)
+        here = np.flatnonzero(inside)
+        found.append(_Middle(here + start, k[here], int(np.count_nonzero(over))))
+    return _joined(keys, found)
 
 
-def _needed(found: Sequence[tuple[Any, Any, Any]], total: int, prune: int) -> int:
-    """How many of the elements in question are among the lowest."""
-    above = sum(int(np.count_nonzero(mask)) for mask, _, _ in found)
-    return prune - (total - above - sum(len(x) for _, _, x in found))
+def _joined(keys: Keys, parts: Sequence[_Middle]) -> _Middle:
+    return _Middle(
+        np.concatenate([np.empty(0, np.intp), *(part.positions for part in parts)]),
+        np.concatenate([np.empty(0, keys.unsigned), *(part.keys for part in parts)]),
+        sum(part.above for part in parts),
+    )
 
 
-def _check(keys: Keys, k: Any, name: str) -> None:
-    if k.max() > keys.highest or (keys.lowest > 0 and k.min() < keys.lowest):
-        raise InputError(f"{name!r} holds NaN, which has no rank; expected numbers. Nothing was changed")
+def _unranked(name: str) -> InputError:
+    return InputError(f"{name!r} holds NaN, which has no rank; expected numbers. Nothing was changed")

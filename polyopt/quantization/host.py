@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 
 from polyopt.errors import InputError
+from polyopt.handover import aligned
+from polyopt.pieces import each, scratch
 from polyopt.quantization.scheme import Blocks, Integer
 
 BLOCK = 1 << 16
@@ -15,6 +18,9 @@ BLOCK = 1 << 16
 
 Host: TypeAlias = Any
 """A host array."""
+
+Box: TypeAlias = tuple[Any, Any]
+"""Where its elements lie in the view, and where their scales do."""
 
 TORCH_EPSILON = float(np.finfo(np.float32).eps)
 KERAS_EPSILON = 1e-7
@@ -25,19 +31,14 @@ def compute_dtype(x: Host) -> Any:
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
 
 
-def bounds(x: Host, cut: Blocks, path: str) -> tuple[Host, Host]:
+def bounds(x: Host, cut: Blocks, path: str, *, symmetric: bool = False) -> tuple[Host, Host]:
     """The least and the largest element for each scale, widened to hold 0; refuses what is not finite.
 
-    So are elements beyond half of the largest float: their grid would reach infinity.
+    So are elements beyond half of the largest float: their grid would reach infinity. With ``symmetric`` the
+    largest magnitude and its negative, which is faster.
     """
     dtype = compute_dtype(x)
-    view = x.reshape(cut.view)
-    low, high = np.zeros(cut.scales, dtype), np.zeros(cut.scales, dtype)
-    axes = tuple(i for i, n in enumerate(cut.scales) if n == 1)
-    for where, scales in _boxes(cut):
-        block = np.asarray(view[where], dtype)
-        for total, extremum, reduced in ((low, np.minimum, np.min), (high, np.maximum, np.max)):
-            total[scales] = extremum(total[scales], reduced(block, axis=axes, keepdims=True))
+    low, high = _magnitudes(x, cut, dtype) if symmetric else _extrema(x, cut, dtype)
     limit = np.finfo(dtype).max / 2
     if not (np.all(low >= -limit) and np.all(high <= limit)):
         flat = np.asarray(x, dtype).reshape(-1)
@@ -48,6 +49,45 @@ def bounds(x: Host, cut: Blocks, path: str) -> tuple[Host, Host]:
             f"of at most {float(limit):.6g}"
         )
     return low, high
+
+
+def _extrema(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
+    view, axes = x.reshape(cut.view), _shared(cut)
+
+    def extrema(box: Box) -> tuple[Host, Host]:
+        block = np.asarray(view[box[0]], dtype)
+        return np.min(block, axis=axes, keepdims=True), np.max(block, axis=axes, keepdims=True)
+
+    low, high = np.zeros(cut.scales, dtype), np.zeros(cut.scales, dtype)
+    boxes = list(_boxes(cut))
+    for (_, scales), (least, largest) in zip(boxes, each(extrema, boxes, x.size), strict=True):
+        low[scales] = np.minimum(low[scales], least)
+        high[scales] = np.maximum(high[scales], largest)
+    return low, high
+
+
+def _magnitudes(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
+    """The largest magnitude for each scale, by bits, which order as it does; and its negative before it."""
+    view, axes = x.reshape(cut.view), _shared(cut)
+    unsigned = np.dtype(f"u{dtype.itemsize}")
+    rest = unsigned.type(np.iinfo(unsigned).max >> 1)
+
+    def largest(box: Box) -> Host:
+        bits = np.ascontiguousarray(view[box[0]], dtype).view(unsigned)
+        np.bitwise_and(bits, rest, out=(kept := scratch("bits", bits.shape, unsigned)))
+        return np.max(kept, axis=axes, keepdims=True)
+
+    most = np.zeros(cut.scales, unsigned)
+    boxes = list(_boxes(cut))
+    for (_, scales), found in zip(boxes, each(largest, boxes, x.size), strict=True):
+        most[scales] = np.maximum(most[scales], found)
+    high = most.view(dtype)
+    return -high, high
+
+
+def _shared(cut: Blocks) -> tuple[int, ...]:
+    """The axes along which elements share a scale."""
+    return tuple(i for i, n in enumerate(cut.scales) if n == 1)
 
 
 def choose(scheme: Integer, low: Host, high: Host) -> tuple[Host, Host | None]:
@@ -87,16 +127,17 @@ def encode(
     bounds: tuple[Host, Host] | None = None,
 ) -> Host:
     """int8 codes of the shape of ``x``. ``bounds``, where given, are those that the scale was chosen for."""
-    view, codes = x.reshape(cut.view), np.empty(cut.view, np.int8)
+    view, codes = x.reshape(cut.view), aligned(cut.view, np.int8)
     rounder = _Rounder(scheme, scale, zero_point, bounds)
-    buffer = np.empty(0, scale.dtype)
-    for where, scales in _boxes(cut):
+
+    def rounded(box: Box) -> None:
+        where, scales = box
         block = view[where]
-        if buffer.size < block.size:
-            buffer = np.empty(block.size, scale.dtype)
-        out = buffer[: block.size].reshape(block.shape)
+        out = scratch("codes", block.shape, scale.dtype)
         rounder(block, scales, out)
         np.copyto(codes[where], out, casting="unsafe")
+
+    each(rounded, list(_boxes(cut)), x.size)
     return codes.reshape(x.shape)
 
 
@@ -145,7 +186,7 @@ class _Rounder:
         np.add(out, out.dtype.type(low), out=out)
 
 
-def _boxes(cut: Blocks) -> Iterator[tuple[Any, Any]]:
+def _boxes(cut: Blocks) -> Iterator[Box]:
     """Boxes of about :data:`BLOCK` elements that cover the view: where they lie in it, and in the scales."""
     a, b, c = cut.view
     if not a * b * c:
@@ -160,6 +201,23 @@ def _boxes(cut: Blocks) -> Iterator[tuple[Any, Any]]:
                 second if cut.scales[1] > 1 else slice(None),
             )
             yield (first, second), ours
+
+
+def narrowed(x: Host, dtype: str) -> Host:
+    """``x`` as float16 or bfloat16, as NumPy and ml_dtypes cast it.
+
+    >>> narrowed(np.array([1 + 2.0**-9, 3.0]), "bfloat16").tolist()
+    [1.0, 3.0]
+    """
+    result = aligned(x.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    given, out = x.reshape(-1), result.reshape(-1)
+
+    def cast(start: int) -> None:
+        here = slice(start, start + BLOCK)
+        np.copyto(out[here], given[here], casting="unsafe")
+
+    each(cast, range(0, given.size, BLOCK), given.size)
+    return result
 
 
 def pack(codes: Host) -> Host:

@@ -9,8 +9,9 @@ import numpy as np
 from polyopt import registry, tree
 from polyopt.backend import Backend
 from polyopt.errors import InputError, nearest
+from polyopt.handover import adopted
 from polyopt.ops import FLOATING
-from polyopt.quantization.host import bounds, choose, encode, pack
+from polyopt.quantization.host import bounds, choose, encode, narrowed, pack
 from polyopt.quantization.record import Quantized, restored
 from polyopt.quantization.scheme import Blocks, Cast, Integer, Scheme, blocks
 from polyopt.rule import Pattern, matches
@@ -116,16 +117,11 @@ def record(
     scale: Any,
     zero_point: Any | None,
 ) -> Quantized:
-    """A record on the framework and the device of ``like``, of host arrays."""
-    device = backend.device_name(like)
-
-    def give(x: Any) -> Any:
-        return backend.from_numpy(x, device=device)
-
+    """A record on the framework and the device of ``like``, of host arrays, which are given up."""
     return Quantized(
-        give(pack(codes) if scheme.bits == 4 else codes),
-        give(scale.reshape(cut.stored)),
-        None if zero_point is None else give(zero_point.reshape(cut.stored)),
+        adopted(backend, pack(codes) if scheme.bits == 4 else codes, like),
+        adopted(backend, scale.reshape(cut.stored), like),
+        None if zero_point is None else adopted(backend, zero_point.reshape(cut.stored), like),
         tuple(like.shape),
         backend.dtype_name(like),
         scheme,
@@ -141,22 +137,23 @@ def _quantized(path: str, x: Any, scheme: Scheme) -> Quantized:
     if isinstance(scheme, Cast):
         return _cast(path, backend, x, host, scheme)
     cut = blocks(scheme, tuple(host.shape), path)
-    limits = bounds(host, cut, path)
+    limits = bounds(host, cut, path, symmetric=scheme.symmetric)
     scale, zero_point = choose(scheme, *limits)
     codes = encode(scheme, host, cut, scale, zero_point, limits)
     return record(backend, x, scheme, cut, codes, scale, zero_point)
 
 
 def _cast(path: str, backend: Backend, x: Any, host: Any, scheme: Cast) -> Quantized:
-    low, high = bounds(host, blocks(Integer(per="tensor"), tuple(host.shape), path), path)
+    _, high = bounds(host, blocks(Integer(per="tensor"), tuple(host.shape), path), path, symmetric=True)
+    largest = high.max()
     with np.errstate(over="ignore"):
-        most = np.float32(max(-low.min(), high.max()))
+        most = np.float32(largest)
     if most >= OVERFLOWS[scheme.dtype]:
-        wrong = np.abs(host.reshape(-1)) == max(-low.min(), high.max())
+        wrong = np.abs(host.reshape(-1)) == largest
         index = tuple(int(k) for k in np.unravel_index(int(np.argmax(wrong)), host.shape))
         raise InputError(
             f"leaf {path!r}: the element at {index} is {float(host[index]):.6g}, beyond {scheme.dtype}; "
             "expected smaller numbers, or bfloat16"
         )
-    codes = backend.from_numpy(host, dtype=scheme.dtype, device=backend.device_name(x))
+    codes = adopted(backend, narrowed(host, scheme.dtype), x)
     return Quantized(codes, None, None, tuple(x.shape), backend.dtype_name(x), scheme)
