@@ -29,6 +29,9 @@ class Carry:
     params: Any
     state: dict[str, Any]
     way: Way
+    gradients: Any = None
+    """Those of the last step, until the next one begins: memory that is given back to the system between an
+    update and a forward pass comes again page by page."""
 
 
 class Way(Protocol):
@@ -52,8 +55,11 @@ class Leaves:
     optimizer: Optimizer
 
     def step(self, carry: Carry, args: tuple[Any, ...]) -> Array:
-        loss, gradients = self.gradient(carry.params, *args)
-        carry.params, carry.state = self.optimizer.step(carry.params, gradients, carry.state, donate=True)
+        carry.gradients = None
+        loss, carry.gradients = self.gradient(carry.params, *args)
+        carry.params, carry.state = self.optimizer.step(
+            carry.params, carry.gradients, carry.state, donate=True
+        )
         return loss
 
     def by_path(self, carry: Carry) -> tuple[Tree, State]:
