@@ -121,6 +121,7 @@ def computed() -> dict[str, Any]:
     masks = magnitude_masks(params, 0.8, scope="global")
     sparse = pruned(params, masks)
     found = {f"mask {p}": x for p, x in masks.items()}
+    found |= {f"leaf {p}": x for p, x in magnitude_masks(params, 0.5).items()}
     found |= {f"score {p}": x for p, x in score_masks(params, 0.3).items()}
     found |= {f"sparse {p}": x for p, x in sparse.items()}
     for i, scheme in enumerate(SCHEMES):
