@@ -16,6 +16,7 @@ from polyopt.errors import BackendError
 from polyopt.testing.report import Outcome, Row
 
 STEPS, STEPS_QUICK = 200, 20
+LAYOUTS = ("contiguous", "transposed", "strided")
 
 
 class Skip(Exception):
@@ -41,6 +42,11 @@ class Context:
     sparse: bool = False
     required: frozenset[str] = frozenset()
     steps: int | None = None
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """In which arrays are laid out; ``sparse``, contiguous ones alone: XLA has no others."""
+        return LAYOUTS[:1] if self.sparse else LAYOUTS
 
     @property
     def updates(self) -> int:

@@ -14,7 +14,6 @@ from polyopt.ops import FLOATING, INTEGER
 from polyopt.testing.case import Context, for_all, hypothesis
 from polyopt.testing.compare_arrays import check_values, result
 from polyopt.testing.ops_inputs import (
-    LAYOUTS,
     NUMERIC,
     dtypes_of,
     finite,
@@ -78,7 +77,7 @@ def check_reduction(context: Context, name: str) -> None:
         shape=st.sampled_from(SHAPES),
         axis=st.integers(0, 4),
         keepdims=st.booleans(),
-        layout=st.sampled_from(LAYOUTS),
+        layout=st.sampled_from(context.layouts),
         seed=st.integers(0, 2**32 - 1),
     )
 
@@ -172,7 +171,7 @@ def check_matmul(context: Context, name: str = "matmul") -> None:
     backend = context.backend
     for dtype in dtypes_of(backend, ("float32", "float64", "float16", "bfloat16", "int32", "int64")):
         for left, right in MATMUL:
-            for layout in ("contiguous",) if dtype not in ("float32",) else LAYOUTS:
+            for layout in ("contiguous",) if dtype != "float32" else context.layouts:
                 a, b = finite(1, dtype, left), finite(2, dtype, right)
                 exact, size = _product(a, b), _product(np.abs(a), np.abs(b))
                 call = f"matmul({dtype}{list(left)}, {list(right)}; {layout})"

@@ -204,7 +204,7 @@ def clip(context: Context, name: str) -> None:
         for low, high in (bounds, (bounds[0], None), (None, bounds[1]), (None, None)):
             want = np.array([_clipped(v, low, high) for v in x.tolist()], dtype=host_dtype(dtype))
             shaped = [
-                None if b is None else lay(backend, np.full(x.shape, b, dtype=x.dtype), "strided")
+                None if b is None else lay(backend, np.full(x.shape, b, dtype=x.dtype), context.layouts[-1])
                 for b in (low, high)
             ]
             for how, (lo, hi) in (("numbers", (low, high)), ("arrays", shaped)):

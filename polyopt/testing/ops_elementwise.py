@@ -11,7 +11,6 @@ from polyopt.ops import INTEGER
 from polyopt.testing.case import Context, for_all, hypothesis
 from polyopt.testing.compare_arrays import check_values, result
 from polyopt.testing.ops_inputs import (
-    LAYOUTS,
     PAIRS,
     SHAPES,
     dtypes_of,
@@ -117,7 +116,7 @@ def _drawn(context: Context, name: str, dtypes: tuple[str, ...]) -> None:
         examples=EXAMPLES_QUICK if context.quick or context.sparse else EXAMPLES,
         dtype=st.sampled_from(dtypes),
         shapes=st.sampled_from(PAIRS if binary else tuple((s,) for s in SHAPES)),
-        layouts=st.sampled_from(LAYOUTS),
+        layouts=st.sampled_from(context.layouts),
         seed=st.integers(0, 2**32 - 1),
     )
 

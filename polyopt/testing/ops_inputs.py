@@ -31,7 +31,6 @@ PAIRS: Final = (
     ((0, 3), (1,)),
     ((3, 1), (2, 3)[1:]),
 )
-LAYOUTS: Final = ("contiguous", "transposed", "strided")
 
 
 def host_dtype(name: str) -> Any:

@@ -213,8 +213,8 @@ def test_conform_on_a_backend_that_is_not_installed(
 
 
 def test_conform_runs_the_kit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real thing, of which only the first group of checks is let through: it is tested elsewhere."""
-    monkeypatch.setattr("polyopt.testing.conform", partial(testing.conform, checks=["backend"]))
+    """The real thing, of which only a quick group of checks is let through: it is tested elsewhere."""
+    monkeypatch.setattr("polyopt.testing.conform", partial(testing.conform, checks=["federated"]))
     assert run(["conform", "--backend", "numpy", "--quick", "--json"]) == 0
     found = result(capsys)
     assert found["passed"] > 0

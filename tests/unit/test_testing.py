@@ -297,9 +297,19 @@ def test_exceptions_become_rows() -> None:
     assert outcome(AssertionError("a" * 1000)).detail.endswith("…")
 
 
+def test_how_thorough_a_context_is() -> None:
+    assert [Context(NUMPY, **given).updates for given in ({}, {"quick": True}, {"steps": 60})] == [
+        200,
+        20,
+        60,
+    ]
+    assert Context(NUMPY).layouts == ("contiguous", "transposed", "strided")
+    assert Context(NUMPY, sparse=True).layouts == ("contiguous",)
+
+
 def test_conform_reports_each_row_as_it_comes() -> None:
     seen: list[Row] = []
-    report = conform(NUMPY, quick=True, checks=["backend"], on_result=seen.append)
+    report = conform(NUMPY, quick=True, checks=["federated"], on_result=seen.append)
     assert tuple(seen) == report.rows
     assert report.ok, report.failures
     assert report.to_json()["passed"] == report.counts["passed"] == len(seen)
