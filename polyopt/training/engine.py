@@ -130,7 +130,8 @@ class Engine:
         at = Progress(self._step, self._step.init(trained))
         if self.work.masks and self.work.masked:
             self._mask(at, self.work.masks)
-        self._prune(at)
+        if not step:
+            self._prune(at)
         return at
 
     def resume(self, params: Any, state: dict[str, Any], **rest: Any) -> Progress:
