@@ -29,7 +29,7 @@ demo: .venv/.demo
 # Two processes: one thread of arithmetic each, or they would fight for the cores.
 test: .venv/.dev
 	OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 POLYOPT_REQUIRED_BACKENDS=numpy,torch,tensorflow,jax \
-	$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff check .

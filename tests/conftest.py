@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -39,6 +42,30 @@ def strict(backend: Backend) -> AbstractContextManager[None]:
 
     context: AbstractContextManager[None] = jax.numpy_dtype_promotion("strict")
     return context
+
+
+ENOUGH = 2 << 30
+"""Bytes of a process, from which on compiled programs are let go at the end of a module. They are some 2.5 MB
+each, there are thousands, and no module runs those of another; the frameworks alone are 1 GB."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_let_go() -> Iterator[None]:
+    yield
+    if "jax" in sys.modules and _resident() > ENOUGH:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        # glibc keeps what is freed otherwise.
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+
+
+def _resident() -> int:
+    """Bytes in memory; 0 where Linux' accounts are missing."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 @pytest.fixture(params=ALL)

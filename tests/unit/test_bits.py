@@ -88,14 +88,19 @@ def run(backend: Backend, rule: Stage, compiled: bool, steps: int) -> tuple[Any,
 _reference: dict[tuple[str, int], Any] = {}
 
 
-# Op by op a framework's dispatch takes most of the time: one convention each, and few all the steps.
-CASES = [(name, True) for name in RULES] + [
-    (name, False) for name in RULES if name.endswith("paper") or name in LONG_EAGER
-]
+# Op by op a framework's dispatch takes most of the time, and XLA compiles for seconds: one convention each,
+# few all the steps. The conformance kit has the other conventions, and the switches, in shorter runs.
+FEW = [name for name in RULES if name.endswith("paper") or name in LONG_EAGER]
+COMPILED = {"numpy": RULES, "torch": RULES, "tensorflow": FEW, "jax": FEW}
+CASES = [(b, name, True) for b, names in COMPILED.items() for name in names]
+CASES += [(b, name, False) for b in COMPILED for name in FEW]
 
 
 @pytest.mark.parametrize(
-    ("name", "compiled"), CASES, ids=[f"{n} {['eager', 'compiled'][c]}" for n, c in CASES]
+    ("backend", "name", "compiled"),
+    CASES,
+    indirect=["backend"],
+    ids=[f"{b}-{n} {['eager', 'compiled'][c]}" for b, n, c in CASES],
 )
 def test_bits(backend: Backend, name: str, compiled: bool) -> None:
     steps = STEPS if compiled or name in LONG_EAGER else STEPS // 10
