@@ -84,7 +84,7 @@ def test_other_phases_of_it(reviews: None) -> None:
     found = train(Recipe.from_dict(table), backend="numpy")
     weight = found.params["body.encoder.layer.0.intermediate.dense.weight"].reshape(-1, 4)
     assert (np.count_nonzero(weight, axis=1) <= 2).all()
-    table["phase"] = [{"name": "a", "prune": {"criterion": "wanda", "sparsity": 0.5}}]
+    table["phase"] = [{"name": "a", "prune": {"criterion": "wanda", "sparsity": 0.5, "samples": 9}}]
     with pytest.raises(InputError, match=r"^phase 'a': prune\.criterion = 'wanda': the layers of this model"):
         tasks(Recipe.from_dict(table))
 
