@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from polyopt.averaging import averaged as averaged
     from polyopt.batch_size import AccumulatedStep as AccumulatedStep
     from polyopt.batch_size import BatchSize as BatchSize
+    from polyopt.batch_size import Buckets as Buckets
+    from polyopt.batch_size import PaddedStep as PaddedStep
     from polyopt.clipping import AdaptiveGradientClip as AdaptiveGradientClip
     from polyopt.clipping import ClipByGlobalNorm as ClipByGlobalNorm
     from polyopt.clipping import ClipByNorm as ClipByNorm
@@ -73,7 +75,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "polyopt.averaging": "EMA PolyakAverage averaged",
-    "polyopt.batch_size": "AccumulatedStep BatchSize",
+    "polyopt.batch_size": "AccumulatedStep BatchSize Buckets PaddedStep",
     "polyopt.clipping": "AdaptiveGradientClip ClipByGlobalNorm ClipByNorm ClipByValue global_norm",
     "polyopt.conversion": "convert",
     "polyopt.distillation": "SoftTargets Teacher",

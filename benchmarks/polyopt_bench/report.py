@@ -189,8 +189,8 @@ def _memory(rows: Sequence[Row]) -> str:
         lines.append([row["case"], LABEL[row["backend"]], row["side"], *mib, over])
     text = (
         "Fresh processes, Adam: the most that a process held in its steps, and from its start on, above what "
-        "it held before there was any array but when all was imported and compiled; needed are parameters, gradients "
-        "and slots.\n\n"
+        "it held before there was any array but when all was imported and compiled; needed are parameters, "
+        "gradients and slots.\n\n"
     )
     head = ["set", "backend", "", "needed MiB", "peak MiB", "with the start", "peak / needed (must reach)"]
     return text + _table(head, lines, numbers=4) if lines else ""
