@@ -15,7 +15,7 @@ import numpy as np
 from polyopt import finetuning, pruning, random, registry, tree
 from polyopt.errors import InputError
 from polyopt.gradients import value_and_grad
-from polyopt.models import MLP
+from polyopt.models import MLP, Linear
 from polyopt.pruning import Coupling, Masks, SparsitySchedule
 from polyopt.recipe.pruning import Prune
 from polyopt.training.objective import Objective
@@ -86,10 +86,10 @@ class Sparsifier:
             _, slopes = value_and_grad(self.objective)(params, *self._looked_at())
             return pruning.snip_scores(params, slopes, select=select)
         if section.criterion == "wanda":
+            if not isinstance(self.objective.model, MLP | Linear):
+                raise InputError("prune.criterion = 'wanda': the layers of this model can't be looked into")
             x, _ = self._looked_at()
             inputs = layer_inputs(self.objective.model, params, x)
-            if not inputs:
-                raise InputError("prune.criterion = 'wanda': the layers of this model can't be looked into")
             norms = {path: pruning.input_norms(values) for path, values in inputs.items()}
             return pruning.wanda_scores(params, norms, select=select)
         still = tree.map_leaves(np.zeros_like, params)
