@@ -174,7 +174,8 @@ def test_as_much_is_compiled_as_there_are_buckets(backend: Backend, caplog: pyte
             assert found
             assert max(found.values()) <= len(buckets.sizes), found
         if backend.name in ("jax", "tensorflow"):
-            assert len(traced) <= len(buckets.sizes)
+            # On JAX each is looked at once before it is differentiated.
+            assert len(traced) <= len(buckets.sizes) * (2 if backend.name == "jax" else 1)
         caplog.clear()
         traced.clear()
         for size in range(1, 41):
