@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from batch_problem import MODEL_SEED, losses, model, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyopt import SGD, Adam, Optimizer, convert, tree, value_and_grad
+from polyopt import SGD, Adam, Optimizer, tree, value_and_grad
 from polyopt.backend import Backend
 from polyopt.batch_size import (
     AccumulatedStep,
@@ -31,8 +32,6 @@ from polyopt.batch_size import (
 )
 from polyopt.errors import InputError
 from polyopt.finetuning import split, trainable
-from polyopt.losses import log_softmax
-from polyopt.models import MLP
 from polyopt.random import permutation
 from polyopt.schedules import Constant, Cosine, Exponential, MultiStep, Plateau, Polynomial, Step
 from polyopt.testing import assert_close, assert_same_bits
@@ -251,25 +250,6 @@ def test_a_size_follows_the_noise_and_resumes() -> None:
 
 
 # The step
-
-MODEL_SEED = 0
-
-
-def model() -> MLP:
-    from polyopt.initializers import Glorot, Zeros
-
-    return MLP(5, 3, Glorot(), Zeros(), hidden=(8,), activation="tanh")
-
-
-def losses(xp: Any, params: Any, x: Any, y: Any) -> Any:
-    return -xp.sum(y * log_softmax(xp, model().apply(xp, params, x)), axis=-1)
-
-
-def problem(backend: Backend, dtype: str, where: str) -> tuple[Any, Any]:
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(40, 5)).astype(dtype), np.eye(3, dtype=dtype)[rng.integers(0, 3, size=40)]
-    params = convert(model().init(MODEL_SEED, dtype), backend)
-    return params, (x, y) if where == "host" else (backend.from_numpy(x), backend.from_numpy(y))
 
 
 @pytest.mark.parametrize("where", ["host", "device"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from batch_problem import losses, problem
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
@@ -18,8 +19,7 @@ from polyopt.batch_size import Batches, BatchSize, Buckets, Feed, PaddedStep, Ra
 from polyopt.distillation import SoftTargets
 from polyopt.errors import InputError
 from polyopt.finetuning import split, trainable
-from polyopt.losses import cross_entropy, log_softmax, mean_squared_error, weighted_mean
-from polyopt.models import MLP
+from polyopt.losses import cross_entropy, mean_squared_error, weighted_mean
 from polyopt.random import permutation
 from polyopt.schedules import Exponential
 from polyopt.testing import assert_close, assert_same_bits
@@ -105,23 +105,6 @@ def test_losses_take_weights(backend: Backend, dtype: str) -> None:
 
 
 # The step
-
-
-def model() -> MLP:
-    from polyopt.initializers import Glorot, Zeros
-
-    return MLP(5, 3, Glorot(), Zeros(), hidden=(8,), activation="tanh")
-
-
-def losses(xp: Any, params: Any, x: Any, y: Any) -> Any:
-    return -xp.sum(y * log_softmax(xp, model().apply(xp, params, x)), axis=-1)
-
-
-def problem(backend: Backend, dtype: str, where: str) -> tuple[Any, Any]:
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(40, 5)).astype(dtype), np.eye(3, dtype=dtype)[rng.integers(0, 3, size=40)]
-    params = convert(model().init(0, dtype), backend)
-    return params, (x, y) if where == "host" else (backend.from_numpy(x), backend.from_numpy(y))
 
 
 @pytest.mark.parametrize(("where", "dtype"), [("host", "float32"), ("device", "float64")])

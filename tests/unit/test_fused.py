@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from forks import child_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,19 +197,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_has_threads_of_its_own() -> None:
-    code = (
-        "import os, numpy as np\n"
+    setup = (
         "from polyopt import SGD, Optimizer\n"
         "from polyopt.teams import Pool\n"
         "Pool.size = lambda self: 3\n"
-        "o, p = Optimizer(SGD(lr=1.0)), np.ones(4 * Pool.least)\n"
-        "s = o.init(p)\n"
-        "o.step(p, p, s)\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    os._exit(7 if float(o.step(p, p, s)[0].sum()) == 0 else 1)\n"
-        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "o, p = Optimizer(SGD(lr=1.0)), np.ones(4 * Pool.least)"
     )
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert out.stdout.strip() == "7"
+    assert child_of(setup) == "7"
