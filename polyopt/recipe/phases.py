@@ -7,19 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from polyopt.data import SHIFTS
-from polyopt.distillation import SoftTargets
-from polyopt.errors import InputError, nearest
-from polyopt.quantization import Cast, Integer
+from polyopt.errors import nearest
 from polyopt.recipe.component import Component
 from polyopt.recipe.datasets import TASKS
+from polyopt.recipe.distillation import PREVIOUS, Distil
 from polyopt.recipe.finetuning import Finetune
 from polyopt.recipe.patterns import RegularExpression
 from polyopt.recipe.problems import Problem, shown
 from polyopt.recipe.pruning import Prune
+from polyopt.recipe.quantization import Quantize
 from polyopt.recipe.sections import (
-    Count,
     Labels,
-    Model,
     OptimizerTable,
     Section,
     Seed,
@@ -27,8 +25,8 @@ from polyopt.recipe.sections import (
     _member,
 )
 
-BASE, PREVIOUS = "base", "previous"
-"""The run before the first phase, and whatever comes before a phase, as ``teacher`` names them."""
+BASE = "base"
+"""The run before the first phase, as ``teacher`` names it."""
 KINDS = ("finetune", "clip_weights", "prune", "quantize", "distil")
 
 
@@ -61,70 +59,6 @@ class ClipWeights(Section):
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise Problem(("minimum",), f" = {self.minimum!r} is above maximum = {self.maximum!r}")
         return self
-
-
-class Quantize(Section):
-    """``quantize``: how weights are stored, and whether training knows of it."""
-
-    bits: Literal[4, 8] | None = None
-    """Of the integers: 8, unless ``dtype`` is given."""
-    per: Literal["tensor", "channel", "group"] | None = None
-    """What shares a scale: ``channel``, or ``group`` where ``group_size`` is given."""
-    group_size: Count | None = None
-    symmetric: bool | None = None
-    convention: Literal["paper", "torch", "keras", "tensorflow"] | None = None
-    dtype: Literal["bfloat16", "float16"] | None = None
-    """16-bit floats in the place of integers."""
-    select: RegularExpression | None = None
-    """Of which parameters; by default those of two axes or more."""
-    aware: bool = False
-    """Train through the rounding first."""
-
-    @model_validator(mode="after")
-    def _sound(self) -> Quantize:
-        if self.dtype is not None:
-            for key in ("bits", "per", "group_size", "symmetric", "convention"):
-                if getattr(self, key) is not None:
-                    raise Problem((key,), f": dtype = {self.dtype!r} has none; give one of the two")
-            if self.aware:
-                raise Problem(("aware",), " = True; only integers are trained through, leave dtype out")
-        try:
-            self.scheme()
-        except InputError as e:
-            raise Problem((), f": {str(e).removeprefix('Integer: ')}") from None
-        return self
-
-    def scheme(self, layout: str = "in_out") -> Integer | Cast:
-        """As :func:`polyopt.quantization.quantize` takes it, for weights that lie so."""
-        if self.dtype is not None:
-            return Cast(self.dtype)
-        given = {
-            key: getattr(self, key)
-            for key in ("bits", "per", "group_size", "symmetric", "convention")
-            if getattr(self, key) is not None
-        }
-        grouped = {"per": "group"} if self.group_size is not None else {}
-        # Under every convention.
-        return Integer(**({"layout": layout} | grouped | given))
-
-
-class Distil(Section):
-    """``distil``: a new model, the student, learns what an earlier one, the teacher, says."""
-
-    model: Model
-    """The student."""
-    teacher: str = PREVIOUS
-    """``previous``, ``base``, or an earlier phase's name."""
-    temperature: float = Field(4.0, gt=0.0)
-    alpha: float = Field(0.9, ge=0.0, le=1.0)
-    """The weight of the teacher's words; the labels have the rest."""
-    standardize: bool = False
-    """Standardize the logits first (Sun et al., 2024)."""
-
-    def loss(self) -> SoftTargets:
-        """See :class:`polyopt.distillation.SoftTargets`."""
-        standardize = "paper" if self.standardize else None
-        return SoftTargets(temperature=self.temperature, alpha=self.alpha, standardize=standardize)
 
 
 class Phase(Section):

@@ -18,11 +18,13 @@ from polyopt.recipe import text
 from polyopt.recipe.component import Component
 from polyopt.recipe.course import Even, Uneven
 from polyopt.recipe.datasets import TASKS
+from polyopt.recipe.distillation import Distil
 from polyopt.recipe.finetuning import Finetune, L2sp, Lora, Unfreeze
 from polyopt.recipe.models import MODELS, AnyModel, fitting
-from polyopt.recipe.phases import ClipWeights, DataChanges, Distil, Phase, Quantize, check_names
+from polyopt.recipe.phases import ClipWeights, DataChanges, Phase, check_names
 from polyopt.recipe.problems import Problem, one_line
 from polyopt.recipe.pruning import Prune
+from polyopt.recipe.quantization import Quantize
 from polyopt.recipe.sections import (
     MAX_INTEGER,
     AverageTable,

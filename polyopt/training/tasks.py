@@ -16,8 +16,9 @@ from polyopt.pruning import Masks
 from polyopt.quantization import Integer, fake_quantize_weight, quantize
 from polyopt.quantization.weights import selected
 from polyopt.recipe import Recipe
+from polyopt.recipe.distillation import PREVIOUS
 from polyopt.recipe.finetuning import Finetune, Lora
-from polyopt.recipe.phases import BASE, PREVIOUS, Phase
+from polyopt.recipe.phases import BASE, Phase
 from polyopt.rule import Stage, chain
 from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.parts import Adapters, Everything, Layers, Parts
