@@ -66,9 +66,10 @@ def build(algorithm: str, convention: str | None, settings: Sequence[str]) -> Ru
 def known() -> Mapping[str, type[Rule]]:
     """Every rule by the name that recipes use, one that is a function of a recipe's table left out."""
     from polyopt.clipping import CLIPPING
+    from polyopt.federated import SERVER_RULES
     from polyopt.optim import OPTIMIZERS
 
-    return {k: v for k, v in {**OPTIMIZERS, **CLIPPING}.items() if inspect.isclass(v)}
+    return {k: v for k, v in {**OPTIMIZERS, **CLIPPING, **SERVER_RULES}.items() if inspect.isclass(v)}
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -105,7 +105,7 @@ def progress(announcement: str = "") -> Iterator[Callable[[Event], None]]:
 
 
 def _figures(event: Event) -> str:
-    parts = [f"epoch {event.epoch}/{event.epochs}"]
+    parts = [f"{event.unit} {event.epoch}/{event.epochs}"]
     if event.loss is not None:
         parts.append(f"loss {output.number(event.loss)}")
     if event.evaluation and event.evaluation.test_accuracy is not None:

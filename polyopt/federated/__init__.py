@@ -11,6 +11,10 @@ from polyopt.federated.flower import array_record as array_record
 from polyopt.federated.flower import flower_strategy as flower_strategy
 from polyopt.federated.flower import params_of as params_of
 from polyopt.federated.mean import fedavg as fedavg
+from polyopt.federated.population import participants as participants
+from polyopt.federated.population import split_dirichlet as split_dirichlet
+from polyopt.federated.population import split_iid as split_iid
+from polyopt.federated.population import split_labels as split_labels
 from polyopt.federated.proximal import Proximal as Proximal
 from polyopt.federated.proximal import anchored as anchored
 from polyopt.federated.robust import median as median

@@ -56,7 +56,7 @@ def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> 
     if isinstance(trim, bool) or not isinstance(trim, int | float) or not 0 < trim < 0.5:
         raise InputError(f"trimmed_mean: trim = {trim!r}; expected a number in (0, 0.5)")
     round_ = gather(server, clients, "trimmed_mean")
-    cut = _cut(trim, len(round_.clients))
+    cut = trimmed_away(trim, len(round_.clients))
     if cut == 0:
         raise InputError(
             f"trimmed_mean: {len(round_.clients)} clients are too few for trim = {trim!r}: none would be "
@@ -72,8 +72,11 @@ def trimming(trim: float) -> Any:
     return partial(trimmed_mean, trim=trim)
 
 
-def _cut(trim: float, m: int) -> int:
-    """⌊β·m⌋ of the decimal that was meant: 0.29·100 is 28.999999999999996."""
+def trimmed_away(trim: float, m: int) -> int:
+    """How many of m clients are left out at either end: ⌊β·m⌋ of the decimal that was meant.
+
+    0.29·100 is 28.999999999999996.
+    """
     return math.floor(trim * m + 1e-9)
 
 

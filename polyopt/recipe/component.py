@@ -1,4 +1,4 @@
-"""A named thing with options: an optimizer, a schedule, an initializer, a way of clipping or averaging.
+"""A named thing with options: an optimizer, a schedule, an initializer, a way of clipping or averaging, ….
 
 Its name is looked up in its registry and nowhere else; its options are the fields of the class found there.
 """
@@ -15,6 +15,7 @@ from typing import Any
 from polyopt.averaging import AVERAGING
 from polyopt.clipping import CLIPPING
 from polyopt.errors import InputError, nearest
+from polyopt.federated import SERVER_RULES
 from polyopt.initializers import INITIALIZERS
 from polyopt.optim import OPTIMIZERS
 from polyopt.pruning import SPARSITY_SCHEDULES
@@ -29,6 +30,7 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "clipping": CLIPPING,
     "averaging": AVERAGING,
     "sparsity": SPARSITY_SCHEDULES,
+    "server": {**SERVER_RULES, **OPTIMIZERS},
 }
 SCHEDULED = ("schedule", "sparsity")
 SCHEDULE_KEY = "schedule"

@@ -1,4 +1,4 @@
-"""``[[phase]]``: what follows the run, one after the other: fine-tune, prune, quantize, distil."""
+"""``[[phase]]``: what follows the run, one after the other: fine-tune, prune, quantize, distil, federate."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from polyopt.errors import nearest
 from polyopt.recipe.component import Component
 from polyopt.recipe.datasets import TASKS
 from polyopt.recipe.distillation import PREVIOUS, Distil
+from polyopt.recipe.federated import Federated, check_training
 from polyopt.recipe.finetuning import Finetune
 from polyopt.recipe.patterns import RegularExpression
-from polyopt.recipe.problems import Problem, shown
+from polyopt.recipe.problems import Problem, shown, within
 from polyopt.recipe.pruning import Prune
 from polyopt.recipe.quantization import Quantize
 from polyopt.recipe.sections import (
@@ -27,7 +28,7 @@ from polyopt.recipe.sections import (
 
 BASE = "base"
 """The run before the first phase, as ``teacher`` names it."""
-KINDS = ("finetune", "clip_weights", "prune", "quantize", "distil")
+KINDS = ("finetune", "clip_weights", "prune", "quantize", "distil", "federated")
 
 
 class DataChanges(Section):
@@ -76,6 +77,7 @@ class Phase(Section):
     prune: Prune | None = None
     quantize: Quantize | None = None
     distil: Distil | None = None
+    federated: Federated | None = None
 
     @property
     def kind(self) -> str:
@@ -96,6 +98,11 @@ class Phase(Section):
             raise Problem(("optimizer",), ": nothing is trained here; add train, or leave it out")
         if self.train is None and not silent and not self._at_once:
             raise Problem(("train",), ": this key is missing; add it")
+        if self.federated is not None and self.train is not None:
+            try:
+                check_training(self.train)
+            except Problem as problem:
+                raise within("train", problem) from None
         return self
 
     @property

@@ -19,6 +19,7 @@ from polyopt.recipe.component import Component
 from polyopt.recipe.course import Even, Uneven
 from polyopt.recipe.datasets import TASKS
 from polyopt.recipe.distillation import Distil
+from polyopt.recipe.federated import Federated
 from polyopt.recipe.finetuning import Finetune, L2sp, Lora, Unfreeze
 from polyopt.recipe.models import MODELS, AnyModel, fitting
 from polyopt.recipe.phases import ClipWeights, DataChanges, Phase, check_names
@@ -136,7 +137,25 @@ class Recipe(Section):
                 raise Problem(("phase", i), f": {e}") from None
             if self.phase[i].distil is not None and found.task != "classification":
                 raise Problem(("phase", i, "distil"), f": {found.data.name!r} has no classes to distil")
+            self._federates(i, found)
         return self
+
+    def _federates(self, i: int, found: Recipe) -> None:
+        """``found`` is the phase as a recipe of its own."""
+        federated = self.phase[i].federated
+        if federated is None:
+            return
+        if self.ema is not None:
+            raise Problem(
+                ("phase", i, "federated"),
+                ": [ema] averages the weights of one run, and there is one for each client and round; leave "
+                "one of the two out",
+            )
+        if federated.split != "iid" and found.task != "classification":
+            raise Problem(
+                ("phase", i, "federated", "split"),
+                f" = {federated.split!r}: {found.data.name!r} has no classes; expected 'iid'",
+            )
 
     # Reading
 
@@ -363,6 +382,7 @@ _TABLES: dict[tuple[str, ...], type[Section]] = {
     ("phase", "quantize"): Quantize,
     ("phase", "distil"): Distil,
     ("phase", "distil", "model"): Model,
+    ("phase", "federated"): Federated,
 }
 
 

@@ -15,7 +15,7 @@ from polyopt.pruning import sparsity_report
 from polyopt.quantization.reporting import WIDTHS
 from polyopt.recipe import Recipe
 from polyopt.registry import of
-from polyopt.training.engine import Engine, Progress
+from polyopt.training.engine import Engine
 from polyopt.training.events import History, PhaseResult, Result
 from polyopt.training.folder import (
     MODEL,
@@ -26,6 +26,7 @@ from polyopt.training.folder import (
     write_results,
 )
 from polyopt.training.loop import Listener, Run
+from polyopt.training.progress import Progress
 from polyopt.training.tasks import Task
 from polyopt.training.work import Left, host
 
@@ -156,7 +157,7 @@ class Chain:
             test_accuracy=final.test_accuracy if done is None else done.test_accuracy,
             seconds=math.nan,
             checkpoint=None if self.out is None else Folder(self.out, self.recipe).checkpoint,
-            params=tree.named(host(at.params) if last is None else last.weights),
+            params=tree.named(engine.params(at) if last is None else last.weights),
             state=at.state,
             average=None if average is None else tree.named(host(average)),
             snapshots=self._kept,

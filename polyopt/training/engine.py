@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from polyopt import tree
@@ -11,66 +10,23 @@ from polyopt.backend import Backend
 from polyopt.conversion import convert
 from polyopt.data import Dataset
 from polyopt.distillation import Teacher
-from polyopt.errors import NonFiniteError
+from polyopt.errors import InputError, NonFiniteError
 from polyopt.finetuning import transfer
 from polyopt.ops import Array, Ops
 from polyopt.pruning import masks_of, with_masks
 from polyopt.recipe import Recipe
-from polyopt.train_step import Carry, TrainStep
-from polyopt.training.events import Evaluation, History
+from polyopt.recipe.course import Course
+from polyopt.train_step import TrainStep
+from polyopt.training.events import Evaluation
+from polyopt.training.federation import KEPT
 from polyopt.training.objective import Objective, as_read, targets
+from polyopt.training.progress import Progress
 from polyopt.training.sparsity import MOVEMENT
 from polyopt.training.work import Left, Work, check_masks, host
 from polyopt.tree import Tree
 
 FETCH_EVERY = 32
 """Steps between two fetches of losses: fetching each one would wait for the device at every step."""
-
-
-@dataclass
-class Progress:
-    """What decides how a run goes on, besides its recipe: all of it is in a checkpoint."""
-
-    train: TrainStep
-    carry: Carry
-    step: int = 0
-    loss_sum: float = 0.0
-    """Of the losses since the last evaluation, and their number: what a plateau schedule is told."""
-    loss_count: int = 0
-    history: History = field(default_factory=History)
-    _unloaded: tuple[Any, dict[str, Any]] | None = None
-
-    @property
-    def params(self) -> Any:
-        """By path, as of now: the next step gives them up. ``None`` where they are frozen."""
-        return self._by_path()[0]
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The optimizer's, by path, as of now: the next step gives its arrays up."""
-        return self._by_path()[1]
-
-    def advance(self, *args: Any) -> Array:
-        """One step on ``args``; gives the loss before it."""
-        self._unloaded = None
-        self.carry, loss = self.train(self.carry, *args)
-        self.step += 1
-        return loss
-
-    def observe(self, metric: float) -> None:
-        """Tell the schedules that wait for one."""
-        self._unloaded = None
-        self.carry = self.train.observe(self.carry, metric)
-
-    def put(self, params: Any, state: dict[str, Any]) -> None:
-        """Go on from these."""
-        self._unloaded = None
-        self.carry = self.train.load(params, state)
-
-    def _by_path(self) -> tuple[Any, dict[str, Any]]:
-        if self._unloaded is None:
-            self._unloaded = self.train.unload(self.carry, copy=False)
-        return self._unloaded
 
 
 class Engine:
@@ -97,8 +53,11 @@ class Engine:
         self.samples = len(dataset.x_train)
         self.tests = len(dataset.x_test)
         self.classes = dataset.classes
-        self.course = recipe.course(self.samples)
+        self.federation = work.federation
+        self.course: Course = recipe.course(self.samples)
         self.steps = 0 if self.work.idle else recipe.total_steps(self.samples)
+        if self.federation is not None:
+            self.course, self.steps = self.federation.course, self.federation.steps
         self.epochs = self.course.epoch(self.steps)
         self.objective = Objective(model, dataset.classes, recipe.loss.label_smoothing)
         self.optimizer = work.optimizer(recipe)
@@ -130,13 +89,24 @@ class Engine:
         at = Progress(self._step, self._step.init(trained))
         if self.work.masks and self.work.masked:
             self._mask(at, self.work.masks)
+        if self.federation is not None:
+            at.server = self.federation.begin(self.work.start)
         if not step:
             self._prune(at)
         return at
 
-    def resume(self, params: Any, state: dict[str, Any], **rest: Any) -> Progress:
-        """As a checkpoint has it; after :meth:`start`, which brought what is held."""
-        return Progress(self._step, self._step.load(params, state), **rest)
+    def kept(self, at: Progress) -> dict[str, Any]:
+        """The state that a checkpoint holds."""
+        return at.state if at.server is None else at.state | {KEPT: at.server.plain()}
+
+    def resume(self, params: Any, state: dict[str, Any], server: Any, **rest: Any) -> Progress:
+        """As a checkpoint has it, the server's part on the host; after :meth:`start`, which brought what is
+        held."""
+        own = {key: value for key, value in state.items() if key != KEPT}
+        at = Progress(self._step, self._step.load(params, own), **rest)
+        if self.federation is not None:
+            at.server = self.federation.resumed(self.work.start, server)
+        return at
 
     def advance(self, at: Progress) -> None:
         """One batch: its loss and gradients, and the update."""
@@ -146,9 +116,11 @@ class Engine:
             loss = at.advance(*held, rows, *self._train, *self._logits)
         except NonFiniteError as e:
             where = f"{self.backend.name}, " + (f"phase {self.work.name!r}, " if self.work.name else "")
+            where += self.federation.where(at.step) if self.federation else ""
             raise NonFiniteError(f"{where}step {at.step + 1}: {e}") from None
         self._prune(at)
         self._thaw(at)
+        self._hand_over(at)
         self._waiting.append(loss)
         if len(self._waiting) >= FETCH_EVERY:
             self.fetch(at)
@@ -172,7 +144,11 @@ class Engine:
         """Tell schedules that wait for a metric the mean training loss since the last time."""
         self.fetch(at)
         if at.loss_count:
-            at.observe(at.loss_sum / at.loss_count)
+            mean = at.loss_sum / at.loss_count
+            if self.federation is not None and at.server is not None:
+                self.federation.observe(at.server, mean)
+            else:
+                at.observe(mean)
         at.loss_sum, at.loss_count = 0.0, 0
 
     def evaluate(self, at: Progress) -> Evaluation:
@@ -194,6 +170,10 @@ class Engine:
         kept = {path: mask for path, mask in found.items() if not mask.all()}
         return Left(self.model, host(self._whole(at)), self.work.initial, kept)
 
+    def params(self, at: Progress) -> Tree:
+        """What is trained, on the host; in a federated phase what the server has."""
+        return host(at.params) if at.server is None else at.server.params
+
     def average(self, at: Progress) -> Any:
         """The averaged weights in a tree like the parameters, ``None`` without ``[ema]``."""
         if self.recipe.ema is None:
@@ -205,7 +185,9 @@ class Engine:
         return self.course.epoch(step)
 
     def _whole(self, at: Progress) -> Tree:
-        """The weights that are tested: averaged ones where there are any, with what is held."""
+        """The weights that are tested: averaged ones where there are any, with what is held; the server's."""
+        if at.server is not None:
+            return convert(at.server.params, self.backend, device=self.device)
         return self.work.parts.whole(self.average(at) or at.params, self._held)
 
     def _tested(self, params: Tree) -> tuple[float, float | None]:
@@ -231,8 +213,7 @@ class Engine:
         scores = None if moved is None else self._hosts(moved)
         new = sparsifier.masks(host(at.params), schedule(updates), updates, before, scores)
         if self.work.rewind is not None:
-            start = convert(self.work.rewind, self.backend, device=self.device)
-            at.put(start, self.optimizer.init(start))
+            self._anew(at, self.work.rewind)
         self._mask(at, before | new)
 
     def _thaw(self, at: Progress) -> None:
@@ -244,6 +225,26 @@ class Engine:
         at.put(trained, transfer(at.state, trained, self.optimizer, self.optimizer))
         if self.work.masks and self.work.masked:
             self._mask(at, self.work.masks)
+
+    def _hand_over(self, at: Progress) -> None:
+        """To the next client, from the server's parameters, where one is done with its round."""
+        federation = self.federation
+        if federation is None or at.server is None:
+            return
+        try:
+            done = federation.receive(at.server, at.step, lambda: host(at.params))
+        except InputError as e:
+            where = f"{self.backend.name}, phase {self.work.name!r}, round {self.epoch(at.step)}"
+            raise NonFiniteError(f"{where}: {e}") from None
+        if done:
+            self._anew(at, at.server.params)
+            if self.work.masks and self.work.masked:
+                self._mask(at, self.work.masks)
+
+    def _anew(self, at: Progress, params: Tree) -> None:
+        """Go on from ``params``, which are on the host, with a fresh state."""
+        start = convert(params, self.backend, device=self.device)
+        at.put(start, self.optimizer.init(start))
 
     def _mask(self, at: Progress, masks: dict[str, Any]) -> None:
         trained = tree.named(at.params)

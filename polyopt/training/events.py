@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-Kind: TypeAlias = Literal["started", "step", "evaluated", "checkpointed", "finished"]
+Kind: TypeAlias = Literal["started", "step", "aggregated", "evaluated", "checkpointed", "finished"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: ``started``, ``step``, ``evaluated``, ``checkpointed`` or ``finished``.
+    """Something that happened: ``started``, ``step``, ``evaluated``, ``checkpointed`` or ``finished``; in a
+    federated phase ``aggregated``, too, after each round.
 
     ``step`` counts the batches done so far, of ``steps``; ``epoch`` the passes over the data begun so far, of
     ``epochs``. ``loss`` is the last training loss known on the host (it lags some steps behind, so as not to
@@ -29,6 +30,8 @@ class Event:
     path: Path | None = None
     phase: str = ""
     """Which phase it is of; empty before the first one. Steps and epochs are the phase's own."""
+    unit: Literal["epoch", "round"] = "epoch"
+    """What epochs are; in a federated phase, rounds."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from polyopt.errors import CheckpointError, InputError
 from polyopt.files import read_bounded, write_atomic
 from polyopt.recipe import Recipe
 from polyopt.recipe.problems import shown
-from polyopt.training.engine import Engine, Progress
+from polyopt.training.engine import Engine
 from polyopt.training.events import Evaluation, History, PhaseResult
+from polyopt.training.federation import KEPT
+from polyopt.training.progress import Progress
 
 CHECKPOINT, HISTORY, RECIPE = "checkpoint.safetensors", "history.json", "recipe.toml"
 MAX_HISTORY = 1 << 30
@@ -56,7 +58,7 @@ class Folder:
             "loss_count": at.loss_count,
         }
         write_atomic(self.path / HISTORY, [_history_text(engine, at)])
-        checkpoint.save(self.checkpoint, at.params, at.state, meta)
+        checkpoint.save(self.checkpoint, at.params, engine.kept(at), meta)
         return self.checkpoint
 
     def resume(self, engine: Engine) -> Progress:
@@ -66,6 +68,7 @@ class Folder:
         try:
             found = checkpoint.load(self.checkpoint, backend=None)
             self._check_recipe(found.meta.get("recipe"))
+            server = None if engine.federation is None else (found.state or {})[KEPT]
             fresh = engine.start(int(found.meta["step"]))
             found = checkpoint.load(
                 self.checkpoint, fresh.params, engine.backend, engine.device, state_like=fresh.state
@@ -73,7 +76,7 @@ class Folder:
             meta = found.meta
             assert found.state is not None
             counts = {key: meta[key] for key in ("step", "loss_sum", "loss_count")}
-            at = engine.resume(found.params, found.state, **counts)
+            at = engine.resume(found.params, found.state, server, **counts)
         except KeyError as e:
             raise CheckpointError(f"{self.checkpoint}: not one of a training run: it has no {e}") from None
         if meta.get("record") != engine.record:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from polyopt import tree
-from polyopt.training.engine import Engine, Progress
+from polyopt.training.engine import Engine
 from polyopt.training.events import Event, Kind
 from polyopt.training.folder import Folder
+from polyopt.training.progress import Progress
 from polyopt.training.work import host
 
 Listener: TypeAlias = Callable[[Event], None]
@@ -46,6 +47,8 @@ class Run:
                         engine.observe(at)
                         engine.evaluate(at)
                     self._tell("step", at)
+                    if engine.federation is not None and engine.course.ended(at.step) is not None:
+                        self._tell("aggregated", at)
                     if tested:
                         self._tell("evaluated", at)
                     if self.folder and time.monotonic() - self.saved >= self.every and at.step < last:
@@ -89,6 +92,7 @@ class Run:
                 tests[-1] if tests else None,
                 path,
                 engine.work.name,
+                "epoch" if engine.federation is None else "round",
             )
         )
 

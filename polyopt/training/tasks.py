@@ -20,6 +20,7 @@ from polyopt.recipe.distillation import PREVIOUS
 from polyopt.recipe.finetuning import Finetune, Lora
 from polyopt.recipe.phases import BASE, Phase
 from polyopt.rule import Stage, chain
+from polyopt.training.federation import Federation
 from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.parts import Adapters, Everything, Layers, Parts
 from polyopt.training.sparsity import Sparsifier
@@ -112,6 +113,9 @@ class Task:
             scheme = phase.quantize.scheme(_layout(model))
             view = _rounding(scheme, selected(tree.flatten(start), phase.quantize.select))
         parts = self._parts(tuned, start, anew, masks)
+        federation = None
+        if phase.federated is not None:
+            federation = Federation.of(phase.federated, self.recipe, self.dataset, masks)
         rewind = None if phase.prune is None else phase.prune.rewind
         return Work(
             model,
@@ -124,8 +128,9 @@ class Task:
             sparsifier=None if phase.prune is None else self._sparsifier(model),
             rewind=None if rewind is None else {"initial": initial, "start": start}[rewind],
             within=_by_layer(parts.split(start, 0)[0], tuned),
-            around=_drawn(tuned, anew),
+            around=_drawn(tuned, anew) if federation is None else federation.around,
             view=view,
+            federation=federation,
         )
 
     def _parts(self, tuned: Finetune, start: Tree, anew: tuple[str, ...], masks: Masks | None) -> Parts:
@@ -186,6 +191,8 @@ def _rehearse(found: list[Task]) -> None:
             optimizer = work.optimizer(task.recipe)
             check_masks(optimizer.rule, tree.flatten(trained).paths)
             optimizer.init(trained)
+            if work.federation is not None:
+                work.federation.begin(work.start)
             masks = dict(work.masks or {})
             if work.sparsifier is not None:
                 sparsity = _final(work.sparsifier, task)

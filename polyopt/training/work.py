@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyopt import registry, tree
 from polyopt.errors import InputError, nearest
@@ -17,6 +17,9 @@ from polyopt.rule import Stage, chain, matches, rules_of
 from polyopt.training.parts import Adapters, Everything, Parts
 from polyopt.training.sparsity import Sparsifier
 from polyopt.tree import Tree
+
+if TYPE_CHECKING:
+    from polyopt.training.federation import Federation
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Work:
     teacher: Left | None = None
     distil: Any = None
     """The loss against the teacher's logits."""
+    federation: Federation | None = None
+    """Clients, one after the other, in the place of one run."""
 
     @property
     def masked(self) -> bool:

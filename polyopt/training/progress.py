@@ -1,0 +1,59 @@
+"""Where a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyopt.ops import Array
+from polyopt.train_step import Carry, TrainStep
+from polyopt.training.events import History
+from polyopt.training.federation import Standing
+
+
+@dataclass
+class Progress:
+    """What decides how a run goes on, besides its recipe: all of it is in a checkpoint."""
+
+    train: TrainStep
+    carry: Carry
+    step: int = 0
+    loss_sum: float = 0.0
+    """Of the losses since the last evaluation, and their number: what a plateau schedule is told."""
+    loss_count: int = 0
+    history: History = field(default_factory=History)
+    server: Standing | None = None
+    """Of a federated phase."""
+    _unloaded: tuple[Any, dict[str, Any]] | None = None
+
+    @property
+    def params(self) -> Any:
+        """By path, as of now: the next step gives them up. ``None`` where they are frozen."""
+        return self._by_path()[0]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The optimizer's, by path, as of now: the next step gives its arrays up."""
+        return self._by_path()[1]
+
+    def advance(self, *args: Any) -> Array:
+        """One step on ``args``; gives the loss before it."""
+        self._unloaded = None
+        self.carry, loss = self.train(self.carry, *args)
+        self.step += 1
+        return loss
+
+    def observe(self, metric: float) -> None:
+        """Tell the schedules that wait for one."""
+        self._unloaded = None
+        self.carry = self.train.observe(self.carry, metric)
+
+    def put(self, params: Any, state: dict[str, Any]) -> None:
+        """Go on from these."""
+        self._unloaded = None
+        self.carry = self.train.load(params, state)
+
+    def _by_path(self) -> tuple[Any, dict[str, Any]]:
+        if self._unloaded is None:
+            self._unloaded = self.train.unload(self.carry, copy=False)
+        return self._unloaded
