@@ -208,6 +208,10 @@ def matches(pattern: Pattern, path: str) -> bool:
     """
     if isinstance(pattern, str):
         return compiled(pattern).search(path) is not None
+    if not callable(pattern):
+        raise InputError(
+            f"pattern = {pattern!r:.80}; expected a regular expression or a predicate of the path"
+        )
     return bool(pattern(path))
 
 
@@ -229,7 +233,7 @@ def check_fields(instance: Any) -> None:
     owner = type(instance).__name__
     if instance.CONVENTIONS:
         name: Any = getattr(instance, "convention", None)
-        if name not in instance.CONVENTIONS:
+        if not isinstance(name, str) or name not in instance.CONVENTIONS:
             raise InputError(
                 f"{owner}: convention = {name!r} is not one of this algorithm's; "
                 f"{nearest(str(name), instance.CONVENTIONS)}"
@@ -243,6 +247,10 @@ def check_fields(instance: Any) -> None:
             # A NumPy scalar would drag the arithmetic down to its own precision.
             value = int(value) if isinstance(value, Integral) else float(value)
             object.__setattr__(instance, field.name, value)
+        choices = field.metadata.get("choices", ())
+        if value in choices:
+            # 8.0 is 8, and 1 is true: files and messages say it in one way.
+            object.__setattr__(instance, field.name, choices[choices.index(value)])
         _check(owner, field, value)
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from polyopt import registry
 from polyopt.errors import InputError
 from polyopt.losses import log_softmax
-from polyopt.ops import Array, Ops
+from polyopt.ops import FLOATING, Array, Ops
 from polyopt.rule import check_fields
 from polyopt.schedules import Schedule
 
@@ -95,7 +95,22 @@ def logit_pair(xp: Ops, owner: str, student: Array, teacher: Array) -> tuple[Arr
 
 
 def pair(xp: Ops, student: Array, teacher: Array) -> tuple[Array, Array]:
-    """Both in the student's dtype, at least float32; the teacher as a constant."""
+    """Both in the student's dtype, at least float32; the teacher as a constant.
+
+    The teacher's may be a host array; of a third framework it is refused.
+    """
+    mine, its = registry.of(student), registry.of(teacher)
+    if mine is not its and its.name != "numpy":
+        raise InputError(
+            f"the teacher's array is of {its.name}, the student's of {mine.name}; expected the same: call a "
+            "Teacher outside of the loss, which converts it"
+        )
+    if mine.dtype_name(student) not in FLOATING:
+        raise InputError(
+            f"the student's array is {mine.dtype_name(student)}; expected one of {', '.join(FLOATING)}"
+        )
+    if its is not mine and not mine.is_traced(student):
+        teacher = mine.from_numpy(teacher, device=mine.device_name(student))
     student = wide(xp, student)
     return student, xp.astype(constant(teacher), student.dtype)
 

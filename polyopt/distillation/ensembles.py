@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from polyopt.distillation.base import DistillationLoss, constant, logit_pair
@@ -58,7 +59,7 @@ class Ensemble(DistillationLoss):
         if self.weights is None:
             return
         for i, w in enumerate(self.weights):
-            if isinstance(w, bool) or not isinstance(w, int | float) or not (math.isfinite(w) and w >= 0):
+            if isinstance(w, bool) or not isinstance(w, Real) or not (math.isfinite(w) and w >= 0):
                 raise InputError(f"Ensemble: weights[{i}] = {w!r}; expected a finite number >= 0")
         if not sum(self.weights) > 0:
             raise InputError(f"Ensemble: weights = {self.weights!r} add up to 0; expected a sum above 0")

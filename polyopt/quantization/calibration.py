@@ -82,11 +82,15 @@ class Calibration:
         """
         if not self.seen:
             raise InputError("the calibration set is empty: observe at least one batch")
+        chosen = MinMax() if observer is None else observer
+        if not isinstance(chosen, Observer):
+            raise InputError(f"calibration: observer = {observer!r}; expected an observer such as MinMax()")
+        if not isinstance(scheme, Integer):
+            raise InputError(f"calibration: scheme = {scheme!r}; expected an Integer")
         if scheme.per != "tensor":
             raise InputError(
                 f'calibration: per = {scheme.per!r}; expected per="tensor": activations share one scale'
             )
-        chosen = MinMax() if observer is None else observer
         return {path: _grid(chosen, h, scheme) for path, h in self.seen}
 
 

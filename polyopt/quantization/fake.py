@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from polyopt import registry
@@ -67,6 +68,8 @@ def fake_quantize(
         raise InputError(f"fake_quantize: gradient = {gradient!r}; {nearest(gradient, GRADIENTS)}")
     if not low < high:
         raise InputError(f"fake_quantize: low = {low!r}, high = {high!r}; expected low < high")
+    if isinstance(scale, Real) and not 0 < scale < float("inf"):
+        raise InputError(f"fake_quantize: scale = {scale!r}; expected a finite number above 0")
     backend, wide = registry.of(x), _wide(xp, x)
     s = backend.stop_gradient(_constant(xp, scale, wide))
     z = backend.stop_gradient(_constant(xp, 0 if zero_point is None else zero_point, wide))
@@ -109,8 +112,12 @@ def fake_quantize_weight(xp: Ops, w: Array, scheme: Integer, *, gradient: str = 
     >>> fake_quantize_weight(xp, w, Integer(per="tensor")).round(6).tolist()
     [[0.3, -1.27], [0.13, 0.5]]
     """
+    if not isinstance(scheme, Integer):
+        raise InputError(f"fake_quantize_weight: scheme = {scheme!r}; expected an Integer")
     backend = registry.of(w)
     cut = blocks(scheme, tuple(w.shape), "w")
+    if 0 in cut.view:
+        return w
     wide = _wide(xp, w)
     view = xp.reshape(xp.astype(backend.stop_gradient(w), wide), cut.view)
     axes = tuple(i for i, n in enumerate(cut.scales) if n == 1)
@@ -126,8 +133,8 @@ def _wide(xp: Ops, x: Array) -> Any:
 
 
 def _constant(xp: Ops, x: Any, dtype: Any) -> Array:
-    if isinstance(x, int | float):
-        return xp.asarray(x, dtype=dtype)
+    if isinstance(x, Real):  # NumPy's too
+        return xp.asarray(float(x), dtype=dtype)
     return x if x.dtype == dtype else xp.astype(x, dtype)
 
 

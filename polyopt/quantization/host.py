@@ -31,15 +31,18 @@ def compute_dtype(x: Host) -> Any:
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
 
 
-def bounds(x: Host, cut: Blocks, path: str, *, symmetric: bool = False) -> tuple[Host, Host]:
+def bounds(
+    x: Host, cut: Blocks, path: str, *, symmetric: bool = False, dtype: Any = None
+) -> tuple[Host, Host]:
     """The least and the largest element for each scale, widened to hold 0; refuses what is not finite.
 
-    So are elements beyond half of the largest float: their grid would reach infinity. With ``symmetric`` the
-    largest magnitude and its negative, which is faster.
+    So are elements beyond half of the largest number of ``dtype``, by default that of ``x``: their grid would
+    reach infinity. With ``symmetric`` the largest magnitude and its negative, which is faster.
     """
+    largest = ml_dtypes.finfo(x.dtype if dtype is None else dtype).max
     dtype = compute_dtype(x)
     low, high = _magnitudes(x, cut, dtype) if symmetric else _extrema(x, cut, dtype)
-    limit = np.finfo(dtype).max / 2
+    limit = dtype.type(largest) / 2
     if not (np.all(low >= -limit) and np.all(high <= limit)):
         flat = np.asarray(x, dtype).reshape(-1)
         i = int(np.flatnonzero(~(np.abs(flat) <= limit))[0])

@@ -6,7 +6,7 @@ from typing import Any
 
 from polyopt import registry
 from polyopt.errors import InputError
-from polyopt.ops import Array, Ops
+from polyopt.ops import FLOATING, Array, Ops
 from polyopt.quantization.calibration import Grid
 from polyopt.quantization.record import Quantized, codes_of
 from polyopt.quantization.scheme import Integer
@@ -62,7 +62,7 @@ def int8_linear(x: Array, weight: Quantized, grid: Grid | None = None, *, bias: 
         Two axes, by its scheme's ``layout``; of 8 or 4 bits, per tensor or per channel of the outputs.
     grid
         That of ``x`` from :func:`calibrate`. By default each row has its own: symmetric, with the row's
-        largest magnitude at 127.
+        largest magnitude at 127; a row that holds NaN or inf has none that is a number, and becomes NaN.
     bias
         (out,).
 
@@ -74,12 +74,22 @@ def int8_linear(x: Array, weight: Quantized, grid: Grid | None = None, *, bias: 
     >>> int8_linear(np.float32([[2.0, 1.0]]), w).round(2).tolist()
     [[2.0, 0.0]]
     """
+    if not isinstance(weight, Quantized):
+        raise InputError(f"int8_linear: weight is a {type(weight).__name__}; expected what quantize gives")
+    if not isinstance(grid, Grid | None):
+        raise InputError(
+            f"int8_linear: grid is a {type(grid).__name__}; expected a Grid: one of what calibrate gives"
+        )
     backend = registry.of(x, weight.codes)
     xp = backend.ops
+    if backend.dtype_name(x) not in FLOATING:
+        raise InputError(f"int8_linear: x is {backend.dtype_name(x)}; expected one of {', '.join(FLOATING)}")
     codes, scale, zero = _as_in_out(xp, weight)
     inputs, outputs = int(codes.shape[0]), int(codes.shape[1])
     if len(x.shape) < 1 or x.shape[-1] != inputs:
         raise InputError(f"int8_linear: x has shape {tuple(x.shape)}; expected (…, {inputs})")
+    if bias is not None and tuple(bias.shape) != (outputs,):
+        raise InputError(f"int8_linear: bias has shape {tuple(bias.shape)}; expected ({outputs},)")
     rows = xp.astype(xp.reshape(x, (-1, inputs)), xp.float32)
     q, s, z = _row_codes(xp, rows) if grid is None else _grid_codes(xp, rows, grid)
     total = int8_matmul(q, codes)
@@ -121,7 +131,8 @@ def _as_in_out(xp: Ops, weight: Quantized) -> tuple[Array, Array, Array | None]:
 def _row_codes(xp: Ops, x: Array) -> tuple[Array, Array, int]:
     most = xp.max(xp.abs(x), axis=1, keepdims=True)
     s = xp.divide(most, xp.full_like(most, 127.0))
-    s = xp.where(xp.greater(s, xp.full_like(s, 2.0**-126)), s, xp.ones_like(s))
+    # A scale that is NaN stays: the row is NaN.
+    s = xp.where(xp.less_equal(s, xp.full_like(s, 2.0**-126)), xp.ones_like(s), s)
     return xp.astype(xp.round(xp.divide(x, s)), xp.int8), s, 0
 
 

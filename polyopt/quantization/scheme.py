@@ -118,6 +118,9 @@ Scheme: TypeAlias = Integer | Cast
 SCHEMES: dict[str, type[Integer] | type[Cast]] = {"cast": Cast, "integer": Integer}
 """The names that files use."""
 
+DIVISORS = 4096
+"""How far from a group's size one that divides the axis is looked for."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -150,8 +153,7 @@ def blocks(scheme: Integer, shape: tuple[int, ...], path: str) -> Blocks:
         return Blocks((before, n, after), (1, n, 1), stored, shape, stored)
     g = int(scheme.group_size or 1)
     if n % g:
-        divisors = [d for d in range(2, n + 1) if n % d == 0]
-        known = ", ".join(map(str, sorted(sorted(divisors, key=lambda d: abs(d - g))[:4])))
+        known = ", ".join(map(str, _divisors(n, g)))
         raise InputError(
             f"leaf {path!r}: group_size = {g} does not divide axis {axis} of shape {shape}; "
             f"the nearest that do: {known}"
@@ -162,8 +164,17 @@ def blocks(scheme: Integer, shape: tuple[int, ...], path: str) -> Blocks:
     return Blocks((before * (n // g), g, after), (before * (n // g), 1, after), groups, expanded, factors)
 
 
+def _divisors(n: int, near: int) -> list[int]:
+    """Up to four of ``n``, above 1, close to ``near``; a file may claim any ``n``, so few are tried."""
+    tried = range(max(2, min(near, n) - DIVISORS), min(n, near + DIVISORS) + 1)
+    found = {d for d in tried if n % d == 0} | {n}
+    return sorted(sorted(found, key=lambda d: (abs(d - near), d))[:4])
+
+
 def _axis(scheme: Integer, shape: tuple[int, ...], path: str) -> int:
     axis = scheme.axis
+    if not shape:
+        raise InputError(f'leaf {path!r} has no axes: per = {scheme.per!r}; expected per="tensor" for it')
     if axis is None:
         outputs, inputs = (-1, -2) if scheme.layout == "in_out" else (0, 1)
         axis = outputs if scheme.per == "channel" else inputs
@@ -188,10 +199,10 @@ def to_plain(scheme: Scheme) -> dict[str, Any]:
 
 def from_plain(data: Any, path: str = "") -> Scheme:
     """What :func:`to_plain` gave; anything else is an :class:`~polyopt.errors.InputError`."""
-    if not isinstance(data, Mapping) or data.get("kind") not in SCHEMES:
+    if not isinstance(data, Mapping) or str(data.get("kind")) not in SCHEMES:
         raise InputError(f"leaf {path!r}: {data!r:.80} is no quantization scheme")
     fields = {k: v for k, v in data.items() if k != "kind"}
-    kind: Any = SCHEMES[data["kind"]]
+    kind: Any = SCHEMES[str(data["kind"])]
     known = [f.name for f in dataclasses.fields(kind)]
     for name in fields:
         if name not in known:

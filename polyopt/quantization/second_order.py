@@ -87,7 +87,7 @@ def gptq(
     rows = host if by_input else host.T
     hessian = _hessian(inputs, rows.shape[0], path)
     problem = _Problem(scheme, cut, limits, compute_dtype(host), by_input)
-    codes = _solve(problem, rows.astype(np.float64), hessian, damping, block, order == "activation")
+    codes = _solve(problem, rows.astype(np.float64), hessian, damping, block, order == "activation", path)
     codes = codes if by_input else codes.T
     scale, zero = problem.stored()
     return record(backend, weight, scheme, cut, np.ascontiguousarray(codes), scale, zero)
@@ -150,7 +150,9 @@ class _Order:
     backward: Any
 
 
-def _solve(problem: _Problem, rows: Any, hessian: Any, damping: float, block: int, sorted_: bool) -> Any:
+def _solve(
+    problem: _Problem, rows: Any, hessian: Any, damping: float, block: int, sorted_: bool, path: str
+) -> Any:
     """Codes (in, out) of ``rows``, (in, out)."""
     n = len(rows)
     diagonal = np.diagonal(hessian).copy()
@@ -161,7 +163,7 @@ def _solve(problem: _Problem, rows: Any, hessian: Any, damping: float, block: in
     forward = np.argsort(-diagonal, kind="stable") if sorted_ else np.arange(n)
     order = _Order(forward, np.argsort(forward))
     rows = rows[order.forward]
-    upper = _upper_factor(hessian[np.ix_(order.forward, order.forward)])
+    upper = _upper_factor(hessian[np.ix_(order.forward, order.forward)], path)
     codes = np.empty(rows.shape, np.int8)
     for start in range(0, n, block):
         stop = min(start + block, n)
@@ -181,7 +183,7 @@ def _solve(problem: _Problem, rows: Any, hessian: Any, damping: float, block: in
     return codes[order.backward]
 
 
-def _upper_factor(hessian: Any) -> Any:
+def _upper_factor(hessian: Any, path: str) -> Any:
     """The upper Cholesky factor of the inverse."""
     try:
         lower = np.linalg.cholesky(hessian)
@@ -189,7 +191,8 @@ def _upper_factor(hessian: Any) -> Any:
         return np.linalg.cholesky(inverse.T @ inverse).T.copy()
     except np.linalg.LinAlgError:
         raise InputError(
-            "gptq: the inputs' second moments have no inverse; expected more samples or more damping"
+            f"leaf {path!r}: the inputs' second moments have no inverse; "
+            "expected more samples or more damping"
         ) from None
 
 
@@ -200,7 +203,9 @@ def _hessian(inputs: Any, n: int, path: str) -> Any:
         backend = registry.of(batch)
         where = f"leaf {path!r}, calibration batch {i}"
         if backend.dtype_name(batch) not in FLOATING or backend.is_traced(batch):
-            raise InputError(f"{where}: expected a floating array with values")
+            raise InputError(
+                f"{where}: dtype {backend.dtype_name(batch)}; expected a floating array with values"
+            )
         x = np.asarray(backend.to_numpy(batch), np.float64)
         if x.ndim < 1 or x.shape[-1] != n:
             raise InputError(f"{where} has shape {x.shape}; expected (…, {n}), the layer's inputs")

@@ -11,7 +11,7 @@ from polyopt.backend import Backend
 from polyopt.errors import InputError, nearest
 from polyopt.handover import adopted
 from polyopt.ops import FLOATING
-from polyopt.quantization.host import bounds, choose, encode, narrowed, pack
+from polyopt.quantization.host import bounds, choose, compute_dtype, encode, narrowed, pack
 from polyopt.quantization.record import Quantized, restored
 from polyopt.quantization.scheme import Blocks, Cast, Integer, Scheme, blocks
 from polyopt.rule import Pattern, matches
@@ -83,7 +83,7 @@ def selected(flat: Flat, select: Pattern | None) -> set[str]:
     present = [path for path, x in leaves.items() if x is not None]
     if select is None:
         arrays = (p for p in present if not isinstance(leaves[p], Quantized))
-        return {p for p in arrays if len(leaves[p].shape) > 1 and _dtype(leaves[p]) in FLOATING}
+        return {p for p in arrays if _dtype(p, leaves[p]) in FLOATING and len(leaves[p].shape) > 1}
     chosen = {p for p in present if matches(select, p)}
     if not chosen:
         name = select.strip("^$").replace("\\", "") if isinstance(select, str) else ""
@@ -128,8 +128,11 @@ def record(
     )
 
 
-def _dtype(x: Any) -> str:
-    return registry.of(x).dtype_name(x)
+def _dtype(path: str, x: Any) -> str:
+    try:
+        return registry.of(x).dtype_name(x)
+    except InputError as e:
+        raise InputError(f"leaf {path!r}: {e}") from None
 
 
 def _quantized(path: str, x: Any, scheme: Scheme) -> Quantized:
@@ -144,7 +147,8 @@ def _quantized(path: str, x: Any, scheme: Scheme) -> Quantized:
 
 
 def _cast(path: str, backend: Backend, x: Any, host: Any, scheme: Cast) -> Quantized:
-    _, high = bounds(host, blocks(Integer(per="tensor"), tuple(host.shape), path), path, symmetric=True)
+    cut = blocks(Integer(per="tensor"), tuple(host.shape), path)
+    _, high = bounds(host, cut, path, symmetric=True, dtype=compute_dtype(host))
     largest = high.max()
     with np.errstate(over="ignore"):
         most = np.float32(largest)

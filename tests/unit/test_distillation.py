@@ -315,8 +315,10 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "teacher 1: .* 2 classes",
     ),
     (lambda: Ensemble(SoftTargets(2.0, 1.0), weights=(0.0, 0.0)), "add up to 0"),
+    (lambda: Ensemble(SoftTargets(2.0, 1.0), weights=(np.float32(-1.0), 1.0)), r"weights\[0\] = .*-1\.0"),
     (lambda: Ensemble(SoftTargets(2.0, 1.0), weights=(1.0, -1.0)), r"weights\[1\] = -1\.0"),
     (lambda: Ensemble(DecoupledKD()), "expected a SoftTargets"),
+    (lambda: SoftTargets(2.0, 1.0)(nops, STUDENT.astype(int), TEACHER), "the student's array is int64"),
     (lambda: standardized(nops, STUDENT, "tourch"), "did you mean 'torch'"),
     (lambda: check_target(np.array([0, 7]), 5), r"sample 1 has the label 7; expected one in \[0, 5\)"),
     (lambda: check_target(SOFT * 2, 5), "sample 0 has probabilities with the sum 2; expected 1"),
@@ -329,6 +331,15 @@ BAD: list[tuple[Callable[[], Any], str]] = [
 def test_bad_input_is_named(act: Callable[[], Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         act()
+
+
+def test_a_teacher_s_array_of_another_framework_is_refused(backend: Backend) -> None:
+    loss, its = SoftTargets(2.0, 1.0), convert({"t": TEACHER}, backend)["t"]
+    mine = convert({"s": STUDENT}, backend)["s"]
+    assert_close(loss(backend.ops, mine, TEACHER), loss(nops, STUDENT, TEACHER), rtol=1e-12, because=ROUNDING)
+    if backend.name != "numpy":
+        with pytest.raises(InputError, match=f"teacher's array is of {backend.name}, the student's of numpy"):
+            loss(nops, STUDENT, its)
 
 
 def test_sound_labels_pass_the_check(backend: Backend) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import ml_dtypes
@@ -228,7 +229,7 @@ NAN = np.float32([[1.0, 2.0], [np.nan, 3.0]])
         ({"weight": NAN}, Integer(), "(", "not a regular expression"),
         ({"i": np.zeros((2, 2), np.int32)}, Integer(), "i", "leaf 'i' has dtype int32; expected one of"),
         ({"w": weights()}, Integer(axis=2), None, r"'w': axis = 2 is out of range for shape \(16, 9\)"),
-        ({"w": weights()[0, 0]}, Integer(), "w", r"'w': axis = -1 is out of range for shape \(\)"),
+        ({"w": weights()[0, 0]}, Integer(), "w", r"'w' has no axes: per = 'channel'"),
         (
             {"w": weights()},
             Integer(bits=4, per="group", group_size=5),
@@ -295,3 +296,42 @@ def test_the_weights_are_not_changed(backend: Backend) -> None:
     x = backend.from_numpy(weights())
     quantize(x, Integer(convention="tensorflow", symmetric=False))
     assert_same_bits(x, weights())
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (np.ones((), np.float32), "has no axes: per = 'channel'; expected per=\"tensor\""),
+        (np.ones((1 << 40, 0), np.float32), "the nearest that do: 549755813888, 1099511627776"),
+    ],
+)
+def test_an_odd_leaf_is_refused_in_words_and_at_once(x: Any, words: str) -> None:
+    scheme = Integer() if x.shape == () else Integer(per="group", group_size=(1 << 39) + 1, axis=0)
+    with pytest.raises(InputError, match=re.escape(words)):
+        quantize({"w": x}, scheme, select="w")
+
+
+def test_what_equals_a_choice_is_that_choice() -> None:
+    scheme = Integer(bits=8.0, symmetric=0, narrow=1)  # type: ignore[arg-type]
+    assert repr(scheme) == repr(Integer(bits=8, symmetric=False, narrow=True))
+
+
+@pytest.mark.parametrize("select", [3, ["w"]])
+def test_a_selection_that_selects_nothing_can_be_read(select: Any) -> None:
+    with pytest.raises(InputError, match="expected a regular expression or a predicate"):
+        quantize({"w": np.ones((2, 2))}, Integer(), select)
+
+
+def test_a_leaf_that_is_no_array_is_named() -> None:
+    with pytest.raises(InputError, match=r"leaf 'a\.0\.1': builtins\.float is not an array"):
+        quantize({"a": [[np.ones(2), 1.0]]}, Integer())
+
+
+def test_half_precision_never_comes_back_infinite(backend: Backend) -> None:
+    for scheme in (Integer(convention="torch"), Integer(symmetric=False)):
+        safe = convert({"w": np.float16([[-32752, 32752], [-32752, 30000]])}, backend)
+        values = np.asarray(backend.to_numpy(dequantize(quantize(safe, scheme))["w"]))
+        assert np.isfinite(values).all()
+        with pytest.raises(InputError, match=r"\(0, 1\) is -65504; expected finite numbers of at most 32752"):
+            quantize(convert({"w": np.float16([[1, -65504]])}, backend), scheme)
+    assert quantize(np.float16([[65504]]), Cast("float16")).codes.tolist() == [[65504]]

@@ -15,6 +15,7 @@ from polyopt.errors import InputError
 from polyopt.quantization import (
     MSE,
     Calibration,
+    Cast,
     Entropy,
     Grid,
     Integer,
@@ -188,6 +189,10 @@ def test_what_is_refused() -> None:
         calibrate([{"x": good, "y": good}, {"y": good}])
     with pytest.raises(InputError, match='expected per="tensor"'):
         calibrate([good], MinMax(), Integer())
+    with pytest.raises(InputError, match="expected an observer such as"):
+        calibrate([good], MinMax)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected an Integer"):
+        calibrate([good], MinMax(), Cast())  # type: ignore[arg-type]
     for make in (lambda: MSE(steps=0), lambda: Percentile(101.0), lambda: Percentile(20.0)):
         with pytest.raises(InputError):
             make()

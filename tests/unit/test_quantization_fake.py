@@ -11,6 +11,7 @@ import polyopt as po
 from polyopt.backend import Backend
 from polyopt.errors import InputError
 from polyopt.quantization import (
+    Cast,
     Integer,
     dequantize,
     fake_quantize,
@@ -194,3 +195,16 @@ def test_what_is_refused() -> None:
         fake_quantize(xp, X, 0.1, 0, -1, 1, gradient="cliped")
     with pytest.raises(InputError, match="expected low < high"):
         fake_quantize(xp, X, 0.1, 0, 1, 1)
+    for scale in (0.0, -0.1, float("nan")):
+        with pytest.raises(InputError, match="expected a finite number above 0"):
+            fake_quantize(xp, X, scale, 0, -1, 1)
+    with pytest.raises(InputError, match="expected an Integer"):
+        fake_quantize_weight(xp, X, Cast())  # type: ignore[arg-type]
+
+
+def test_numbers_of_the_host_and_leaves_without_elements(backend: Backend) -> None:
+    xp, x = backend.ops, backend.from_numpy(X)
+    given = fake_quantize(xp, x, np.float32(0.1), np.int8(2), -7, 7)
+    assert_same_bits(given, fake_quantize(xp, x, float(np.float32(0.1)), 2, -7, 7))
+    none = backend.from_numpy(np.zeros((0, 3), np.float32))
+    assert tuple(fake_quantize_weight(xp, none, Integer()).shape) == (0, 3)

@@ -148,7 +148,8 @@ def test_what_gptq_refuses() -> None:
         (lambda: gptq(w, x, Integer(), order="activatoin"), "did you mean 'activation'"),
         (lambda: gptq(w, x, Integer(), damping=-1.0), "damping = -1.0"),
         (lambda: gptq(w, x, Integer(), block=0), "block = 0"),
-        (lambda: gptq(w, x[:3], Integer(), damping=0.0), "no inverse; expected more samples"),
+        (lambda: gptq(w, x[:3], Integer(), damping=0.0), "leaf 'weight': .* no inverse; expected more"),
+        (lambda: gptq(w, x.astype(int), Integer()), "batch 0: dtype int64; expected a floating array"),
         (lambda: gptq(w, x, Cast()), "expected an Integer"),
     ):
         with pytest.raises(InputError, match=says):
@@ -219,11 +220,26 @@ def test_shapes_dtypes_and_what_products_refuse(backend: Backend) -> None:
         (lambda: int8_linear(given, quantize(backend.from_numpy(w), Integer(axis=0))), "that of the inputs"),
         (lambda: int8_linear(given[:, :5], q), r"x has shape \(256, 5\); expected \(…, 32\)"),
         (lambda: int8_linear(given, q, Grid(0.1, 0, 0, 255)), "within"),
+        (lambda: int8_linear(given, given), "weight is a .*; expected what quantize gives"),  # type: ignore[arg-type]
+        (lambda: int8_linear(given, q, {"x": None}), "grid is a dict; expected a Grid"),  # type: ignore[arg-type]
+        (lambda: int8_linear(given, q, bias=given[0]), r"bias has shape \(32,\); expected \(12,\)"),
+        (lambda: int8_linear(codes, q), "x is int8; expected one of float16"),
         (lambda: int8_matmul(given, codes), "x is float32 of shape"),
         (lambda: int8_matmul(codes, codes), r"shapes \(2, 3\) and \(2, 3\)"),
     ):
         with pytest.raises(InputError, match=says):
             call()
+
+
+def test_rows_that_are_not_finite_are_seen(backend: Backend) -> None:
+    w, x = layer()
+    bad = x[:4].copy()
+    bad[1, 2], bad[3, 0] = np.nan, np.inf
+    out = np.asarray(
+        backend.to_numpy(int8_linear(backend.from_numpy(bad), quantize(backend.from_numpy(w), Integer())))
+    )
+    assert np.isfinite(out[[0, 2]]).all()
+    assert not np.isfinite(out[[1, 3]]).any()
 
 
 def model(backend: Backend) -> Any:
@@ -292,6 +308,16 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         ("no quantization scheme", {**entry, "scheme": {}}),
         ("expected its shape, dtype and scheme", {"shape": [1]}),
         ("no field 'bit'; did you mean 'bits'", {**entry, "scheme": {"kind": "integer", "bit": 8}}),
+        ("no quantization scheme", {**entry, "scheme": {**entry["scheme"], "kind": ["integer"]}}),
+        ("convention = \\['torch'\\]", {**entry, "scheme": {**entry["scheme"], "convention": ["torch"]}}),
+        (
+            "does not divide axis 0",  # at once, whatever size a file claims
+            {
+                **entry,
+                "shape": [(1 << 61) - 1, 1],
+                "scheme": {**entry["scheme"], "per": "group", "group_size": 7},
+            },
+        ),
     ):
         with pytest.raises(InputError, match=says):
             from_arrays(arrays, {"w": other})
