@@ -128,10 +128,10 @@ class Teacher:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"Teacher.cache: batch_size = {batch_size!r}; expected an integer >= 1")
+        student = registry.of(samples)
         total = int(samples.shape[0]) if samples.shape else 0
         if total == 0:
             raise InputError("Teacher.cache: there are no samples; expected at least one")
-        student = registry.of(samples)
         parts: list[Any] = []
         for start in range(0, total, batch_size):
             stop = min(start + batch_size, total)
@@ -206,6 +206,8 @@ class TeacherLogits:
             Where an index is none of a sample.
         """
         chosen = np.asarray(indices)
+        if chosen.size and chosen.dtype.kind not in "iu":
+            raise InputError(f"TeacherLogits: indices have dtype {chosen.dtype}; expected integers")
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
             wrong = chosen[(chosen < 0) | (chosen >= len(self))]
             raise InputError(

@@ -179,6 +179,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         r"logits have shape \(2, 4\); expected \(12, classes",
     ),
     (lambda: Teacher(native("numpy"), backend="numpy").cache(X[:0]), "there are no samples"),
+    (lambda: Teacher(native("numpy"), backend="numpy").cache(X.tolist()), "builtins.list is not an array"),
+    (lambda: TeacherLogits(W).batch([0.5], like=X), "indices have dtype float64; expected integers"),
     (lambda: Teacher(native("numpy"), backend="numpy").cache(X, batch_size=0), "batch_size = 0"),
     (
         lambda: Teacher(broken(7), backend="numpy").cache(X, batch_size=5),
