@@ -58,7 +58,8 @@ class Ensemble(DistillationLoss):
             )
         if self.weights is None:
             return
-        for i, w in enumerate(self.weights):
+        given: tuple[Any, ...] = self.weights
+        for i, w in enumerate(given):
             if isinstance(w, bool) or not isinstance(w, Real) or not (math.isfinite(w) and w >= 0):
                 raise InputError(f"Ensemble: weights[{i}] = {w!r}; expected a finite number >= 0")
         if not sum(self.weights) > 0:

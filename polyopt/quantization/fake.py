@@ -68,7 +68,7 @@ def fake_quantize(
         raise InputError(f"fake_quantize: gradient = {gradient!r}; {nearest(gradient, GRADIENTS)}")
     if not low < high:
         raise InputError(f"fake_quantize: low = {low!r}, high = {high!r}; expected low < high")
-    if isinstance(scale, Real) and not 0 < scale < float("inf"):
+    if isinstance(scale, Real) and not 0 < float(scale) < float("inf"):
         raise InputError(f"fake_quantize: scale = {scale!r}; expected a finite number above 0")
     backend, wide = registry.of(x), _wide(xp, x)
     s = backend.stop_gradient(_constant(xp, scale, wide))

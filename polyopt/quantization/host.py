@@ -39,7 +39,8 @@ def bounds(
     So are elements beyond half of the largest number of ``dtype``, by default that of ``x``: their grid would
     reach infinity. With ``symmetric`` the largest magnitude and its negative, which is faster.
     """
-    largest = ml_dtypes.finfo(x.dtype if dtype is None else dtype).max
+    finfo: Any = ml_dtypes.finfo
+    largest = finfo(x.dtype if dtype is None else dtype).max
     dtype = compute_dtype(x)
     low, high = _magnitudes(x, cut, dtype) if symmetric else _extrema(x, cut, dtype)
     limit = dtype.type(largest) / 2

@@ -220,7 +220,7 @@ def test_shapes_dtypes_and_what_products_refuse(backend: Backend) -> None:
         (lambda: int8_linear(given, quantize(backend.from_numpy(w), Integer(axis=0))), "that of the inputs"),
         (lambda: int8_linear(given[:, :5], q), r"x has shape \(256, 5\); expected \(…, 32\)"),
         (lambda: int8_linear(given, q, Grid(0.1, 0, 0, 255)), "within"),
-        (lambda: int8_linear(given, given), "weight is a .*; expected what quantize gives"),  # type: ignore[arg-type]
+        (lambda: int8_linear(given, given), "weight is a .*; expected what quantize gives"),
         (lambda: int8_linear(given, q, {"x": None}), "grid is a dict; expected a Grid"),  # type: ignore[arg-type]
         (lambda: int8_linear(given, q, bias=given[0]), r"bias has shape \(32,\); expected \(12,\)"),
         (lambda: int8_linear(codes, q), "x is int8; expected one of float16"),
