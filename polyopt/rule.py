@@ -257,9 +257,10 @@ def check_fields(instance: Any) -> None:
 def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
     choices = field.metadata.get("choices")
     if choices and value not in choices:
-        raise InputError(
-            f"{owner}: {field.name} = {value!r}; {nearest(str(value), [str(c) for c in choices])}"
-        )
+        names = [c for c in choices if isinstance(c, str)]
+        close = isinstance(value, str) and names
+        known = nearest(value, names) if close else "expected one of " + ", ".join(map(repr, choices))
+        raise InputError(f"{owner}: {field.name} = {value!r}; {known}")
     if "range" not in field.metadata or value is None:
         return
     low, high, open_low, open_high = field.metadata["range"]

@@ -248,7 +248,8 @@ def test_what_is_refused(params: Any, scheme: Any, select: Any, says: str) -> No
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"bits": 3}, "bits = 3; known: '4', '8'"),
+        ({"bits": 3}, "bits = 3; expected one of 4, 8"),
+        ({"bits": "8"}, "bits = '8'; expected one of 4, 8"),
         ({"per": "chanel"}, "did you mean 'channel'"),
         ({"per": "group"}, "group_size = None"),
         ({"group_size": 4}, "group_size = 4"),
