@@ -60,7 +60,7 @@ class Ensemble(DistillationLoss):
             return
         given: tuple[Any, ...] = self.weights
         for i, w in enumerate(given):
-            if isinstance(w, bool) or not isinstance(w, Real) or not (math.isfinite(w) and w >= 0):
+            if isinstance(w, bool) or not isinstance(w, Real) or not (math.isfinite(w) and float(w) >= 0):
                 raise InputError(f"Ensemble: weights[{i}] = {w!r}; expected a finite number >= 0")
         if not sum(self.weights) > 0:
             raise InputError(f"Ensemble: weights = {self.weights!r} add up to 0; expected a sum above 0")
