@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from polyopt import checkpoint, registry, tree
 from polyopt.backend import Backend
 from polyopt.conversion import convert
 from polyopt.errors import CheckpointError, InputError
 from polyopt.ops import FLOATING
+from polyopt.quantization.calibration import Grid
 from polyopt.quantization.record import Quantized
 from polyopt.quantization.scheme import Cast, Integer, blocks, from_plain, to_plain
 from polyopt.tree import Tree
 
 PARTS = ("codes", "scale", "zero_point")
-META = "quantization"
+LARGEST = float(np.finfo(np.float32).max)
+META, GRIDS = "quantization", "activations"
 
 
 def to_arrays(params: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,10 +70,17 @@ def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any], like: Tree =
     return leaves if like is None else tree.rename(like, leaves, "arrays")
 
 
-def save(path: str | os.PathLike[str], params: Tree, meta: dict[str, Any] | None = None) -> None:
+def save(
+    path: str | os.PathLike[str],
+    params: Tree,
+    meta: dict[str, Any] | None = None,
+    *,
+    grids: Mapping[str, Grid] | None = None,
+) -> None:
     """Write a tree with quantized leaves to a safetensors file, by :func:`polyopt.checkpoint.save`.
 
-    Four bits take half a byte. The file is replaced as a whole; ``meta`` is plain data of the caller.
+    Four bits take half a byte. The file is replaced as a whole; ``meta`` is plain data of the caller,
+    ``grids`` are those of activations, by the path of the layer's weight, which :func:`load_grids` reads.
 
     >>> import numpy as np, os, tempfile
     >>> from polyopt.quantization import quantize
@@ -81,7 +93,11 @@ def save(path: str | os.PathLike[str], params: Tree, meta: dict[str, Any] | None
     (512, 512)
     """
     arrays, ours = to_arrays(params)
-    checkpoint.save(path, arrays, meta={META: ours, "user": meta or {}})
+    kept = {name: asdict(grid) for name, grid in (grids or {}).items()}
+    for name, plain in kept.items():
+        _grid(name, plain)
+    body = {META: ours, "user": meta or {}} | ({GRIDS: kept} if kept else {})
+    checkpoint.save(path, arrays, meta=body)
 
 
 def load(
@@ -111,6 +127,32 @@ def load(
         raise CheckpointError(f"{os.fspath(path)}: {e}") from None
 
 
+def load_grids(path: str | os.PathLike[str]) -> dict[str, Grid]:
+    """The grids of activations in a file of :func:`save`, by the path of the layer's weight; none, ``{}``.
+
+    With them ``quantize_inputs(apply, grids)`` is the model that was kept.
+
+    >>> import numpy as np, tempfile
+    >>> file = tempfile.mkdtemp() + "/model.safetensors"
+    >>> save(file, {"w": np.ones((2, 2))}, grids={"w": Grid(0.5, 0, -127, 127)})
+    >>> load_grids(file)
+    {'w': Grid(scale=0.5, zero_point=0, low=-127, high=127)}
+
+    Raises
+    ------
+    CheckpointError
+        As :func:`load` does, and for grids that are none.
+    """
+    found = checkpoint.load(path)
+    kept = found.meta.get(GRIDS, {})
+    if not isinstance(found.meta.get(META), dict) or not isinstance(kept, dict):
+        raise CheckpointError(f"{os.fspath(path)}: a checkpoint, but not of quantized weights")
+    try:
+        return {name: _grid(name, entry) for name, entry in kept.items()}
+    except InputError as e:
+        raise CheckpointError(f"{os.fspath(path)}: {e}") from None
+
+
 def moved(params: Tree, backend: str | Backend, *, device: str | None = None) -> Tree:
     """A copy of a tree with quantized leaves on another framework or device, in the same bits.
 
@@ -123,6 +165,21 @@ def moved(params: Tree, backend: str | Backend, *, device: str | None = None) ->
     """
     arrays, meta = to_arrays(params)
     return from_arrays(convert(arrays, backend, device=device), meta, params)
+
+
+def _grid(name: str, entry: Any) -> Grid:
+    if not isinstance(entry, Mapping) or set(entry) != {"scale", "zero_point", "low", "high"}:
+        raise InputError(f"grid {name!r}: expected scale, zero_point, low and high, found {entry!r:.80}")
+    scale, codes = entry["scale"], [entry[key] for key in ("low", "zero_point", "high")]
+    if type(scale) is not float or not 0 < scale <= LARGEST or float(np.float32(scale)) != scale:
+        raise InputError(f"grid {name!r}: scale = {scale!r:.80}; expected a finite float32 above 0")
+    if any(type(k) is not int for k in codes) or not (
+        -128 <= codes[0] <= codes[1] <= codes[2] <= 127 and codes[0] < codes[2]
+    ):
+        raise InputError(
+            f"grid {name!r}: low, zero_point, high = {codes!r:.80}; expected rising integers in [-128, 127]"
+        )
+    return Grid(**entry)
 
 
 def _record(path: str, entry: Any, parts: Mapping[str, Any]) -> Quantized:

@@ -27,6 +27,7 @@ def gptq(
     damping: float = 0.01,
     block: int = 128,
     order: str = "natural",
+    mask: Array | None = None,
     path: str = "weight",
 ) -> Quantized:
     """Codes for a linear layer that change its *outputs* on given inputs as little as they can.
@@ -55,6 +56,9 @@ def gptq(
     order
         ``"natural"``, or ``"activation"``: inputs in the falling order of H's diagonal (the authors'
         ``act-order``); the scales of groups are then those of the original weights.
+    mask
+        Bool, of the shape of ``weight``: what is not kept is stored as 0. Its errors too are made good by the
+        weights to come (Frantar & Alistarh, "SparseGPT", 2023, Algorithm 1, with the mask given).
     path
         Names the leaf in errors.
 
@@ -81,12 +85,14 @@ def gptq(
     if host.ndim != 2:
         raise InputError(f"leaf {path!r}: shape {host.shape}; expected (in, out) or (out, in)")
     cut = blocks(scheme, host.shape, path)
-    limits = bounds(host, cut, path)
+    kept = _kept(mask, host, path)
+    limits = bounds(host if kept is None else np.where(kept, host, np.zeros((), host.dtype)), cut, path)
     by_input = scheme.layout == "in_out"
     _check_axis(scheme, by_input, path)
     rows = host if by_input else host.T
     hessian = _hessian(inputs, rows.shape[0], path)
-    problem = _Problem(scheme, cut, limits, compute_dtype(host), by_input)
+    kept = np.ones(host.shape, np.bool) if kept is None else kept
+    problem = _Problem(scheme, cut, limits, compute_dtype(host), kept if by_input else kept.T, by_input)
     codes = _solve(problem, rows.astype(np.float64), hessian, damping, block, order == "activation", path)
     codes = codes if by_input else codes.T
     scale, zero = problem.stored()
@@ -96,8 +102,10 @@ def gptq(
 class _Problem:
     """The scales of a layer, and the rounding of one input's weights, (out,), to them."""
 
-    def __init__(self, scheme: Integer, cut: Blocks, limits: Any, dtype: Any, by_input: bool) -> None:
-        self._scheme, self._dtype = scheme, dtype
+    def __init__(
+        self, scheme: Integer, cut: Blocks, limits: Any, dtype: Any, kept: Any, by_input: bool
+    ) -> None:
+        self._scheme, self._dtype, self._kept = scheme, dtype, kept
         self._shape, self._by_input = cut.stored, by_input
         self.group = scheme.group_size if scheme.per == "group" else None
         scale, zero = choose(scheme, *limits)
@@ -113,7 +121,8 @@ class _Problem:
 
     def begin(self, g: int, rows: Any) -> None:
         """Set the scales of group ``g`` by its weights, (group_size, out)."""
-        x = rows.astype(self._dtype)
+        here = slice(g * len(rows), (g + 1) * len(rows))
+        x = np.where(self._kept[here], rows, 0.0).astype(self._dtype)
         zero = np.zeros((1,), self._dtype)
         low, high = np.minimum(x.min(0), zero), np.maximum(x.max(0), zero)
         scale, point = choose(self._scheme, low, high)
@@ -121,8 +130,9 @@ class _Problem:
         if self._zero is not None:
             self._zero[g] = point
 
-    def round(self, row: Any, g: int) -> tuple[Any, Any]:
-        """Codes of one input's weights, and what they stand for in float64."""
+    def round(self, row: Any, i: int, g: int) -> tuple[Any, Any]:
+        """Codes of the weights of input ``i``, and what they stand for in float64."""
+        row = np.where(self._kept[i], row, 0.0)
         scale = self._scale[g].reshape(1, -1, 1)
         zero = None if self._zero is None else self._zero[g].reshape(1, -1, 1)
         n = row.size
@@ -176,7 +186,7 @@ def _solve(
                 late = slice(stop - i, None)
                 ahead[late] -= upper[start:i, stop : i + problem.group].T @ errors[: i - start]
                 problem.begin(g, ahead)
-            codes[i], value = problem.round(rows[i], g)
+            codes[i], value = problem.round(rows[i], int(order.forward[i]), g)
             errors[i - start] = (rows[i] - value) / upper[i, i]
             rows[i + 1 : stop] -= np.multiply.outer(upper[i, i + 1 : stop], errors[i - start])
         rows[stop:] -= upper[start:stop, stop:].T @ errors
@@ -219,6 +229,18 @@ def _hessian(inputs: Any, n: int, path: str) -> Any:
     if not samples:
         raise InputError(f"leaf {path!r}: the calibration set is empty: expected at least one sample")
     return total * (2.0 / samples)
+
+
+def _kept(mask: Any, weight: Any, path: str) -> Any:
+    if mask is None:
+        return None
+    backend = registry.of(mask)
+    if backend.dtype_name(mask) != "bool" or tuple(mask.shape) != weight.shape:
+        raise InputError(
+            f"leaf {path!r}: a mask of {backend.dtype_name(mask)} and shape {tuple(mask.shape)}; "
+            f"expected bool of shape {weight.shape}"
+        )
+    return np.asarray(backend.to_numpy(mask))
 
 
 def _is_array(x: Any) -> bool:
