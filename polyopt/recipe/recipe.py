@@ -25,7 +25,7 @@ from polyopt.recipe.models import MODELS, AnyModel, fitting
 from polyopt.recipe.phases import ClipWeights, DataChanges, Phase, check_names
 from polyopt.recipe.problems import Problem, one_line
 from polyopt.recipe.pruning import Prune
-from polyopt.recipe.quantization import Quantize
+from polyopt.recipe.quantization import Activations, Quantize
 from polyopt.recipe.sections import (
     MAX_INTEGER,
     AverageTable,
@@ -380,6 +380,7 @@ _TABLES: dict[tuple[str, ...], type[Section]] = {
     ("phase", "clip_weights"): ClipWeights,
     ("phase", "prune"): Prune,
     ("phase", "quantize"): Quantize,
+    ("phase", "quantize", "activations"): Activations,
     ("phase", "distil"): Distil,
     ("phase", "distil", "model"): Model,
     ("phase", "federated"): Federated,

@@ -117,7 +117,7 @@ class Chain:
         """The model for the next one, its file and its figures."""
         left = task.finished(engine.left(at))
         earlier = None if gone_on or not at.step else self._earlier.get(task.name)
-        loss, accuracy = engine.test(left.weights) if earlier is None else earlier[:2]
+        loss, accuracy = engine.test(left) if earlier is None else earlier[:2]
         file = None
         if self.out is not None and task.phase is not None:
             file = phase_folder(self.out, task.number, task.name) / MODEL
@@ -140,7 +140,7 @@ class Chain:
             meta = {"recipe": self.recipe.to_dict(), "phase": task.name}
             files = [file, self.out / MODEL] if len(self.results) == len(self.tasks) else [file]
             for path in filter(None, files):
-                quantization.save(path, left.params, meta)
+                quantization.save(path, left.params, meta, grids=left.grids)
             write_results(self.out, self.results)
 
     def _result(self, engine: Engine, at: Progress) -> Result:
@@ -163,6 +163,7 @@ class Chain:
             snapshots=self._kept,
             phases=tuple(self.results),
             model=self.out / MODEL if self.out is not None and done is not None else None,
+            grids={} if last is None else dict(last.grids),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from polyopt import tree
@@ -153,13 +154,20 @@ class Engine:
 
     def evaluate(self, at: Progress) -> Evaluation:
         """Loss and accuracy on the test samples, of the averaged weights where there are any."""
-        found = Evaluation(at.step, self.epoch(at.step), *self._tested(self._whole(at)))
+        found = Evaluation(at.step, self.epoch(at.step), *self._tested(self._whole(at), self._measure))
         at.history.evaluations.append(found)
         return found
 
-    def test(self, params: Tree) -> tuple[float, float | None]:
-        """Loss and accuracy of ``params``, a whole tree on the host, on the test samples."""
-        return self._tested(convert(params, self.backend, device=self.device))
+    def test(self, left: Left) -> tuple[float, float | None]:
+        """Loss and accuracy of a model on the host, as it is stored, on the test samples."""
+        measure = self._measure
+        if left.grids or self.work.view is not None:
+
+            def stored(xp: Ops, params: Tree, x: Array, y: Array) -> list[Array]:
+                return self.objective.metrics(xp, left.apply(xp, params, x), y)
+
+            measure = self.backend.compile(stored)
+        return self._tested(convert(left.weights, self.backend, device=self.device), measure)
 
     def left(self, at: Progress) -> Left:
         """The model as it is tested, on the host, and its masks."""
@@ -168,7 +176,7 @@ class Engine:
             found |= self._hosts(masks_of(at.state))
         # A mask that keeps all is none.
         kept = {path: mask for path, mask in found.items() if not mask.all()}
-        return Left(self.model, host(self._whole(at)), self.work.initial, kept)
+        return Left(self.model, host(self._whole(at)), self.work.initial, kept, self.work.grids)
 
     def params(self, at: Progress) -> Tree:
         """What is trained, on the host; in a federated phase what the server has."""
@@ -190,8 +198,8 @@ class Engine:
             return convert(at.server.params, self.backend, device=self.device)
         return self.work.parts.whole(self.average(at) or at.params, self._held)
 
-    def _tested(self, params: Tree) -> tuple[float, float | None]:
-        values = [float(self.backend.to_numpy(x)) for x in self._measure(params, *self._test)]
+    def _tested(self, params: Tree, measure: Callable[..., list[Array]]) -> tuple[float, float | None]:
+        values = [float(self.backend.to_numpy(x)) for x in measure(params, *self._test)]
         # In whole samples: a float32 mean is not the fraction that it stands for.
         return values[0], round(values[1] * self.tests) / self.tests if self.classes else None
 
@@ -262,32 +270,28 @@ class Engine:
     def _batch_loss(self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array) -> Array:
         # Rows are taken on the device: a batch costs the transfer of its indices alone.
         indices, *counted = rows
-        output = self._output(xp, params, xp.take(x, indices, axis=0))
+        output = self.work.output(xp, params, xp.take(x, indices, axis=0))
         return self.objective.of_output(xp, output, xp.take(y, indices, axis=0), *counted)
 
     def _distilled(
         self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array, logits: Array
     ) -> Array:
         indices, *counted = rows
-        output = self._output(xp, params, xp.take(x, indices, axis=0))
+        output = self.work.output(xp, params, xp.take(x, indices, axis=0))
         target = self.objective.smoothed(xp.take(y, indices, axis=0))
         weights = counted[0] if counted else None
         found: Array = self.work.distil(xp, output, xp.take(logits, indices, axis=0), target, weights=weights)
         return found
 
-    def _output(self, xp: Ops, params: Any, x: Array) -> Array:
-        view = self.work.view
-        return self.model.apply(xp, params if view is None else view(xp, params), x)
-
     def _metrics(self, xp: Ops, params: Any, x: Array, y: Array) -> list[Array]:
-        return self.objective.metrics(xp, self._output(xp, params, x), y)
+        return self.objective.metrics(xp, self.work.output(xp, params, x), y)
 
     # Arrays
 
     def _taught(self, teacher: Left) -> Array:
         """What the teacher says of every training sample, computed once."""
         params = convert(teacher.weights, self.backend, device=self.device)
-        logits = Teacher(teacher.model.apply, params).cache(self._train[0]).logits
+        logits = Teacher(teacher.apply, params).cache(self._train[0]).logits
         return self.backend.from_numpy(logits, device=self.device)
 
     def _rows(self, step: int) -> tuple[Any, ...]:

@@ -100,3 +100,4 @@ class Result:
     snapshots: dict[int, dict[str, Any]] = field(default_factory=dict)
     phases: tuple[PhaseResult, ...] = ()
     model: Path | None = None
+    grids: dict[str, Any] = field(default_factory=dict)

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import finetuning, pruning, random, registry, tree
+from polyopt import finetuning, pruning, random, tree
 from polyopt.errors import InputError
 from polyopt.gradients import value_and_grad
 from polyopt.models import MLP, Linear
+from polyopt.products import layer_inputs
 from polyopt.pruning import Coupling, Masks, SparsitySchedule
 from polyopt.recipe.pruning import Prune
 from polyopt.training.objective import Objective
@@ -89,7 +90,7 @@ class Sparsifier:
             if not isinstance(self.objective.model, MLP | Linear):
                 raise InputError("prune.criterion = 'wanda': the layers of this model can't be looked into")
             x, _ = self._looked_at()
-            inputs = layer_inputs(self.objective.model, params, x)
+            inputs = layer_inputs(self.objective.model.apply, params, x)
             norms = {path: pruning.input_norms(values) for path, values in inputs.items()}
             return pruning.wanda_scores(params, norms, select=select)
         still = tree.map_leaves(np.zeros_like, params)
@@ -140,36 +141,6 @@ class Sparsifier:
             return found
         chosen = finetuning.select({coupling.name: None for coupling in found}, select)
         return tuple(coupling for coupling in found if coupling.name in chosen)
-
-
-def layer_inputs(model: Any, params: Tree, x: Any) -> dict[str, Any]:
-    """What each matrix of ``params``, host arrays, is multiplied with when ``model`` sees ``x``, by path.
-
-    >>> from polyopt.initializers import Constant
-    >>> model = MLP(2, 1, Constant(1.0), Constant(0.0), hidden=(3,))
-    >>> inputs = layer_inputs(model, model.init(0, "float64"), np.array([[1.0, 2.0]]))
-    >>> {path: values.tolist() for path, values in inputs.items()}
-    {'layers.0.weight': [[1.0, 2.0]], 'layers.1.weight': [[3.0, 3.0, 3.0]]}
-    """
-    seen = _Seen(registry.by_name("numpy").ops, {id(w): path for path, w in tree.named(params).items()})
-    model.apply(seen, params, x)
-    return seen.inputs
-
-
-class _Seen:
-    """NumPy's operations, which note down what is multiplied with a parameter."""
-
-    def __init__(self, ops: Any, paths: Mapping[int, str]) -> None:
-        self._ops, self._paths = ops, paths
-        self.inputs: dict[str, Any] = {}
-
-    def matmul(self, x: Any, w: Any) -> Any:
-        if id(w) in self._paths:
-            self.inputs[self._paths[id(w)]] = x
-        return self._ops.matmul(x, w)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ops, name)
 
 
 def _both(new: Masks, before: Masks) -> Masks:

@@ -11,10 +11,7 @@ from polyopt.data import Dataset
 from polyopt.errors import InputError
 from polyopt.finetuning import L2SP, GradualUnfreezing, LoRA
 from polyopt.models import MLP
-from polyopt.ops import Ops
 from polyopt.pruning import Masks
-from polyopt.quantization import Integer, fake_quantize_weight, quantize
-from polyopt.quantization.weights import selected
 from polyopt.recipe import Recipe
 from polyopt.recipe.distillation import PREVIOUS
 from polyopt.recipe.finetuning import Finetune, Lora
@@ -23,6 +20,7 @@ from polyopt.rule import Stage, chain
 from polyopt.training.federation import Federation
 from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.parts import Adapters, Everything, Layers, Parts
+from polyopt.training.quantizing import Quantizer
 from polyopt.training.sparsity import Sparsifier
 from polyopt.training.work import Left, Work, check_masks
 from polyopt.tree import Tree
@@ -63,11 +61,19 @@ class Task:
 
     def finished(self, left: Left) -> Left:
         """What the phase makes of the model that its training left."""
+        with _named(self.phase):
+            return self.made(left)
+
+    def made(self, left: Left, *, rehearsal: bool = False) -> Left:
+        """The same; in rehearsal something of those shapes, quickly."""
         phase = self.phase
         if phase is not None and phase.quantize is not None:
-            section = phase.quantize
-            scheme = section.scheme(_layout(left.model))
-            return replace(left, params=quantize(left.params, scheme, section.select))
+            quantizer = self._quantizer(left.model)
+            if rehearsal:
+                return replace(left, params=quantizer.rehearsed(left.params))
+            params = quantizer.stored(left.params, left.masks)
+            # What was trained through is left.
+            return replace(left, params=params, grids=left.grids or quantizer.grids(params))
         if phase is not None and phase.prune is not None and phase.prune.shrink:
             params, initial, masks = self._sparsifier(left.model).shrunk(
                 left.params, left.initial, left.masks
@@ -108,10 +114,9 @@ class Task:
         if phase.clip_weights is not None:
             options = phase.clip_weights.model_dump()
             start = pruning.clip_weights(start, **options, seed=self.recipe.seed)
-        view = None
+        quantizer = None
         if phase.quantize is not None and phase.quantize.aware:
-            scheme = phase.quantize.scheme(_layout(model))
-            view = _rounding(scheme, selected(tree.flatten(start), phase.quantize.select))
+            quantizer = self._quantizer(model)
         parts = self._parts(tuned, start, anew, masks)
         federation = None
         if phase.federated is not None:
@@ -129,7 +134,8 @@ class Task:
             rewind=None if rewind is None else {"initial": initial, "start": start}[rewind],
             within=_by_layer(parts.split(start, 0)[0], tuned),
             around=_drawn(tuned, anew) if federation is None else federation.around,
-            view=view,
+            view=None if quantizer is None else quantizer.rounding(start),
+            grids={} if quantizer is None else quantizer.grids(start),
             federation=federation,
         )
 
@@ -153,6 +159,12 @@ class Task:
         objective = Objective(model, data.classes, self.recipe.loss.label_smoothing)
         x, y = (as_read(z, dtype) for z in (data.x_train, targets(data.y_train, data.classes)))
         return Sparsifier(self.phase.prune, objective, x, y, self.recipe.seed)
+
+    def _quantizer(self, model: Any) -> Quantizer:
+        assert self.phase is not None
+        assert self.phase.quantize is not None
+        x = as_read(self.dataset.x_train, self.recipe.dtype)
+        return Quantizer(self.phase.quantize, model, x, self.recipe.seed)
 
     def _check_teacher(self, name: str, teacher: Left) -> None:
         for what, has, needs in (
@@ -197,7 +209,8 @@ def _rehearse(found: list[Task]) -> None:
             if work.sparsifier is not None:
                 sparsity = _final(work.sparsifier, task)
                 masks |= work.sparsifier.masks(work.start, sparsity, 0, masks)
-            before[task.name] = task.finished(Left(work.model, work.start, work.initial, masks))
+            left = Left(work.model, work.start, work.initial, masks, work.grids)
+            before[task.name] = task.made(left, rehearsal=True)
 
 
 def _final(sparsifier: Sparsifier, task: Task) -> float:
@@ -276,17 +289,3 @@ def _lora(section: Lora, params: Tree, anew: tuple[str, ...], layout: str) -> Lo
     if not paths:
         raise InputError("finetune.lora: no weight is left to adapt, all that match are drawn anew")
     return LoRA([paths.__contains__], section.rank, section.alpha, layout, section.scaling)
-
-
-def _rounding(scheme: Any, chosen: set[str]) -> Callable[[Ops, Tree], Tree]:
-    """The weights as they will be stored, with a gradient through the rounding."""
-    assert isinstance(scheme, Integer)
-
-    def view(xp: Ops, params: Tree) -> Tree:
-        flat = tree.flatten(params)
-        return flat.unflatten(
-            fake_quantize_weight(xp, x, scheme) if path in chosen else x
-            for path, x in zip(flat.paths, flat.leaves, strict=True)
-        )
-
-    return view

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polyopt import registry, tree
 from polyopt.errors import InputError, nearest
-from polyopt.ops import Ops
+from polyopt.ops import Array, Ops
 from polyopt.optimizer import Optimizer
 from polyopt.pruning import Masks, Movement, masked
-from polyopt.quantization import dequantize
+from polyopt.quantization import Grid, dequantize, quantize_inputs
 from polyopt.recipe import Recipe
 from polyopt.rule import Stage, chain, matches, rules_of
 from polyopt.training.parts import Adapters, Everything, Parts
@@ -27,18 +27,25 @@ class Left:
     """A model between two phases, on the host, so that it is the same bits for every backend.
 
     ``params`` may have quantized leaves. ``initial`` are the weights that it was drawn with, ``masks`` say
-    of which leaves what is kept, ``{path: bool array}``.
+    of which leaves what is kept, ``{path: bool array}``; ``grids`` on which grid each layer's inputs are put,
+    by the path of its weight.
     """
 
     model: Any
     params: Tree
     initial: Tree
     masks: Masks
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
     @property
     def weights(self) -> Tree:
         """The parameters as arrays."""
         return dequantize(self.params)
+
+    def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
+        """What the model says, its layers' inputs on their grids."""
+        output: Array = quantize_inputs(self.model.apply, self.grids)(xp, params, x)
+        return output
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Work:
     """What stands around clipping and the optimizer."""
     view: Callable[[Ops, Tree], Tree] | None = None
     """The parameters as the model computes with them."""
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+    """Those of its layers' inputs."""
     teacher: Left | None = None
     distil: Any = None
     """The loss against the teacher's logits."""
@@ -75,6 +84,12 @@ class Work:
     def masked(self) -> bool:
         """Whether the optimizer's state holds the masks."""
         return self.masks is not None and not isinstance(self.parts, Adapters)
+
+    def output(self, xp: Ops, params: Tree, x: Array) -> Array:
+        """What the model says, as it is trained."""
+        params = params if self.view is None else self.view(xp, params)
+        output: Array = quantize_inputs(self.model.apply, self.grids)(xp, params, x)
+        return output
 
     def optimizer(self, recipe: Recipe) -> Optimizer:
         """The recipe's, with masks, with rates by layer, with whatever else the phase puts around it."""

@@ -89,6 +89,33 @@ def test_other_phases_of_it(reviews: None) -> None:
         tasks(Recipe.from_dict(table))
 
 
+def test_its_layers_one_by_one(reviews: None, tmp_path: Path) -> None:
+    """GPTQ finds them, however their axes lie; embeddings are rounded to nearest."""
+    table = Recipe.load(RECIPE).replace(steps=2).to_dict()
+    quantized = {"bits": 4, "method": "gptq", "samples": 60, "activations": {"samples": 60}}
+    table["phase"] = [{"name": "a", "quantize": quantized}]
+    found = train(Recipe.from_dict(table), backend="numpy", out=tmp_path)
+    path = found.phases[1].model
+    assert path is not None
+    leaves, grids = quantization.load(path), quantization.load_grids(path)
+    before = checkpoint.load(tmp_path / "checkpoint.safetensors").params
+    parts = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    dense = [*parts, "intermediate.dense", "output.dense"]
+    layers = [f"body.encoder.layer.{i}.{part}.weight" for i in (0, 1) for part in dense]
+    assert set(grids) == {*layers, "head.weight"}
+    nearest = {p: quantization.quantize(before[p], quantization.Integer(4, layout="out_in")) for p in layers}
+    assert any(not np.array_equal(leaves[p].codes, nearest[p].codes) for p in layers)
+    for p in layers:
+        assert leaves[p].scheme == nearest[p].scheme
+        assert_same_bits(leaves[p].scale, nearest[p].scale, what=p)
+    assert leaves["head.weight"].scheme.layout == "in_out"
+    assert leaves["head.weight"].scale.shape == (1, 2), "one for each output"
+    words = "body.embeddings.word_embeddings.weight"
+    rounded = quantization.quantize(before[words], quantization.Integer(4, layout="out_in"))
+    assert_same_bits(leaves[words].codes, rounded.codes)
+    assert found.test_accuracy is not None
+
+
 def test_tokens_are_for_it_alone() -> None:
     def table(data: str, model: str) -> dict[str, Any]:
         found = Recipe.load(RECIPE).to_dict()

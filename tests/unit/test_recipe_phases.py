@@ -69,6 +69,50 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (recipe({"quantize": {"dtype": "bfloat61"}}), r"^phase\.0\.quantize\.dtype = 'bfloat61'; did you mean"),
     (recipe({"quantize": {}, "train": EPOCH}), r"^phase\.0\.train: nothing is trained here"),
     (recipe({"quantize": {"aware": True}}), r"^phase\.0\.train: this key is missing"),
+    (
+        recipe({"quantize": {"method": "gtpq"}}),
+        r"^phase\.0\.quantize\.method = 'gtpq'; did you mean 'gptq'\?$",
+    ),
+    (
+        recipe({"quantize": {"damping": 0.1}}),
+        r"^phase\.0\.quantize\.damping: only for method = 'gptq'; found 'nearest'$",
+    ),
+    (
+        recipe({"quantize": {"method": "gptq", "damping": -0.1}}),
+        r"^phase\.0\.quantize\.damping = -0\.1; expected",
+    ),
+    (
+        recipe({"quantize": {"method": "gptq", "dtype": "float16"}}),
+        r"^phase\.0\.quantize\.dtype: method = 'gptq' gives integers; give one of the two$",
+    ),
+    (
+        recipe({"quantize": {"method": "gptq", "aware": True}, "train": EPOCH}),
+        r"^phase\.0\.quantize\.aware = True: training goes through rounding to nearest, and method = 'gptq'",
+    ),
+    (
+        recipe({"quantize": {"activations": {"observer": "minmax"}}}),
+        r"^phase\.0\.quantize\.activations\.observer = 'minmax'; did you mean 'min_max'\?$",
+    ),
+    (
+        recipe({"quantize": {"activations": {"percent": 99.0}}}),
+        r"^phase\.0\.quantize\.activations\.percent: only for observer = 'percentile'; found 'min_max'$",
+    ),
+    (
+        recipe({"quantize": {"activations": {"observer": "percentile", "percent": 20.0}}}),
+        r"^phase\.0\.quantize\.activations\.percent = 20\.0; expected greater than or equal to 50$",
+    ),
+    (
+        recipe({"quantize": {"activations": {"sample": 9}}}),
+        r"^phase\.0\.quantize\.activations\.sample: unknown key; did you mean 'samples'\?$",
+    ),
+    (
+        recipe({"quantize": {"activations": {"samples": 0}}}),
+        r"^phase\.0\.quantize\.activations\.samples = 0; expected greater than or equal to 1$",
+    ),
+    (
+        recipe({"quantize": {"dtype": "float16", "activations": {}}}),
+        r"^phase\.0\.quantize\.activations: dtype = 'float16' has none; give one of the two$",
+    ),
     (recipe({"finetune": {}}), r"^phase\.0\.train: this key is missing"),
     (recipe({"finetune": {"decay": 0.0}, "train": EPOCH}), r"^phase\.0\.finetune\.decay = 0\.0; expected"),
     (
@@ -350,7 +394,15 @@ criteria = st.sampled_from(
     ]
 )
 quantizations = st.sampled_from(
-    [{}, {"bits": 4, "group_size": 8}, {"dtype": "float16"}, {"per": "tensor", "symmetric": False}]
+    [
+        {},
+        {"bits": 4, "group_size": 8},
+        {"dtype": "float16"},
+        {"per": "tensor", "symmetric": False},
+        {"method": "gptq", "bits": 4, "order": "activation"},
+        {"activations": {}},
+        {"method": "gptq", "activations": {"observer": "percentile", "bits": 4}, "samples": 9},
+    ]
 )
 students = st.builds(lambda t, a: STUDENT | {"temperature": t, "alpha": a}, st.floats(0.1, 9), numbers)
 phases = st.one_of(

@@ -119,8 +119,16 @@ def test_the_same_masks_and_codes_from_the_same_weights(tmp_path: Path, backends
     """A run that moves nothing: what follows is bit for bit the same."""
     recipe = only(
         {"prune": {"sparsity": 0.8, "scope": "global"}},
-        {"quantize": {"bits": 8, "symmetric": False}},
-        {"quantize": {"bits": 4, "group_size": 4, "select": r"layers.[01].weight$"}},
+        {"quantize": {"bits": 8, "symmetric": False, "activations": {"observer": "entropy"}}},
+        {
+            "quantize": {
+                "bits": 4,
+                "group_size": 4,
+                "select": r"layers.[01].weight$",
+                "method": "gptq",
+                "activations": {"bits": 4, "observer": "percentile", "percent": 99.0},
+            }
+        },
         optimizer={"name": "sgd", "lr": 0.0},
     )
     runs = [train(recipe, backend=b, out=tmp_path / b.name) for b in backends]
@@ -130,7 +138,20 @@ def test_the_same_masks_and_codes_from_the_same_weights(tmp_path: Path, backends
             assert list(found) == list(arrays[0])
             for key, x in found.items():
                 assert_same_bits(x, arrays[0][key], what=key)
-    assert len({found.phases[-1].test_accuracy for found in runs}) == 1
+        grids = [
+            quantization.load_grids(phase.model or "")
+            for r in runs
+            for phase in r.phases
+            if phase.name == name
+        ]
+        assert grids == [grids[0]] * 4
+        assert len(grids[0]) == {"a": 0, "b": 3, "c": 2}[name]
+    for phases in zip(*(found.phases for found in runs), strict=True):
+        first = phases[0]
+        assert {(p.test_accuracy, p.sparsity) for p in phases} == {(first.test_accuracy, first.sparsity)}
+        losses = [p.test_loss for p in phases]
+        assert_close(losses, [losses[0]] * 4, rtol=1e-4, because="float32; no code is on an edge")
+    assert runs[0].phases[-1].sparsity == runs[0].phases[1].sparsity > 0.79
 
 
 @pytest.mark.parametrize("steps", [5, 12, 17, 24, 30, 41])
@@ -192,7 +213,7 @@ def test_masks_stay_in_the_phases_after(tmp_path: Path, backend: Backend) -> Non
     recipe = only(
         {"prune": {"sparsity": 0.5}},
         {"finetune": {"freeze": [r"^layers\.0"], "reinit": [r"^layers\.2"]}, "train": TRAIN},
-        {"quantize": {"aware": True}, "train": TRAIN},
+        {"quantize": {"aware": True, "activations": {"observer": "mse"}}, "train": TRAIN},
         ema={"decay": 0.9},
         optimizer={"name": "adamw", "lr": 0.02, "weight_decay": 0.1},
     )
@@ -207,6 +228,7 @@ def test_masks_stay_in_the_phases_after(tmp_path: Path, backend: Backend) -> Non
     assert_same_bits(second["layers.0.weight"], first["layers.0.weight"])
     assert not np.array_equal(second["layers.1.weight"], first["layers.1.weight"])
     assert [phase.sparsity for phase in found.phases] == [0.0, 0.5, 0.5, 0.5]
+    assert list(found.grids) == [f"layers.{i}.weight" for i in range(3)]
 
 
 def test_a_student_without_a_teacher_is_a_plain_run(tmp_path: Path) -> None:
