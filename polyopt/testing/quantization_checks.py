@@ -220,8 +220,12 @@ GRIDS: Final[dict[str, tuple[float, int, int, int]]] = {
 
 
 def fake(convention: str, context: Context) -> None:
-    """Values are those of the stored codes to the bit; the gradient is 1 within the grid and 0 beyond."""
+    """Values are those of the stored codes to the bit; the gradient is 1 within the grid and 0 beyond.
+
+    ``sparse``: the gradients compiled, op by op those of one convention alone.
+    """
     s, z, low, high = GRIDS[convention]
+    modes = (True,) if context.sparse and convention != "paper" else (False, True)
     for d in ("float32", "float64"):
         kind = np.dtype(d).type
         least, top = (low - z) * s, (high - z) * s
@@ -234,12 +238,17 @@ def fake(convention: str, context: Context) -> None:
         value = _nearest(x, kind(s), kind(z), (kind(low), kind(high)), convention)
         for gradient, passed in (("clipped", inside), ("straight", np.ones_like(inside))):
             what = f"fake_quantize({convention!r}, {gradient!r}) in {d}"
-            _compare_fake(context.backend, what, (x, factor, passed, value), convention, gradient)
+            _compare_fake(context.backend, what, (x, factor, passed, value), (convention, gradient), modes)
 
 
 def _compare_fake(
-    backend: Backend, what: str, host: tuple[Any, Any, Any, Any], convention: str, gradient: str
+    backend: Backend,
+    what: str,
+    host: tuple[Any, Any, Any, Any],
+    kind: tuple[str, str],
+    modes: tuple[bool, ...],
 ) -> None:
+    convention, gradient = kind
     x, factor, passed, value = host
     s, z, low, high = GRIDS[convention]
 
@@ -251,7 +260,7 @@ def _compare_fake(
 
     given = backend.from_numpy(x), backend.from_numpy(factor)
     same_bits(what, np.asarray(backend.to_numpy(rounded(backend.ops, given[0]))), value, "the formula")
-    for compiled in (False, True):
+    for compiled in modes:
         _, g = value_and_grad(loss, compiled=compiled)(*given)
         got = np.asarray(backend.to_numpy(g))
         want = np.where(passed, factor, np.zeros_like(factor))
@@ -274,8 +283,13 @@ def _nearest(x: Any, s: Any, z: Any, ends: tuple[Any, Any], convention: str) -> 
 
 
 def fake_weights(context: Context) -> str:
-    """Inside a loss, op by op, weights are what ``dequantize(quantize(…))`` gives, to the bit."""
+    """Inside a loss, op by op, weights are what ``dequantize(quantize(…))`` gives, to the bit.
+
+    ``sparse``: each way to share a scale, and each convention, once.
+    """
     chosen = [s for s in SCHEMES if s.convention != "keras"]  # whose codes come from the inverse of its scale
+    if context.sparse:
+        chosen = list({(s.convention, s.per): s for s in chosen}.values())
     host = weights("float32")
 
     def work(place: Place, fake: bool) -> dict[str, Any]:

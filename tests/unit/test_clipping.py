@@ -153,8 +153,12 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+# Op by op XLA compiles every operation for every shape: the conventions differ in the last of them alone.
+CASES = [(rule, True) for rule in RULES]
+CASES += [(rule, False) for rule in RULES if getattr(rule, "convention", "paper") == "paper"]
+
+
+@pytest.mark.parametrize(("rule", "compiled"), CASES, ids=repr)
 def test_the_same_bits_everywhere(backend: Backend, rule: Any, compiled: bool) -> None:
     for dtype in ("float32", "float64"):
         grads, params = some(dtype), some(dtype, scale=3.0)

@@ -39,11 +39,14 @@ def test_the_same_bits_everywhere(backend: Backend, dtype: str) -> None:
         }
 
     native = [backend.from_numpy(x) for x in arrays]
-    eager = both(backend.ops, native)
     compiled = backend.compile(both, exact=True)(native)
     for name in expected:
-        assert_same_bits(eager[name], expected[name], what=f"{name}, eager")
         assert_same_bits(compiled[name], expected[name], what=f"{name}, compiled")
+    # Op by op XLA compiles every operation for every size: one for each way through the sum.
+    few = [SIZES.index(n) for n in (0, 1, 3, 5000)]
+    eager = both(backend.ops, [native[i] for i in few])
+    for name, x in both(NUMPY, [arrays[i] for i in few]).items():
+        assert_same_bits(eager[name], x, what=f"{name}, eager")
 
 
 @pytest.mark.parametrize("axis", [0, 1])
