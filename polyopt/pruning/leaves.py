@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ from polyopt import registry, tree
 from polyopt.backend import Backend
 from polyopt.errors import InputError, nearest
 from polyopt.handover import adopted, aligned
-from polyopt.ops import FLOATING, Array
+from polyopt.ops import FLOATING, Array, Ops
 from polyopt.pieces import each
 from polyopt.rule import Pattern, matches
 from polyopt.tree import Flat, Tree
@@ -24,7 +25,7 @@ from polyopt.tree import Flat, Tree
 BLOCK = 1 << 16
 """Elements that are handled together: what stays in the cache."""
 
-_UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 Masks: TypeAlias = dict[str, Array]
 """``{path: bool array of the leaf's shape}``, ``True`` where a weight is kept."""
@@ -132,11 +133,20 @@ def host_masks(owner: str, chosen: Selected, within: Mapping[str, Array] | None)
     return [None if (mask := found.get(p)) is None or mask.all() else mask for p in chosen.paths]
 
 
-def apply_masks(params: Tree, masks: Mapping[str, Array]) -> Tree:
+def apply_masks(xp: Ops, params: Tree, masks: Mapping[str, Array]) -> Tree:
     """``params`` with 0 wherever a mask is ``False``; leaves without a mask are handed on as they are.
 
-    For use in a loss: differentiable, and it joins compiled functions; the gradient is 0 where the mask is.
-    :func:`pruned` is faster elsewhere.
+    For use in a loss, with the ``xp`` that it is given: differentiable, and it joins compiled functions; the
+    gradient is 0 where the mask is. :func:`pruned` is faster elsewhere.
+
+    Parameters
+    ----------
+    xp
+        The backend's operations.
+    params
+        A tree of arrays.
+    masks
+        ``{path: bool array}``, ``True`` to keep.
 
     Raises
     ------
@@ -145,10 +155,14 @@ def apply_masks(params: Tree, masks: Mapping[str, Array]) -> Tree:
 
     Examples
     --------
-    >>> apply_masks({"w": np.array([1.0, 2.0])}, {"w": np.array([True, False])})["w"].tolist()
+    >>> from polyopt import value_and_grad
+    >>> masks = {"w": np.array([True, False])}
+    >>> def loss(xp, params):
+    ...     return xp.sum(xp.exp(apply_masks(xp, params, masks)["w"]))
+    >>> value_and_grad(loss)({"w": np.array([0.0, 2.0])})[1]["w"].tolist()
     [1.0, 0.0]
     """
-    return _where_masked("apply_masks", zeroed, params, masks)
+    return _where_masked("apply_masks", partial(_zeroed, xp), params, masks)
 
 
 def pruned(params: Tree, masks: Mapping[str, Array]) -> Tree:
@@ -180,10 +194,13 @@ def _where_masked(
 
 
 def without(x: Array, mask: Array) -> Array:
-    """:func:`zeroed` as a constant, in host memory by bits: NumPy's ``where`` takes twice as long."""
+    """``x``, and 0 where ``mask`` is ``False``, as a constant.
+
+    In host memory by bits: NumPy's ``where`` takes twice as long.
+    """
     backend = registry.of(x)
     if backend.is_traced(x) or backend.is_traced(mask) or backend.device_name(x) != "cpu":
-        return zeroed(backend.stop_gradient(x), mask)
+        return _zeroed(backend.ops, backend.stop_gradient(x), mask)
     values = np.ascontiguousarray(backend.to_numpy(x))
     keep = np.ascontiguousarray(backend.to_numpy(mask)).reshape(-1)
     result = aligned(values.shape, values.dtype)
@@ -198,9 +215,8 @@ def without(x: Array, mask: Array) -> Array:
     return adopted(backend, result, x)
 
 
-def zeroed(x: Array, mask: Array) -> Array:
+def _zeroed(xp: Ops, x: Array, mask: Array) -> Array:
     """``x``, and 0 where the bool array ``mask`` is ``False``."""
-    xp = registry.of(x).ops
     # 0-d: an array of zeros takes as long to write as the result.
     return xp.where(mask, x, xp.zeros((), dtype=x.dtype))
 

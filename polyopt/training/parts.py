@@ -16,7 +16,7 @@ from polyopt.errors import InputError
 from polyopt.finetuning import GradualUnfreezing, LoRA
 from polyopt.finetuning.freezing import constant
 from polyopt.ops import Array, Ops
-from polyopt.pruning import Masks, pruned
+from polyopt.pruning import Masks, apply_masks, pruned
 from polyopt.tree import Tree
 
 
@@ -109,7 +109,7 @@ class Adapters:
         def of_adapters(xp: Ops, trained: Tree, held: Tree, *args: Any) -> Array:
             kept = {"params": constant(held["params"]), "masks": held["masks"]}
             params, adapters = self._divided(trained, kept)
-            return loss(xp, _masked(xp, self.lora.apply(xp, params, adapters), kept["masks"]), *args)
+            return loss(xp, apply_masks(xp, self.lora.apply(xp, params, adapters), kept["masks"]), *args)
 
         return of_adapters
 
@@ -123,14 +123,6 @@ class Adapters:
             trained[path] if path in self.anew else x for path, x in zip(flat.paths, flat.leaves, strict=True)
         )
         return params, {path: x for path, x in trained.items() if path not in self.anew}
-
-
-def _masked(xp: Ops, params: Tree, masks: Mapping[str, Any]) -> Tree:
-    flat = tree.flatten(params)
-    return flat.unflatten(
-        xp.where(masks[path], x, xp.zeros_like(x)) if path in masks else x
-        for path, x in zip(flat.paths, flat.leaves, strict=True)
-    )
 
 
 def _beside(like: Array, mask: Any) -> Array:

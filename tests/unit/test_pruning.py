@@ -261,9 +261,9 @@ def test_a_sparsity_outside_is_refused(criterion: Callable[..., Any], sparsity: 
         (lambda p: pr.clip_weights(p, maximum=0.0, to="zro"), "did you mean 'zero'"),
         (lambda p: pr.clip_weights(p, maximum=0.0, share=0.0), r"share = 0.0; expected a number in \(0, 1\]"),
         (lambda p: pr.clip_weights(p, maximum=0.0, select="conw"), "did you mean 'conv'"),
-        (lambda p: pr.apply_masks(p, {"cnv": np.ones((1,), bool)}), "did you mean 'conv'"),
-        (lambda p: pr.apply_masks(p, {"conv": np.ones((1,), bool)}), r"has shape \(1,\)"),
-        (lambda p: pr.apply_masks(p, {"conv": np.ones((3, 3, 4, 8))}), "dtype float64; expected bool"),
+        (lambda p: pr.apply_masks(np, p, {"cnv": np.ones((1,), bool)}), "did you mean 'conv'"),
+        (lambda p: pr.apply_masks(np, p, {"conv": np.ones((1,), bool)}), r"has shape \(1,\)"),
+        (lambda p: pr.apply_masks(np, p, {"conv": np.ones((3, 3, 4, 8))}), "dtype float64; expected bool"),
         (lambda p: pr.magnitude_masks(p, 0.5, within={"conv": np.ones(3, bool)}), r"has shape \(3,\)"),
         (lambda p: pr.snip_scores(p, p["layers"]), "missing"),
         (lambda p: pr.snip_scores({"w": np.ones((2, 2))}, {"w": np.ones((2, 1))}), r"shape \(2, 1\)"),
@@ -287,17 +287,24 @@ def test_a_report_counts_leaf_by_leaf(backend: Backend) -> None:
     report = pr.sparsity_report(params, masks)
     assert report.leaves == {"b": (2, 2), "w": (1, 4)}
     assert (report.kept, report.total, report.sparsity) == (3, 6, 0.5)
-    assert pr.sparsity_report(pr.apply_masks(params, masks)).leaves == {"b": (0, 2), "w": (1, 4)}
+    assert pr.sparsity_report(pr.pruned(params, masks)).leaves == {"b": (0, 2), "w": (1, 4)}
     assert str(report).splitlines()[-1].split() == ["total", "3", "6", "0.5000"]
 
 
 def test_the_gradient_of_masked_weights_is_zero(backend: Backend) -> None:
-    params = convert({"w": np.array([[1.0, -2.0, 3.0]])}, backend)
+    host = {"w": np.array([[1.0, -2.0, 3.0]]), "b": np.array(0.5)}
+    params = convert(host, backend)
     masks = pr.magnitude_masks(params, 0.34)
 
-    def loss(xp: Any, p: Any) -> Any:
-        return xp.sum(xp.square(pr.apply_masks(p, masks)["w"]))
+    def loss(xp: Any, p: Any, masks: Any) -> Any:
+        # Of what is computed, too, as LoRA's weights are.
+        kept = pr.apply_masks(xp, {"w": p["w"] * p["b"], "b": p["b"]}, masks)
+        return xp.sum(xp.exp(kept["w"])) + kept["b"]
 
-    _, grads = backend.value_and_grad(loss)(params)
-    assert_close(grads["w"], [[0.0, -4.0, 6.0]], because="exact in float64")
-    assert_close(pr.apply_masks(params, masks)["w"], [[0.0, -2.0, 3.0]], because="exact")
+    _, grads = backend.value_and_grad(loss)(params, masks)
+    e = np.exp(0.5 * host["w"]) * [[0, 1, 1]]
+    assert_close(grads["w"], 0.5 * e, rtol=1e-14, because="float64, one exp")
+    assert_close(grads["b"], np.sum(host["w"] * e) + 1, rtol=1e-14, because="float64, one exp")
+    found = pr.apply_masks(backend.ops, params, masks)
+    assert_close(found["w"], [[0.0, -2.0, 3.0]], because="exact")
+    assert found["b"] is params["b"]

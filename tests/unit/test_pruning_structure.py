@@ -52,7 +52,7 @@ def test_a_shrunk_mlp_computes_what_the_masked_one_does(backend: Backend, scope:
     params = convert(mlp(), backend)
     couplings = pr.chain_couplings(params, LAYERS)
     masks = pr.structured_masks(params, 0.5, couplings, scope=scope)
-    masked, small = pr.apply_masks(params, masks), pr.shrink(params, masks, couplings)
+    masked, small = pr.pruned(params, masks), pr.shrink(params, masks, couplings)
     kept = pr.kept_units(params, masks, couplings)
     n, m = (int(kept[f"layers.{i}.weight"].sum()) for i in (0, 1))
     assert (n, m) == (6, 5) if scope == "coupling" else n + m == 21 - 10
@@ -129,9 +129,7 @@ def test_channels_go_with_their_scales_and_the_linear_layer_behind_a_flatten(lay
     assert small["fc"].size == params["fc"].size // 2
     assert "out" not in masks
     x = some(2, 3, 6, 7) if layout == "out_in" else some(2, 6, 7, 3)
-    assert_close(
-        apply(small, x), apply(pr.apply_masks(params, masks), x), rtol=2e-4, atol=1e-5, because=EXACT
-    )
+    assert_close(apply(small, x), apply(pr.pruned(params, masks), x), rtol=2e-4, atol=1e-5, because=EXACT)
 
 
 def attention(p: Any, x: Any, heads: int, joint: bool) -> Any:
@@ -159,7 +157,7 @@ def test_heads_go_with_their_queries_keys_values_and_outputs(joint: bool) -> Non
     small = pr.shrink(params, masks, [coupling])
     assert small["o"].shape == (6, 7)
     x = some(3, 5, 7)
-    masked = attention(pr.apply_masks(params, masks), x, 4, joint)
+    masked = attention(pr.pruned(params, masks), x, 4, joint)
     assert_close(attention(small, x, 2, joint), masked, rtol=1e-4, atol=1e-5, because=EXACT)
 
 
