@@ -6,3 +6,4 @@ from polyopt.pretrained.bert import Bert as Bert
 from polyopt.pretrained.bert import mean_pool as mean_pool
 from polyopt.pretrained.bert import unit as unit
 from polyopt.pretrained.gelu import gelu as gelu
+from polyopt.pretrained.units import encoder_couplings as encoder_couplings

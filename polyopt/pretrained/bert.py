@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from polyopt.errors import InputError
 from polyopt.ops import Array, Ops
 from polyopt.pretrained.gelu import gelu
 from polyopt.tree import Tree
@@ -24,7 +25,8 @@ class Bert:
     Parameters
     ----------
     heads
-        Number of attention heads; they share the width equally.
+        Number of attention heads of a whole layer; they share the width equally. A layer of which some were
+        pruned (:func:`~polyopt.pretrained.encoder_couplings`) has fewer of the same width.
     eps
         Added to the variance in each layer normalization.
 
@@ -58,6 +60,12 @@ class Bert:
             x = self._layer(xp, layer, x, barred, (n, length))
         return xp.reshape(x, (n, length, int(x.shape[-1])))
 
+    def head_width(self, width: int) -> int:
+        """Of one head, where the hidden states have that width."""
+        if width % self.heads:
+            raise InputError(f"Bert: heads = {self.heads}; expected a divisor of the width {width}")
+        return width // self.heads
+
     # Activations are matrices (n·length, width): one product a layer on every framework, none batched.
 
     def _embed(self, xp: Ops, params: Mapping[str, Any], ids: Array) -> Array:
@@ -83,8 +91,9 @@ class Bert:
     def _attend(
         self, xp: Ops, params: Mapping[str, Any], x: Array, barred: Array, size: tuple[int, int]
     ) -> Array:
-        (n, length), width = size, int(x.shape[-1])
-        shape = (n, length, self.heads, width // self.heads)
+        (n, length), width = size, self.head_width(int(x.shape[-1]))
+        inner = int(params["query"]["weight"].shape[0])
+        shape = (n, length, inner // width, width)
         q, k, v = (
             xp.permute_dims(xp.reshape(_dense(xp, params[name], x), shape), (0, 2, 1, 3))
             for name in ("query", "key", "value")
@@ -92,7 +101,7 @@ class Bert:
         scores = xp.matmul(q, xp.matrix_transpose(k)) * (1.0 / math.sqrt(shape[-1]))
         lowest = xp.full((), float(xp.finfo(scores.dtype).min), dtype=scores.dtype)
         mixed = xp.matmul(_softmax(xp, xp.where(barred, lowest, scores)), v)
-        return xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (n * length, width))
+        return xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (n * length, inner))
 
     def _residual(self, xp: Ops, params: Mapping[str, Any], x: Array, before: Array) -> Array:
         return self._normalize(xp, params["LayerNorm"], _dense(xp, params["dense"], x) + before)

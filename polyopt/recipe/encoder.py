@@ -31,9 +31,15 @@ class MiniLM:
     def init(self, seed: int, dtype: str) -> Tree:
         from polyopt.pretrained import minilm
 
+        return self.under_new_head(minilm.load("numpy", dtype=dtype), seed, dtype)
+
+    def under_new_head(self, body: Tree, seed: int, dtype: str) -> Tree:
+        """The parameters ``body``, and a head as the initializers draw it."""
+        from polyopt.pretrained import minilm
+
         shape = (minilm.WIDTH, self.outputs)
         return {
-            "body": minilm.load("numpy", dtype=dtype),
+            "body": body,
             "head": {
                 "weight": self.weight.sample(shape, seed, "head.weight", dtype),
                 "bias": self.bias.sample(shape[1:], seed, "head.bias", dtype),

@@ -15,10 +15,9 @@ import numpy as np
 from polyopt import finetuning, pruning, random, tree
 from polyopt.errors import InputError
 from polyopt.gradients import value_and_grad
-from polyopt.models import MLP, Linear
-from polyopt.products import layer_inputs
 from polyopt.pruning import Coupling, Masks, SparsitySchedule
 from polyopt.recipe.pruning import Prune
+from polyopt.training import units
 from polyopt.training.objective import Objective
 from polyopt.tree import Tree
 
@@ -60,8 +59,7 @@ class Sparsifier:
                 params, sparsity, seed=self.seed, step=step, scope=section.scope or "leaf", **shared
             )
         if section.criterion == "n_of_m":
-            axis = 0 if self._layout == "in_out" else 1  # that a product sums over
-            return pruning.n_of_m_masks(params, section.n or 2, section.m or 4, axis=axis, **shared)
+            return self._n_of_m(params, within)
         if section.criterion == "threshold":
             limits = {key: getattr(section, key) for key in ("minimum", "maximum", "magnitude")}
             return pruning.threshold_masks(params, **limits, **shared)
@@ -70,8 +68,8 @@ class Sparsifier:
         return self._scored(self._scores(params, scores), sparsity, within)
 
     def shrunk(self, params: Tree, initial: Tree, masks: Masks) -> tuple[Tree, Tree, Masks]:
-        """``(params, initial, masks)`` without the neurons of which nothing is left."""
-        couplings = self._couplings(params)
+        """``(params, initial, masks)`` without the units of which nothing is left."""
+        couplings = [coupling for group in self._groups(params) for coupling in group]
         flat = tree.flatten(params)
         ones = flat.unflatten(np.ones(x.shape, np.float32) for x in flat.leaves)
         kept = tree.named(pruning.shrink(ones, masks, couplings))
@@ -87,15 +85,19 @@ class Sparsifier:
             _, slopes = value_and_grad(self.objective)(params, *self._looked_at())
             return pruning.snip_scores(params, slopes, select=select)
         if section.criterion == "wanda":
-            if not isinstance(self.objective.model, MLP | Linear):
-                raise InputError("prune.criterion = 'wanda': the layers of this model can't be looked into")
-            x, _ = self._looked_at()
-            inputs = layer_inputs(self.objective.model.apply, params, x)
-            norms = {path: pruning.input_norms(values) for path, values in inputs.items()}
-            return pruning.wanda_scores(params, norms, select=select)
+            return self._wanda(params)
         still = tree.map_leaves(np.zeros_like, params)
         before = pruning.movement_scores(params, still, select=select)
         return before if movement is None else {path: movement[path] for path in before}
+
+    def _wanda(self, params: Tree) -> dict[str, Any]:
+        model, select = self.objective.model, self.section.select
+        norms = units.input_norms(model, params, self._looked_at()[0])
+        chosen = list(norms) if select is None else finetuning.select(params, select)
+        found = {}
+        for layout, paths in units.by_layout(model, chosen).items():
+            found |= pruning.wanda_scores(params, norms, layout=layout, select=set(paths).__contains__)
+        return found
 
     def _scored(self, scores: dict[str, Any], sparsity: float, within: Masks) -> Masks:
         if self.section.scope != "row":
@@ -103,12 +105,28 @@ class Sparsifier:
             return pruning.score_masks(scores, sparsity, scope=scope, select=".*", within=within)
         # What is gone ranks below all else.
         ranked = {p: np.where(within[p], x, -np.inf) if p in within else x for p, x in scores.items()}
-        new = pruning.score_masks(ranked, sparsity, scope="row", layout=self._layout, select=".*")
+        new: Masks = {}
+        for layout, paths in units.by_layout(self.objective.model, ranked).items():
+            own = {path: ranked[path] for path in paths}
+            new |= pruning.score_masks(own, sparsity, scope="row", layout=layout, select=".*")
         return _both(new, within)
 
-    @property
-    def _layout(self) -> str:
-        return str(getattr(self.objective.model, "layout", "in_out"))
+    def _n_of_m(self, params: Tree, within: Masks) -> Masks:
+        section, select = self.section, self.section.select
+        chosen = [path for path, x in tree.named(params).items() if len(x.shape) > 1]
+        if select is not None:
+            chosen = list(finetuning.select(params, select))
+        found: Masks = {}
+        for layout, paths in units.by_layout(self.objective.model, chosen).items():
+            found |= pruning.n_of_m_masks(
+                params,
+                section.n or 2,
+                section.m or 4,
+                axis=0 if layout == "in_out" else 1,  # that a product sums over
+                select=set(paths).__contains__,
+                within=within,
+            )
+        return found
 
     def _looked_at(self) -> tuple[Any, Any]:
         count, there = self.section.samples or 1, len(self.x)
@@ -117,30 +135,33 @@ class Sparsifier:
         chosen = random.permutation(there, self.seed, "prune")[:count]
         return self.x[chosen], self.y[chosen]
 
-    # Neurons
+    # Units
 
     def _structured(self, params: Tree, sparsity: float, within: Masks) -> Masks:
-        couplings = self._couplings(params)
-        scores = pruning.unit_scores(params, couplings, norm=self.section.norm or 2.0)
-        alive = pruning.kept_units(params, within, couplings)
-        scores = {name: np.where(alive[name], x, -np.inf) for name, x in scores.items()}
         scope = "global" if self.section.scope == "global" else "coupling"
-        new = pruning.structured_masks(params, sparsity, couplings, scope=scope, scores=scores)
-        return _both(new, within)
+        found: Masks = {}
+        for group in self._groups(params):
+            scores = pruning.unit_scores(params, group, norm=self.section.norm or 2.0)
+            alive = pruning.kept_units(params, within, group)
+            scores = {name: np.where(alive[name], x, -np.inf) for name, x in scores.items()}
+            found |= pruning.structured_masks(params, sparsity, group, scope=scope, scores=scores)
+        return _both(found, within)
 
-    def _couplings(self, params: Tree) -> tuple[Coupling, ...]:
-        """The hidden neurons of each layer that ``select`` takes, with all their weights."""
-        model, select = self.objective.model, self.section.select
-        layers = len(params["layers"]) if isinstance(model, MLP) else 1
-        if layers < 2:
-            raise InputError("prune.criterion = 'structured': this model has no hidden neurons")
-        found = pruning.chain_couplings(
-            params, [(f"layers.{i}.weight", f"layers.{i}.bias") for i in range(layers)]
-        )
-        if select is None:
-            return found
-        chosen = finetuning.select({coupling.name: None for coupling in found}, select)
-        return tuple(coupling for coupling in found if coupling.name in chosen)
+    def _groups(self, params: Tree) -> list[tuple[Coupling, ...]]:
+        """The units with all their weights, in groups of one kind: those that ``select`` finds by a weight
+        that they are ranked by."""
+        groups = units.couplings(self.objective.model, params)
+        if self.section.select is None:
+            return groups
+        ranked = {
+            m.path: None for group in groups for coupling in group for m in coupling.members if m.scored
+        }
+        chosen = set(finetuning.select(ranked, self.section.select))
+        own = [
+            tuple(c for c in group if any(m.scored and m.path in chosen for m in c.members))
+            for group in groups
+        ]
+        return [group for group in own if group]
 
 
 def _both(new: Masks, before: Masks) -> Masks:

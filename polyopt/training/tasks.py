@@ -10,13 +10,13 @@ from polyopt import finetuning, pruning, tree
 from polyopt.data import Dataset
 from polyopt.errors import InputError
 from polyopt.finetuning import L2SP, GradualUnfreezing, LoRA
-from polyopt.models import MLP
 from polyopt.pruning import Masks
 from polyopt.recipe import Recipe
 from polyopt.recipe.distillation import PREVIOUS
 from polyopt.recipe.finetuning import Finetune, Lora
 from polyopt.recipe.phases import BASE, Phase
 from polyopt.rule import Stage, chain
+from polyopt.training import units
 from polyopt.training.federation import Federation
 from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.parts import Adapters, Everything, Layers, Parts
@@ -78,8 +78,7 @@ class Task:
             params, initial, masks = self._sparsifier(left.model).shrunk(
                 left.params, left.initial, left.masks
             )
-            hidden = tuple(int(layer["weight"].shape[1]) for layer in params["layers"][:-1])
-            return Left(replace(left.model, hidden=hidden), params, initial, masks)
+            return Left(units.resized(left.model, params), params, initial, masks)
         return left
 
     def _fresh(self, model: Any) -> Tree:
@@ -101,11 +100,9 @@ class Task:
         """The model that was left, by what the phase says."""
         phase = self.phase
         assert phase is not None
-        model = self.model
-        if isinstance(model, MLP):
-            model = replace(model, hidden=last.model.hidden)
+        model = units.resized(self.model, last.initial)
         tuned = phase.finetune or Finetune(decay=None)
-        fresh = self._fresh(model)
+        fresh = units.fresh(model, self.recipe.seed, self.recipe.dtype, last.initial)
         start, initial = (_start(fresh, old, tuned.reinit) for old in (last.weights, last.initial))
         anew = finetuning.select(start, *tuned.reinit) if tuned.reinit else ()
         masks: Masks | None = {path: mask for path, mask in last.masks.items() if path not in anew}

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from scipy.special import erfc
 
-from polyopt import convert, random, tree
+from polyopt import convert, pruning, random, tree
 from polyopt.backend import Backend
 from polyopt.errors import BackendError, InputError
-from polyopt.pretrained import Bert, gelu, mean_pool, minilm, unit, vader
+from polyopt.pretrained import Bert, encoder_couplings, gelu, mean_pool, minilm, unit, vader
 from polyopt.testing import assert_close
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "minilm.json").read_text("utf-8"))
@@ -202,6 +202,37 @@ def test_padding_changes_nothing(backend: Backend) -> None:
     assert_close(padded[:3], expected, atol=2e-6, because="float32; products of other shapes")
     assert_close(padded[3:], np.zeros((2, WIDTH)), because="no tokens, no mean")
     assert_close(np.linalg.norm(at_one, axis=1), [1, 1, 1, 0, 0], atol=1e-6, because="0 stays; float32")
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_an_encoder_without_some_heads_and_neurons(backend: Backend, joint: bool) -> None:
+    """It computes what the masked one does, whole layers and others alike."""
+    model, (ids, mask) = Bert(heads=4), batch()
+    host = small()
+    heads, neurons = encoder_couplings(model, host)
+    assert [c.units for c in (*heads, *neurons)] == [4, 4, INNER, INNER]
+    couplings = [*heads[1:], *neurons] if joint else heads
+    masks = pruning.structured_masks(host, 0.5, couplings)
+    less = pruning.shrink(host, masks, couplings)
+    layers = less["encoder"]["layer"]
+    shapes = [layer["attention"]["self"]["key"]["weight"].shape for layer in layers]
+    assert shapes == ([(WIDTH, WIDTH), (6, WIDTH)] if joint else [(6, WIDTH)] * 2)
+    assert layers[0]["output"]["dense"]["weight"].shape == (WIDTH, 10 if joint else INNER)
+    assert [c.units for c in encoder_couplings(model, less)[0]] == ([4, 2] if joint else [2, 2])
+    outputs = []
+    for values in (less, pruning.pruned(host, masks)):
+        params, there, seen = placed(backend, values, ids, mask)
+        run = backend.compile(lambda xp, p, i, m: mean_pool(xp, model.apply(xp, p, i, m), m))
+        outputs.append(backend.to_numpy(run(params, there, seen)))
+    assert_close(outputs[0], outputs[1], rtol=1e-9, because="float64, sums of fewer terms")
+
+
+def test_couplings_of_what_is_no_encoder() -> None:
+    with pytest.raises(InputError, match=r"'encoder\.layer\.0.*query\.weight'; did you mean 'body\.encoder"):
+        encoder_couplings(Bert(heads=4), {"body": small()})
+    assert len(encoder_couplings(Bert(heads=4), {"body": small()}, root="body.")[0]) == 2
+    with pytest.raises(InputError, match=r"heads = 5; expected a divisor of the width 12"):
+        encoder_couplings(Bert(heads=5), small())
 
 
 @published

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_pretrained import WIDTH, small
+from test_pretrained import WIDTH, F, reference, small, tensors
 
 from polyopt import checkpoint, quantization
 from polyopt.backend import Backend
 from polyopt.data import Dataset
 from polyopt.errors import InputError
-from polyopt.pretrained import minilm
+from polyopt.pretrained import Bert, minilm
 from polyopt.quantization.record import Quantized
 from polyopt.recipe import Recipe, datasets
 from polyopt.testing import assert_close, assert_same_bits
-from polyopt.training import train
+from polyopt.training import train, units
 from polyopt.training.tasks import tasks
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "minilm_whole.toml"
@@ -84,9 +84,106 @@ def test_other_phases_of_it(reviews: None) -> None:
     found = train(Recipe.from_dict(table), backend="numpy")
     weight = found.params["body.encoder.layer.0.intermediate.dense.weight"].reshape(-1, 4)
     assert (np.count_nonzero(weight, axis=1) <= 2).all()
-    table["phase"] = [{"name": "a", "prune": {"criterion": "wanda", "sparsity": 0.5, "samples": 9}}]
-    with pytest.raises(InputError, match=r"^phase 'a': prune\.criterion = 'wanda': the layers of this model"):
-        tasks(Recipe.from_dict(table))
+
+
+def phases(*of: dict[str, Any], steps: int = 1) -> Recipe:
+    table = Recipe.load(RECIPE).replace(steps=steps).to_dict()
+    table["phase"] = [{"name": chr(ord("a") + i)} | phase for i, phase in enumerate(of)]
+    return Recipe.from_dict(table)
+
+
+AT = "body.encoder.layer"
+
+
+def test_whole_heads_and_neurons_go(reviews: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left computes the same, trains on, and is pruned further."""
+    monkeypatch.setattr(minilm, "MINILM", Bert(heads=4))
+    section = {"criterion": "structured", "sparsity": 0.5}
+    short = {"steps": 2, "batch_size": 16}
+    whole = train(phases({"prune": section}), out=tmp_path / "whole")
+    of = phases(
+        {"prune": section | {"shrink": True}},
+        {"finetune": {"reinit": ["^head"]}, "train": short},
+        {"prune": {"criterion": "structured", "sparsity": 0.5, "select": "attention", "shrink": True}},
+        {"prune": {"criterion": "wanda", "sparsity": 0.5, "samples": 9}},
+    )
+    found = train(of, out=tmp_path / "small")
+    models = [phase.model for phase in (whole.phases[1], *found.phases[1:])]
+    masked, small, anew, less, sparse = ({} if path is None else quantization.load(path) for path in models)
+    for i in (0, 1):
+        for name in ("query", "key", "value"):
+            rows = np.abs(masked[f"{AT}.{i}.attention.self.{name}.weight"]).reshape(4, -1).max(axis=1)
+            assert np.count_nonzero(rows) == 2, "heads of three rows each"
+            assert small[f"{AT}.{i}.attention.self.{name}.weight"].shape == (6, WIDTH)
+            assert small[f"{AT}.{i}.attention.self.{name}.bias"].shape == (6,)
+            assert less[f"{AT}.{i}.attention.self.{name}.weight"].shape == (3, WIDTH)
+        assert small[f"{AT}.{i}.attention.output.dense.weight"].shape == (WIDTH, 6)
+        assert small[f"{AT}.{i}.intermediate.dense.weight"].shape == (10, WIDTH)
+        assert less[f"{AT}.{i}.intermediate.dense.weight"].shape == (10, WIDTH)
+        assert small[f"{AT}.{i}.output.dense.weight"].shape == (WIDTH, 10)
+        assert not np.array_equal(
+            anew[f"{AT}.{i}.output.dense.weight"], small[f"{AT}.{i}.output.dense.weight"]
+        )
+    assert whole.phases[1].sparsity > 0.4
+    assert found.phases[1].sparsity == 0.0
+    assert found.phases[1].parameters < whole.phases[0].parameters
+    assert_close(
+        [found.phases[1].test_loss], [whole.phases[1].test_loss], rtol=1e-5, because="sums of fewer terms"
+    )
+    kept = sparse[f"{AT}.0.output.dense.weight"] != 0
+    assert (kept.sum(axis=1) == 5).all(), "of ten inputs of each output"
+    assert ((sparse["head.weight"] != 0).sum(axis=0) == 6).all()
+    again = train(of, out=tmp_path / "small", resume=True)
+    assert [p.test_loss for p in again.phases] == [p.test_loss for p in found.phases]
+
+
+def test_heads_are_ranked_among_heads(reviews: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "MINILM", Bert(heads=4))
+    section = {"criterion": "structured", "sparsity": 0.25, "scope": "global"}
+    params = train(phases({"prune": section})).params
+    heads = [params[f"{AT}.{i}.attention.self.query.weight"].reshape(4, -1).any(axis=1) for i in (0, 1)]
+    neurons = [params[f"{AT}.{i}.intermediate.dense.weight"].any(axis=1) for i in (0, 1)]
+    assert [int(np.sum(x)) for x in (heads, neurons)] == [6, 30], "a quarter of 8 and of 40"
+    alone = train(phases({"prune": section | {"select": r"layer\.1\.intermediate"}})).params
+    assert alone[f"{AT}.1.intermediate.dense.weight"].any(axis=1).sum() == 15
+    assert np.count_nonzero(alone[f"{AT}.0.intermediate.dense.weight"]) == 20 * WIDTH
+    with pytest.raises(
+        InputError, match=r"^phase 'a': pattern 'embeddings' matches no parameter; known: 'body"
+    ):
+        tasks(phases({"prune": section | {"select": "embeddings"}}))
+    with pytest.raises(
+        InputError, match=r"^phase 'a': structured_masks: .* all 4 units of 'body.*attention'"
+    ):
+        tasks(phases({"prune": section | {"sparsity": 0.9, "scope": "leaf"}}))
+
+
+def test_wanda_looks_at_what_each_matrix_reads(reviews: None) -> None:
+    """Against the activations of torch's own functions, of tokens that are no padding."""
+    of = phases({"prune": {"criterion": "wanda", "sparsity": 0.5, "samples": 80}}, steps=1)
+    sparsifier = tasks(of)[1]._sparsifier(of.build_model(of.data.load()))
+    params = of.build_model(of.data.load()).init(0, "float64")
+    ids, named = sparsifier.x, tensors(params["body"])
+    read, linear = dict[str, Any](), F.linear
+
+    def dense(x: Any, weight: Any, bias: Any) -> Any:
+        read[next(path for path, w in named.items() if w is weight)] = x[ids > 0].numpy()
+        return linear(x, weight, bias)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "linear", dense)
+        pooled = reference(named, ids, ids > 0, heads=12, eps=1e-12).numpy()
+    norms = units.input_norms(sparsifier.objective.model, params, ids)
+    assert len(read) == 12
+    for path, x in read.items():
+        expected = np.sqrt(np.square(x).sum(axis=0))
+        assert_close(norms[f"body.{path}"], expected, rtol=1e-9, because="float64 through two layers")
+    expected = np.sqrt(np.square(pooled).sum(axis=0))
+    assert_close(norms["head.weight"], expected, rtol=1e-9, because="float64 through two layers")
+    masks = sparsifier.masks(params, 0.5, 0, {})
+    assert sorted(masks) == sorted(norms)
+    path = f"{AT}.1.intermediate.dense.weight"
+    scores = np.abs(params["body"]["encoder"]["layer"][1]["intermediate"]["dense"]["weight"]) * norms[path]
+    assert_same_bits(masks[path], scores > np.sort(scores, axis=1)[:, [WIDTH // 2 - 1]])
 
 
 def test_its_layers_one_by_one(reviews: None, tmp_path: Path) -> None:
