@@ -164,7 +164,9 @@ class LoRA:
         if shape is None or len(shape) != 2:
             raise InputError(f"LoRA: leaf {path!r} has shape {shape}; expected two axes")
         if self.rank > min(shape):
-            raise InputError(f"LoRA: rank = {self.rank} for leaf {path!r} of shape {shape}; expected less")
+            raise InputError(
+                f"LoRA: rank = {self.rank} for leaf {path!r} of shape {shape}; expected at most {min(shape)}"
+            )
         kind = dtype or registry.of(w).dtype_name(w)
         inputs, outputs = shape if self.layout == "in_out" else shape[::-1]
         a = self.initializer.sample((inputs, self.rank), seed, f"{path}.A", kind)

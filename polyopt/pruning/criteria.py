@@ -118,9 +118,11 @@ def score_masks(
     share = check_sparsity(owner, sparsity)
     kept = []
     for path, x in zip(chosen.paths, chosen.hosts, strict=True):
+        if not x.ndim:
+            raise InputError(f'{owner}: leaf {path!r} has shape (); expected an axis of outputs for "row"')
         axis = 0 if layout == "out_in" else x.ndim - 1
         moved = np.moveaxis(x, axis, 0)
-        rows = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+        rows = np.ascontiguousarray(moved).reshape(moved.shape[0], math.prod(moved.shape[1:]))
         mask = keep_highest_in_rows(rows, round(share * rows.shape[1]), path)
         kept.append(np.moveaxis(mask.reshape(moved.shape), 0, axis))
     return chosen.masks(kept)
@@ -197,15 +199,17 @@ def threshold_masks(
     chosen = selected(owner, params, select)
     kept = []
     for path, x, before in zip(chosen.paths, chosen.hosts, host_masks(owner, chosen, within), strict=True):
-        if np.isnan(x).any():
+        if np.isnan(x if before is None else x.reshape(-1)[before]).any():
             raise InputError(f"{owner}: {path!r} holds NaN; expected numbers. Nothing was changed")
         keep = np.ones(x.shape, bool) if before is None else before.reshape(x.shape).copy()
-        if minimum is not None:
-            keep &= x >= x.dtype.type(minimum)
-        if maximum is not None:
-            keep &= x <= x.dtype.type(maximum)
-        if magnitude is not None:
-            keep &= np.abs(x) >= x.dtype.type(magnitude)
+        with np.errstate(over="ignore"):  # a limit beyond the dtype is an infinite one
+            low, high, least = (None if v is None else np.float64(v).astype(x.dtype) for v in limits.values())
+        if low is not None:
+            keep &= x >= low
+        if high is not None:
+            keep &= x <= high
+        if least is not None:
+            keep &= np.abs(x) >= least
         kept.append(keep)
     return chosen.masks(kept)
 
@@ -246,6 +250,8 @@ def n_of_m_masks(
     whole = all(isinstance(x, int) and not isinstance(x, bool) for x in (n, m))
     if not whole or not 0 < n <= m:
         raise InputError(f"{owner}: n = {n!r}, m = {m!r}; expected integers with 0 < n <= m")
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise InputError(f"{owner}: axis = {axis!r}; expected an integer")
     chosen = selected(owner, params if scores is None else scores, select)
     kept = []
     for path, x, before in zip(chosen.paths, chosen.hosts, host_masks(owner, chosen, within), strict=True):

@@ -88,7 +88,7 @@ def host(owner: str, backend: Backend, path: str, x: Array) -> Any:
     if backend.is_traced(x):
         raise InputError(f"{owner}: leaf {path!r} is traced; expected a call outside of a compiled function")
     wide = np.float64 if dtype == "float64" else np.float32
-    return np.ascontiguousarray(backend.to_numpy(x), wide)
+    return np.asarray(backend.to_numpy(x), wide, order="C")  # ascontiguousarray has no 0-d
 
 
 def mask_like(backend: Backend, leaf: Array, mask: Any) -> Array:
@@ -201,7 +201,7 @@ def without(x: Array, mask: Array) -> Array:
     backend = registry.of(x)
     if backend.is_traced(x) or backend.is_traced(mask) or backend.device_name(x) != "cpu":
         return _zeroed(backend.ops, backend.stop_gradient(x), mask)
-    values = np.ascontiguousarray(backend.to_numpy(x))
+    values = np.asarray(backend.to_numpy(x), order="C")
     keep = np.ascontiguousarray(backend.to_numpy(mask)).reshape(-1)
     result = aligned(values.shape, values.dtype)
     unsigned = _UNSIGNED[values.dtype.itemsize]

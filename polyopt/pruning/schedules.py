@@ -29,6 +29,11 @@ class SparsitySchedule(Schedule):
     def due(self, step: int) -> bool:
         """Whether weights are pruned after ``step`` updates (0: before the first)."""
 
+    @property
+    @abstractmethod
+    def last(self) -> int:
+        """The number of updates after which weights are pruned for the last time."""
+
 
 @dataclass(frozen=True)
 class OneShot(SparsitySchedule):
@@ -47,6 +52,10 @@ class OneShot(SparsitySchedule):
 
     def due(self, step: int) -> bool:
         return step == self.at
+
+    @property
+    def last(self) -> int:
+        return self.at
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,10 @@ class Gradual(SparsitySchedule):
     def due(self, step: int) -> bool:
         return 0 <= step - self.start <= self.steps and (step - self.start) % self.every == 0
 
+    @property
+    def last(self) -> int:
+        return self.start + self.steps
+
 
 @dataclass(frozen=True)
 class Iterative(SparsitySchedule):
@@ -122,7 +135,11 @@ class Iterative(SparsitySchedule):
         return xp.where(done >= self.rounds, self.end, part)
 
     def due(self, step: int) -> bool:
-        return 0 < step <= self.rounds * self.every and step % self.every == 0
+        return 0 < step <= self.last and step % self.every == 0
+
+    @property
+    def last(self) -> int:
+        return self.rounds * self.every
 
     def of_round(self, number: int) -> float:
         """The sparsity after that many rounds."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from polyopt import registry, tree
 from polyopt.errors import InputError, nearest
 from polyopt.ops import Array
@@ -111,10 +113,13 @@ def _any(path: str) -> bool:
 
 
 def _clipped(x: Array, minimum: float | None, maximum: float | None, to: str) -> Array:
-    xp: Any = registry.of(x).ops
+    backend = registry.of(x)
+    xp: Any = backend.ops
+    host = registry.by_name("numpy").dtype(backend.dtype_name(x))
     value = x
     for limit, beyond in ((minimum, xp.less), (maximum, xp.greater)):
         if limit is not None:
-            bound = xp.full_like(x, float(limit))
+            with np.errstate(over="ignore"):  # a limit beyond the dtype is an infinite one
+                bound = xp.full_like(x, float(np.float64(limit).astype(host)))
             value = xp.where(beyond(x, bound), bound if to == "limit" else xp.zeros_like(x), value)
     return value

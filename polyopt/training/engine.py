@@ -22,7 +22,7 @@ from polyopt.training.events import Evaluation
 from polyopt.training.federation import KEPT
 from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.progress import Progress
-from polyopt.training.sparsity import MOVEMENT
+from polyopt.training.sparsity import movement
 from polyopt.training.work import Left, Work, check_masks, host
 from polyopt.tree import Tree
 
@@ -173,7 +173,7 @@ class Engine:
         """The model as it is tested, on the host, and its masks."""
         found = {} if self.work.masks is None else dict(self.work.masks)
         if self.work.masked:
-            found |= self._hosts(masks_of(at.state))
+            found |= self._frozen(at) | self._hosts(masks_of(at.state))
         # A mask that keeps all is none.
         kept = {path: mask for path, mask in found.items() if not mask.all()}
         return Left(self.model, host(self._whole(at)), self.work.initial, kept, self.work.grids)
@@ -217,7 +217,7 @@ class Engine:
         if not schedule.due(updates):
             return
         before = self._hosts(masks_of(at.state))
-        moved = next((x for name, x in at.state["slots"].items() if name.split(".")[-1] == MOVEMENT), None)
+        moved = movement(at.state)
         scores = None if moved is None else self._hosts(moved)
         new = sparsifier.masks(host(at.params), schedule(updates), updates, before, scores)
         if self.work.rewind is not None:
@@ -253,6 +253,14 @@ class Engine:
         """Go on from ``params``, which are on the host, with a fresh state."""
         start = convert(params, self.backend, device=self.device)
         at.put(start, self.optimizer.init(start))
+
+    def _frozen(self, at: Progress) -> dict[str, Any]:
+        """The masks of what is pruned and frozen, which has no slot."""
+        sparsifier, own = self.work.sparsifier, masks_of(at.state)
+        if sparsifier is None or len(own) == len(tree.named(at.params)):
+            return {}
+        begun = self.work.start if self.work.rewind is None else self.work.rewind
+        return sparsifier.seen(begun, host(at.params), self._hosts(own))
 
     def _mask(self, at: Progress, masks: dict[str, Any]) -> None:
         trained = tree.named(at.params)

@@ -15,6 +15,7 @@ import numpy as np
 from polyopt import finetuning, pruning, random, tree
 from polyopt.errors import InputError
 from polyopt.gradients import value_and_grad
+from polyopt.optimizer import State
 from polyopt.pruning import Coupling, Masks, SparsitySchedule
 from polyopt.recipe.pruning import Prune
 from polyopt.training import units
@@ -77,6 +78,23 @@ class Sparsifier:
         small = [pruning.shrink(values, masks, couplings) for values in (params, initial)]
         return small[0], small[1], {path: mask for path, mask in left.items() if not mask.all()}
 
+    def seen(self, begun: Tree, params: Tree, masks: Masks) -> Masks:
+        """The masks of the leaves that have none in ``masks``, since they are frozen: what became 0.
+
+        Of a unit of which nothing else is left, what was 0 before is gone too. All are host arrays.
+        """
+        first = tree.named(begun)
+        kept = {path: x != 0 for path, x in tree.named(params).items() if path not in masks}
+        found = {path: mask for path, mask in kept.items() if (first[path][~mask] != 0).any()}
+        for group in self._groups(params) if self.section.criterion == "structured" else ():
+            alive = pruning.kept_units(params, kept | masks, group)
+            for coupling in group:
+                for member in (m for m in coupling.members if m.path in kept):
+                    mask = found.setdefault(member.path, np.ones(kept[member.path].shape, bool))
+                    gone = member.indices(coupling.units)[~alive[coupling.name]].reshape(-1)
+                    np.moveaxis(mask, member.axis, 0)[gone] = False
+        return found
+
     # Scores
 
     def _scores(self, params: Tree, movement: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -88,7 +106,12 @@ class Sparsifier:
             return self._wanda(params)
         still = tree.map_leaves(np.zeros_like, params)
         before = pruning.movement_scores(params, still, select=select)
-        return before if movement is None else {path: movement[path] for path in before}
+        found = before if movement is None else {p: movement[p] for p in before if p in movement}
+        if not found:
+            raise InputError(
+                "prune.criterion = 'movement': all that it would prune is frozen; expected weights that move"
+            )
+        return found
 
     def _wanda(self, params: Tree) -> dict[str, Any]:
         model, select = self.objective.model, self.section.select
@@ -162,6 +185,11 @@ class Sparsifier:
             for group in groups
         ]
         return [group for group in own if group]
+
+
+def movement(state: State) -> dict[str, Any] | None:
+    """The scores that an optimizer's state gathers, of what it doesn't freeze; ``None`` for none."""
+    return next((x for name, x in state["slots"].items() if name.split(".")[-1] == MOVEMENT), None)
 
 
 def _both(new: Masks, before: Masks) -> Masks:

@@ -21,7 +21,7 @@ from polyopt.training.federation import Federation
 from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.parts import Adapters, Everything, Layers, Parts
 from polyopt.training.quantizing import Quantizer
-from polyopt.training.sparsity import Sparsifier
+from polyopt.training.sparsity import Sparsifier, movement
 from polyopt.training.work import Left, Work, check_masks
 from polyopt.tree import Tree
 
@@ -129,7 +129,7 @@ class Task:
             masks=masks,
             sparsifier=None if phase.prune is None else self._sparsifier(model),
             rewind=None if rewind is None else {"initial": initial, "start": start}[rewind],
-            within=_by_layer(parts.split(start, 0)[0], tuned),
+            within=_by_layer(model, parts.split(start, 0)[0], tuned),
             around=_drawn(tuned, anew) if federation is None else federation.around,
             view=None if quantizer is None else quantizer.rounding(start),
             grids={} if quantizer is None else quantizer.grids(start),
@@ -144,7 +144,7 @@ class Task:
         frozen = finetuning.select(start, *tuned.freeze) if tuned.freeze else ()
         plan = None
         if tuned.unfreeze is not None:
-            layers = tuned.unfreeze.layers or finetuning.numbered_layers(start)
+            layers = tuned.unfreeze.layers or units.layers(self.model, start)
             steps = tuned.unfreeze.steps
             plan = GradualUnfreezing(self.recipe.build_optimizer().rule, layers, steps)
         return Layers(frozen, plan) if frozen or plan else Everything()
@@ -199,13 +199,13 @@ def _rehearse(found: list[Task]) -> None:
             trained, _ = work.parts.split(work.start, 0)
             optimizer = work.optimizer(task.recipe)
             check_masks(optimizer.rule, tree.flatten(trained).paths)
-            optimizer.init(trained)
+            state = optimizer.init(trained)
             if work.federation is not None:
                 work.federation.begin(work.start)
             masks = dict(work.masks or {})
             if work.sparsifier is not None:
                 sparsity = _final(work.sparsifier, task)
-                masks |= work.sparsifier.masks(work.start, sparsity, 0, masks)
+                masks |= work.sparsifier.masks(work.start, sparsity, 0, masks, movement(state))
             left = Left(work.model, work.start, work.initial, masks, work.grids)
             before[task.name] = task.made(left, rehearsal=True)
 
@@ -213,10 +213,16 @@ def _rehearse(found: list[Task]) -> None:
 def _final(sparsifier: Sparsifier, task: Task) -> float:
     """The sparsity that a phase ends with. How many neurons of which layer that is, the initial weights do
     not say where all are ranked together."""
+    steps = 0 if task.phase is None or task.phase.train is None else task.steps
+    updates, last = steps // task.recipe.train.accumulate, sparsifier.schedule.last
+    if last > updates:
+        raise InputError(
+            f"prune.sparsity: weights go for the last time after {last} updates, and the phase makes "
+            f"{updates}; expected no fewer"
+        )
     if sparsifier.section.criterion == "structured" and sparsifier.section.scope == "global":
         return 0.0
-    steps = 0 if task.phase is None or task.phase.train is None else task.steps
-    return float(sparsifier.schedule(steps // task.recipe.train.accumulate))
+    return float(sparsifier.schedule(updates))
 
 
 class _named:
@@ -253,10 +259,10 @@ def _start(fresh: Tree, last: Tree, anew: tuple[str, ...]) -> Tree:
     return flat.unflatten(leaves)
 
 
-def _by_layer(params: Tree, section: Finetune) -> Callable[[Stage], Stage] | None:
+def _by_layer(model: Any, params: Tree, section: Finetune) -> Callable[[Stage], Stage] | None:
     if not (section.rates or section.weight_decay or section.decay is not None):
         return None
-    layers = finetuning.numbered_layers(params) if section.decay is not None else ()
+    layers = units.layers(model, params) if section.decay is not None else ()
 
     def within(stage: Stage) -> Stage:
         if section.decay is not None:

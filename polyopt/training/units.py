@@ -8,11 +8,13 @@ from typing import Any
 
 from polyopt import pruning, registry
 from polyopt.errors import InputError
-from polyopt.models import MLP
+from polyopt.finetuning import numbered_layers
+from polyopt.models import MLP, Linear
 from polyopt.pretrained import encoder_couplings, minilm
 from polyopt.products import Factor, Products
 from polyopt.pruning import Coupling
 from polyopt.recipe.encoder import MiniLM
+from polyopt.rule import Pattern, matches
 from polyopt.tree import Tree
 
 
@@ -25,6 +27,17 @@ def couplings(model: Any, params: Tree) -> list[tuple[Coupling, ...]]:
         raise InputError("prune.criterion = 'structured': this model has no hidden neurons")
     named = [(f"layers.{i}.weight", f"layers.{i}.bias") for i in range(layers)]
     return [pruning.chain_couplings(params, named)]
+
+
+def layers(model: Any, params: Tree) -> tuple[Pattern, ...]:
+    """A pattern for each layer of what is trained of ``model``, the lowest first."""
+    if isinstance(model, Linear):
+        return (".",)
+    if not isinstance(model, MiniLM):
+        return numbered_layers(params)
+    paths = tree.flatten(params).paths
+    bottom, top = ([x] if any(matches(x, p) for p in paths) else [] for x in (r"^body\.embeddings", "^head"))
+    return numbered_layers(params, bottom=bottom, top=top)
 
 
 def resized(model: Any, params: Tree) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import polyopt as po
 from polyopt import pruning as pr
 from polyopt import tree
 from polyopt.backend import Backend
@@ -64,6 +65,45 @@ def test_masks_of_other_dtypes_are_those_of_the_same_values(backend: Backend, dt
         expected = CRITERIA[name](parameters())
         for path, mask in CRITERIA[name](params).items():
             assert_same_bits(mask, expected[path], what=f"{name} {path}")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_leaves_of_no_axis_and_empty_ones_keep_their_shapes(backend: Backend, dtype: str) -> None:
+    host = {"scale": np.array(3.0), "none": np.zeros((0, 4)), "w": np.array([[1.0, -2.0], [3.0, 0.5]])}
+    params = tree.map_leaves(lambda x: backend.from_numpy(x, dtype=dtype), host)
+    masks = pr.magnitude_masks(params, 0.6, select=".*")
+    assert [np.count_nonzero(backend.to_numpy(masks[k])) for k in ("scale", "none", "w")] == [0, 0, 2]
+    optimizer = po.Optimizer(pr.masked(po.Adam(lr=0.1)))
+    dense = optimizer.init(params)
+    clipped = pr.clip_weights(params, minimum=-1e300, maximum=2.5, share=0.9)
+    moved, state = pr.with_masks(optimizer, params, dense, masks)
+    for found in (pr.pruned(params, masks), clipped, moved, pr.drop_weights(params, 0.6, select=".*")):
+        assert {k: tuple(x.shape) for k, x in found.items()} == {k: x.shape for k, x in host.items()}
+        assert {backend.dtype_name(x) for x in found.values()} == {dtype}
+    moved, state = optimizer.step(moved, params, state)
+    assert_same_bits(moved["scale"], np.zeros((), backend.to_numpy(moved["scale"]).dtype))
+    assert [tuple(x.shape) for x in pr.snip_scores(params, params, select="scale").values()] == [()]
+
+
+def test_limits_beyond_the_dtype_are_infinite(backend: Backend) -> None:
+    params = {"w": backend.from_numpy(np.array([[1.0, -np.inf, np.inf]]), dtype="float16")}
+    for found in (
+        pr.clip_weights(params, minimum=-1e300, maximum=1e300)["w"],
+        pr.pruned(params, pr.threshold_masks(params, minimum=-1e300, maximum=1e300, magnitude=1e-300))["w"],
+    ):
+        assert_same_bits(found, backend.to_numpy(params["w"]))
+    assert not backend.to_numpy(pr.threshold_masks(params, minimum=1e300)["w"])[0, :2].any()
+
+
+def test_what_is_pruned_may_be_nan() -> None:
+    params = {"w": np.array([[np.nan, 1.0, 3.0, 2.0]])}
+    within = {"w": np.array([[False, True, True, True]])}
+    for mask in (
+        pr.magnitude_masks(params, 0.5, within=within),
+        pr.threshold_masks(params, minimum=1.5, within=within),
+        pr.n_of_m_masks(params, within=within),
+    ):
+        assert mask["w"].tolist() == [[False, False, True, True]]
 
 
 # The counts
@@ -175,6 +215,11 @@ def test_scores_follow_their_papers_and_are_the_same_bits(backend: Backend) -> N
     assert (kept.sum(axis=0) == 6).all()
 
 
+def test_rows_of_nothing() -> None:
+    for shape in ((0, 3), (3, 0)):
+        assert pr.score_masks({"w": np.zeros(shape)}, 0.5, scope="row")["w"].shape == shape
+
+
 def test_wanda_prunes_each_row_of_outputs_in_both_layouts() -> None:
     w = np.random.default_rng(0).normal(size=(6, 10))
     norms = np.arange(1.0, 11.0)
@@ -220,6 +265,28 @@ def test_global_magnitudes_are_torchs_global_unstructured() -> None:
         assert_same_bits(ours[str(i)], layer.weight_mask.numpy().astype(bool))
 
 
+@pytest.mark.parametrize("amount", [0.0, 0.125, 0.3, 0.5, 0.999999])
+def test_as_many_of_equals_go_as_torch_prunes(amount: float) -> None:
+    """Of ties, too: torch prunes so many, whichever; halves are rounded to even."""
+    import torch
+    from torch.nn.utils import prune
+
+    w = torch.tensor([[1.0, -1.0, 1.0, 2.0, 1.0], [0.0, -0.0, 1.0, 1.0, 1.0]])
+    layer = torch.nn.Linear(5, 2)
+    for name in ("l1_unstructured", "random_unstructured"):
+        layer.weight = torch.nn.Parameter(w.clone())
+        getattr(prune, name)(layer, "weight", amount=amount)
+        theirs = int(layer.weight_mask.sum())
+        prune.remove(layer, "weight")
+        for found in (pr.magnitude_masks({"w": w}, amount), pr.random_masks({"w": w}, amount)):
+            assert int(found["w"].sum()) == theirs, name
+    equal = torch.ones(4, 3)
+    prune.ln_structured(layer := torch.nn.Linear(3, 4), "weight", amount=0.625, n=2, dim=0)
+    coupling = pr.Coupling("c", 4, (pr.Member("w", 0, scored=True),))
+    kept = pr.structured_masks({"w": equal}, 0.625, [coupling])["w"]
+    assert int(kept.sum()) == int(layer.weight_mask.sum()) == 6, "round(2.5) of four are gone"
+
+
 def test_random_masks_prune_as_many_as_torchs() -> None:
     import torch
     from torch.nn.utils import prune
@@ -253,6 +320,12 @@ def test_a_sparsity_outside_is_refused(criterion: Callable[..., Any], sparsity: 
         (lambda p: pr.magnitude_masks({"w": np.ones((2, 2), int)}, 0.5, select="w"), "dtype int64"),
         (lambda p: pr.n_of_m_masks({"w": np.ones((2, 6))}), "multiple of 4 along axis -1"),
         (lambda p: pr.n_of_m_masks(p, 5, 4), "0 < n <= m"),
+        (lambda p: pr.n_of_m_masks(p, axis=1.0), "axis = 1.0; expected an integer"),  # type: ignore[arg-type]
+        (lambda p: pr.n_of_m_masks(p, select="scale"), r"has shape \(\); expected a multiple of 4"),
+        (
+            lambda p: pr.score_masks(p, 0.5, scope="row", select="scale"),
+            r"'scale' has shape \(\); expected an",
+        ),
         (pr.threshold_masks, "no limit"),
         (lambda p: pr.threshold_masks({"w": np.array([[np.nan]])}, minimum=0.0), "'w' holds NaN"),
         (lambda p: pr.threshold_masks(p, minimum=float("nan")), "minimum = nan"),

@@ -256,6 +256,14 @@ def test_gradual_sparsity_is_zhu_and_guptas() -> None:
     assert schedule(230) == 0.9
 
 
+@pytest.mark.parametrize(
+    "schedule", [pr.OneShot(0.5, at=7), pr.Gradual(0.5, steps=6, every=3, start=2), pr.Iterative(0.5, 3, 4)]
+)
+def test_the_last_pruning_reaches_the_end(schedule: pr.SparsitySchedule) -> None:
+    assert schedule.last == max(t for t in range(99) if schedule.due(t))
+    assert schedule(schedule.last) == schedule(999) == 0.5
+
+
 def test_rounds_prune_the_same_share_of_what_is_left() -> None:
     schedule = pr.Iterative(1 - 0.8**5, rounds=5, every=10)
     for r in range(6):

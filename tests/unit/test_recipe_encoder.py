@@ -19,6 +19,7 @@ from polyopt.recipe import Recipe, datasets
 from polyopt.testing import assert_close, assert_same_bits
 from polyopt.training import train, units
 from polyopt.training.tasks import tasks
+from polyopt.training.work import Left
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "minilm_whole.toml"
 
@@ -211,6 +212,25 @@ def test_its_layers_one_by_one(reviews: None, tmp_path: Path) -> None:
     rounded = quantization.quantize(before[words], quantization.Integer(4, layout="out_in"))
     assert_same_bits(leaves[words].codes, rounded.codes)
     assert found.test_accuracy is not None
+
+
+def test_its_layers_are_the_tables_the_encoders_and_the_head(reviews: None) -> None:
+    of = phases({"finetune": {"decay": 0.5}, "train": {"steps": 1, "batch_size": 16}})
+    table = of.to_dict() | {"partition": [], "optimizer": {"name": "sgd", "lr": 0.8}, "clip": None}
+    of = Recipe.from_dict({key: value for key, value in table.items() if value is not None})
+    task = tasks(of)[1]
+    params = task.model.init(0, "float32")
+    rates = [
+        r"^body\.embeddings",
+        *(rf"^(?:body\.encoder\.layer\.){i}(?![0-9])" for i in (0, 1)),
+        "^head",
+    ]
+    assert list(units.layers(task.model, params)) == rates
+    assert len(units.layers(task.model, {"head": params["head"]})) == 1
+    start = {"base": Left(task.model, params, params, {})}
+    by_layer = task.work(start).optimizer(task.recipe)
+    assert {by_layer.hyperparameters({"step": 0})[f"{i}.lr"] for i in range(4)} == {0.1, 0.2, 0.4, 0.8}
+    assert np.isfinite(train(of).history.loss).all()
 
 
 def test_tokens_are_for_it_alone() -> None:

@@ -10,11 +10,13 @@ import pytest
 
 import polyopt as po
 from polyopt import checkpoint, finetuning, quantization, registry, tree
+from polyopt.errors import InputError
 from polyopt.models import MLP
 from polyopt.recipe import Recipe
 from polyopt.testing import assert_close, assert_same_bits
 from polyopt.training import Result, train
 from polyopt.training.objective import Objective, targets
+from polyopt.training.tasks import tasks
 
 TRAIN = {"steps": 6, "batch_size": 256}
 ADAM = {"name": "adam", "lr": 0.02}
@@ -177,3 +179,16 @@ def test_adapters_begin_at_the_weights(scaling: str) -> None:
     of = recipe({"finetune": tuned, "train": TRAIN | {"steps": 1}, "optimizer": {"name": "sgd", "lr": 0.0}})
     found = train(of)
     assert found.phases[0].test_loss == found.phases[1].test_loss
+
+
+def test_a_model_of_one_layer_has_one_rate(tmp_path: Path) -> None:
+    """Layer-wise decay and thawing of a linear model: the top layer is all there is."""
+    losses = [
+        train(recipe({"finetune": tuned, "train": TRAIN}, model={"name": "softmax"})).history.loss
+        for tuned in ({"decay": 0.5}, {"unfreeze": {"steps": 2}}, {"rates": {".": 1.0}})
+    ]
+    assert losses[0] == losses[1] == losses[2]
+    with pytest.raises(
+        InputError, match=r"^phase 'a': GradualUnfreezing: 1 steps and 0 layers below the top"
+    ):
+        tasks(recipe({"finetune": {"unfreeze": {"steps": [2]}}, "train": TRAIN}, model={"name": "softmax"}))

@@ -10,6 +10,7 @@ import pytest
 
 from polyopt import checkpoint, quantization, registry
 from polyopt.backend import Backend
+from polyopt.errors import InputError
 from polyopt.gradients import value_and_grad
 from polyopt.losses import cross_entropy
 from polyopt.models import MLP
@@ -250,9 +251,56 @@ def test_what_was_looked_at_is_the_models_loss() -> None:
         assert_close(layer["weight"], g[f"layers.{i}.weight"], rtol=1e-10, atol=1e-14, because="float64")
 
 
-def test_a_layer_that_would_be_empty_is_refused_before_training(tmp_path: Path) -> None:
-    from polyopt.errors import InputError
+@pytest.mark.parametrize("rewind", [None, "initial"])
+def test_what_a_partition_freezes_is_pruned_and_stays_so(tmp_path: Path, rewind: str | None) -> None:
+    rounds = {"schedule": "iterative", "end": 0.5, "rounds": 2, "every": 1}
+    of = recipe(
+        {"prune": {"sparsity": rounds, "rewind": rewind}, "train": TRAIN},
+        {"finetune": {"lora": {"rank": 1, "alpha": 1.0}}, "train": TRAIN},
+        partition=[{"pattern": r"layers\.0\.", "freeze": True}],
+    )
+    found = train(of, out=tmp_path)
+    assert [phase.sparsity for phase in found.phases] == [0.0, 0.5, 0.5]
+    for phase in (1, 2):
+        assert gone(found, phase)["layers.0.weight"].sum() == 512
+    assert not np.array_equal(left(found, 2)["layers.1.weight"], left(found, 1)["layers.1.weight"])
 
+
+def test_neurons_of_a_frozen_layer_are_removed(tmp_path: Path) -> None:
+    """Its biases, too, which are still at the 0 that they begin with."""
+    gradual = {"schedule": "gradual", "end": 0.5, "steps": 2, "every": 1}
+    of = recipe(
+        {"prune": {"criterion": "structured", "sparsity": gradual, "shrink": True}, "train": TRAIN},
+        partition=[{"pattern": r"layers\.0", "freeze": True}],
+    )
+    found = train(of, out=tmp_path)
+    assert [left(found, 1)[f"layers.{i}.bias"].shape for i in (0, 1)] == [(8,), (4,)]
+    assert found.phases[1].sparsity == 0.0
+
+
+def test_movement_leaves_out_what_does_not_move(tmp_path: Path) -> None:
+    section = {"criterion": "movement", "sparsity": {"schedule": "one_shot", "sparsity": 0.5, "at": 2}}
+    frozen = [{"pattern": r"layers\.0", "freeze": True}]
+    found = train(recipe({"prune": section, "train": TRAIN}, partition=frozen), out=tmp_path)
+    assert [int(x.sum()) for x in gone(found).values()] == [0, 64, 40]
+    of = recipe({"prune": section | {"select": r"layers\.0"}, "train": TRAIN}, partition=frozen)
+    with pytest.raises(
+        InputError, match=r"^phase 'a': prune\.criterion = 'movement': all that it would prune"
+    ):
+        tasks(of)
+
+
+def test_a_schedule_that_the_phase_does_not_end_is_refused() -> None:
+    late = {"schedule": "gradual", "end": 0.5, "steps": 3, "every": 1}
+    accumulated = {"prune": {"sparsity": late}, "train": TRAIN | {"accumulate": 2}}
+    with pytest.raises(
+        InputError, match=r"^phase 'a': prune\.sparsity: .* last time after 3 updates, and the phase makes 2;"
+    ):
+        tasks(recipe(accumulated))
+    assert len(tasks(recipe({"prune": {"sparsity": late | {"steps": 4}}, "train": TRAIN}))) == 2
+
+
+def test_a_layer_that_would_be_empty_is_refused_before_training(tmp_path: Path) -> None:
     of = recipe({"prune": {"criterion": "structured", "sparsity": 0.95}})
     with pytest.raises(
         InputError, match=r"^phase 'a': structured_masks: .* all 8 units of 'layers\.1\.weight'"
