@@ -54,7 +54,7 @@ def encoder_couplings(
     ('encoder.layer.0.attention', 4, 'encoder.layer.0.intermediate.dense.weight', 16)
     """
     named = tree.named(params)
-    heads, neurons = [], []
+    heads, neurons = list[Coupling](), list[Coupling]()
     while root + _QUERY.format(len(heads)) in named:
         at = f"{root}encoder.layer.{len(heads)}"
         inputs = [f"{at}.attention.self.{name}" for name in ("query", "key", "value")]

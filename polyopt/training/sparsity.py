@@ -117,7 +117,7 @@ class Sparsifier:
         model, select = self.objective.model, self.section.select
         norms = units.input_norms(model, params, self._looked_at()[0])
         chosen = list(norms) if select is None else finetuning.select(params, select)
-        found = {}
+        found: dict[str, Any] = {}
         for layout, paths in units.by_layout(model, chosen).items():
             found |= pruning.wanda_scores(params, norms, layout=layout, select=set(paths).__contains__)
         return found

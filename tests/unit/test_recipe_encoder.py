@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_pretrained import WIDTH, F, reference, small, tensors
+import torch.nn.functional as F
+from test_pretrained import WIDTH, reference, small, tensors
 
 from polyopt import checkpoint, quantization
 from polyopt.backend import Backend

@@ -96,6 +96,16 @@ def test_the_other_kinds(tmp_path: Path) -> None:
     check(train(of, out=tmp_path / "whole"), stopped_in_each(of, "numpy", tmp_path / "parts"))
 
 
+def test_other_slots_and_parts_on_every_backend(tmp_path: Path, backend: Backend) -> None:
+    """Of what a backend has a part in; groups and limits are worked out on the host, before training."""
+    of = recipe(
+        [phase for phase in FEW if phase["name"] in ("wanda", "start", "new head", "initial")],
+        ema={"decay": 0.5},
+    )
+    whole = train(of, backend=backend, out=tmp_path / "whole")
+    check(whole, stopped_in_each(of, backend, tmp_path / "parts"))
+
+
 def test_between_two_updates(tmp_path: Path) -> None:
     """Of two batches each: a layer thaws, and weights go, at updates alone."""
     twice = {"train": TRAIN | {"accumulate": 2, "steps": 8}}
