@@ -45,12 +45,27 @@ def unit_scores(params: Tree, couplings: Sequence[Coupling], *, norm: float = 2)
             if m.scored
         ]
         x = np.abs(np.concatenate(rows, axis=1).astype(np.float64))
-        if norm == math.inf:
-            found[coupling.name] = x.max(axis=1, initial=0.0)
-        else:
-            total = np.sum(x * x if norm == 2 else x**norm, axis=1)
-            found[coupling.name] = np.sqrt(total) if norm == 2 else total ** (1 / norm)
+        found[coupling.name] = _norms(x, norm)
+        if not np.isfinite(found[coupling.name]).all() and np.isfinite(x).all():
+            raise InputError(
+                f"unit_scores: the norms of {coupling.name!r} are too large a number for norm = {norm!r}; "
+                "expected one nearer to 2"
+            )
     return found
+
+
+def _norms(x: Any, norm: float) -> Any:
+    """Of each row of magnitudes; in parts of its largest, whose powers neither over- nor underflow."""
+    largest = x.max(axis=1, initial=0.0)
+    if norm == math.inf:
+        return largest
+    with np.errstate(over="ignore"):
+        if norm == 1:
+            return np.sum(x, axis=1)
+        if norm == 2:
+            return np.sqrt(np.sum(x * x, axis=1))
+        unit = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+        return unit * np.sum((x / unit[:, None]) ** norm, axis=1) ** (1 / norm)
 
 
 def structured_masks(

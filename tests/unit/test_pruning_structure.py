@@ -176,6 +176,17 @@ def test_units_are_those_that_torchs_ln_structured_keeps(norm: float, axis: int)
     assert_same_bits(ours, layer.weight_mask.numpy().astype(bool))
 
 
+def test_high_norms_of_small_weights_still_rank() -> None:
+    w = np.array([[0.03, 0.01, 0.02, np.inf], [0.0, 0.0, 0.02, 0.0]])
+    coupling = pr.Coupling("c", 4, (pr.Member("w", 1, scored=True),))
+    for norm in (1000.0, 2, 0.5):
+        scores = pr.unit_scores({"w": w}, [coupling], norm=norm)["c"]
+        assert scores.argsort().tolist() == ([1, 2, 0, 3] if norm > 1 else [1, 0, 2, 3])
+    assert_close(scores[2], 0.08, rtol=1e-14, because="(2·√0.02)²")
+    with pytest.raises(InputError, match=r"norms of 'c' are too large a number for norm = 0\.001"):
+        pr.unit_scores({"w": np.ones((3, 4))}, [coupling], norm=0.001)
+
+
 def test_scores_of_ones_own_decide_and_the_first_of_equals_go() -> None:
     params = {"w0": np.ones((3, 4)), "w1": np.ones((4, 2))}
     couplings = pr.chain_couplings(params, ["w0", "w1"])
