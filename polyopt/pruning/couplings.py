@@ -174,6 +174,9 @@ def head_coupling(
     """
     if layout not in LAYOUTS:
         raise InputError(f"head_coupling: layout = {layout!r}; {nearest(str(layout), LAYOUTS)}")
+    for what, x in (("heads", heads), ("tiles", tiles)):
+        if isinstance(x, bool) or not isinstance(x, int) or x < 1:
+            raise InputError(f"head_coupling: {what} = {x!r}; expected an integer >= 1")
     named = tree.named(params)
     out, into = (0, 1) if layout == "out_in" else (1, 0)
     members = []
@@ -182,7 +185,7 @@ def head_coupling(
         if path not in named:
             raise InputError(f"head_coupling: no parameter is called {path!r}; {nearest(path, named)}")
         shape = tuple(named[path].shape)
-        if axis >= len(shape) or heads < 1 or shape[axis] % (heads * times):
+        if axis >= len(shape) or shape[axis] % (heads * times):
             raise InputError(
                 f"head_coupling: {path!r} has shape {shape}; expected a multiple of {heads} heads times "
                 f"{times} along axis {axis}"

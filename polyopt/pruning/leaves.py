@@ -108,6 +108,10 @@ def aligned_masks(owner: str, flat: Flat, masks: Mapping[str, Array]) -> dict[st
     for path, mask in masks.items():
         leaf = leaves.get(path)
         if leaf is None:
+            if path in leaves:
+                raise InputError(
+                    f"{owner}: mask {path!r} belongs to a parameter that is None; expected an array"
+                )
             raise InputError(f"{owner}: mask {path!r} belongs to no parameter; {nearest(path, leaves)}")
         backend = registry.of(leaf, mask)
         if backend.dtype_name(mask) != "bool":

@@ -7,6 +7,7 @@ so equal inputs give equal bits on every backend.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,8 @@ def movement_scores(
     [[6.0, -2.0]]
     """
     owner = "movement_scores"
+    if isinstance(lr, bool) or not isinstance(lr, int | float | np.floating) or not 0 <= lr < math.inf:
+        raise InputError(f"{owner}: lr = {lr!r}; expected a finite number >= 0")
     chosen, slopes = _with_gradients(owner, params, grads, select)
     before: list[Any] = [w.dtype.type(0) for w in chosen.hosts]
     if scores is not None:

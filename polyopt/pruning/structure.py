@@ -44,12 +44,15 @@ def unit_scores(params: Tree, couplings: Sequence[Coupling], *, norm: float = 2)
             for m in coupling.members
             if m.scored
         ]
+        if not rows:
+            raise InputError(
+                f"unit_scores: coupling {coupling.name!r} has no member that is scored; expected one"
+            )
         x = np.abs(np.concatenate(rows, axis=1).astype(np.float64))
         found[coupling.name] = _norms(x, norm)
         if not np.isfinite(found[coupling.name]).all() and np.isfinite(x).all():
             raise InputError(
-                f"unit_scores: the norms of {coupling.name!r} are too large a number for norm = {norm!r}; "
-                "expected one nearer to 2"
+                f"unit_scores: norms of {coupling.name!r} overflow for norm = {norm!r}; expected another one"
             )
     return found
 

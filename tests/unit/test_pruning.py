@@ -342,6 +342,11 @@ def test_a_sparsity_outside_is_refused(criterion: Callable[..., Any], sparsity: 
         (lambda p: pr.snip_scores({"w": np.ones((2, 2))}, {"w": np.ones((2, 1))}), r"shape \(2, 1\)"),
         (lambda p: pr.snip_scores({"w": np.ones((2, 2))}, {"w": None}), "has no gradient"),
         (lambda p: pr.movement_scores(p, p, {}), "has no score"),
+        (lambda p: pr.movement_scores(p, p, lr=float("nan")), "lr = nan; expected a finite number >= 0"),
+        (
+            lambda p: pr.apply_masks(np, {"w": None}, {"w": np.ones(2, bool)}),
+            "'w' belongs to a parameter that is",
+        ),
         (lambda p: pr.wanda_scores(p, {"conw": np.ones(4)}), "did you mean 'conv'"),
         (lambda p: pr.wanda_scores(p, {"conv": np.ones(5)}), r"have shape \(5,\)"),
         (lambda p: pr.input_norms(np.ones((0, 3))), "at least one sample"),

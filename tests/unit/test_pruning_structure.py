@@ -183,7 +183,7 @@ def test_high_norms_of_small_weights_still_rank() -> None:
         scores = pr.unit_scores({"w": w}, [coupling], norm=norm)["c"]
         assert scores.argsort().tolist() == ([1, 2, 0, 3] if norm > 1 else [1, 0, 2, 3])
     assert_close(scores[2], 0.08, rtol=1e-14, because="(2·√0.02)²")
-    with pytest.raises(InputError, match=r"norms of 'c' are too large a number for norm = 0\.001"):
+    with pytest.raises(InputError, match=r"norms of 'c' overflow for norm = 0\.001"):
         pr.unit_scores({"w": np.ones((3, 4))}, [coupling], norm=0.001)
 
 
@@ -238,6 +238,16 @@ def test_leaves_of_another_kind_keep_their_dtype(backend: Backend) -> None:
             r"'layers.1.bias' of shape \(9,\) doesn't couple: expected a length of 12 along axis 0",
         ),
         (lambda p, c: pr.head_coupling("h", 5, ["layers.0.weight"], "layers.1.weight", p), "multiple of 5"),
+        (
+            lambda p, c: pr.head_coupling("h", 1, ["layers.0.weight"], "layers.1.weight", p, tiles=0),
+            "tiles = 0; expected an integer >= 1",
+        ),
+        (
+            lambda p, c: pr.structured_masks(
+                p, 0.5, [pr.Coupling("c", 12, (pr.Member("layers.0.weight", 1),))]
+            ),
+            "'c' has no member that is scored",
+        ),
         (lambda p, c: pr.head_coupling("h", 5, ["layers.0.wight"], "layers.1.weight", p), "did you mean"),
         (lambda p, c: pr.shrink(p, {"a": np.ones(3, bool)}, c), "belongs to no parameter"),
         (
