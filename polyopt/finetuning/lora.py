@@ -125,7 +125,7 @@ class LoRA:
         """``params`` with W + s·A·B in the places of the adapted W, computed by ``xp``, differentiable."""
 
         def adapted(path: str, w: Array) -> Array:
-            a, b = adapters[path]["A"], adapters[path]["B"]
+            a, b = self._factors(path, w, adapters[path])
             product = xp.matmul(a, b) if self.layout == "in_out" else xp.matmul(b, a)
             return w + xp.astype(product * self.scale, w.dtype)
 
@@ -147,10 +147,11 @@ class LoRA:
 
         def merged(path: str, w: Array) -> Array:
             backend = registry.of(w)
-            wide = {k: backend.to_numpy(x).astype(np.float64) for k, x in (adapters[path] | {"W": w}).items()}
-            product = wide["A"] @ wide["B"] if self.layout == "in_out" else wide["B"] @ wide["A"]
-            values = wide["W"] + self.scale * product
-            return beside(w, values)
+            wide, a, b = (
+                backend.to_numpy(x).astype(np.float64) for x in (w, *self._factors(path, w, adapters[path]))
+            )
+            product = a @ b if self.layout == "in_out" else b @ a
+            return beside(w, wide + self.scale * product)
 
         _check_paths(params, adapters)
         flat = tree.flatten(params)
@@ -158,6 +159,21 @@ class LoRA:
         originals = {path: x for path, x in pairs if path in adapters}
         new = {path: merged(path, x) for path, x in originals.items()}
         return flat.unflatten(new.get(path, x) for path, x in pairs), originals
+
+    def _factors(self, path: str, w: Array, adapter: Mapping[str, Array]) -> tuple[Array, Array]:
+        """A and B, of whose shapes none may be broadcast."""
+        found = tuple(tuple(map(int, adapter[k].shape)) if k in adapter else None for k in "AB")
+        first, second = map(int, w.shape)
+        if self.layout == "in_out":
+            wanted = ((first, self.rank), (self.rank, second))
+        else:
+            wanted = ((self.rank, second), (first, self.rank))
+        if found != wanted:
+            raise InputError(
+                f"LoRA: the adapters A, B of leaf {path!r} have the shapes {found[0]}, {found[1]}; expected "
+                f"{wanted[0]}, {wanted[1]} ({self.layout})"
+            )
+        return adapter["A"], adapter["B"]
 
     def _adapter(self, path: str, w: Any, seed: int, dtype: str | None) -> dict[str, Array]:
         shape = None if w is None else tuple(w.shape)

@@ -8,6 +8,7 @@ from typing import Any
 
 from polyopt.errors import InputError
 from polyopt.finetuning.freezing import freeze, split
+from polyopt.finetuning.selection import select
 from polyopt.finetuning.transfer import transfer
 from polyopt.optimizer import Optimizer, State
 from polyopt.rule import Pattern, Stage
@@ -101,7 +102,11 @@ class GradualUnfreezing:
         return Optimizer(self.stage(step), **self.options)
 
     def split(self, params: Tree, step: int) -> tuple[Tree, Tree]:
-        """``(trained, frozen)`` at the coming update: see :func:`~polyopt.finetuning.split`."""
+        """``(trained, frozen)`` at the coming update: see :func:`~polyopt.finetuning.split`.
+
+        Every layer's pattern must match a path, also of those that are trained already.
+        """
+        select(params, *self.layers)
         return split(params, *self.frozen(step))
 
     def advance(self, state: State, params: Tree) -> State:

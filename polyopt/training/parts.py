@@ -64,6 +64,7 @@ class Layers:
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
         held = set(self.frozen)
         if self.plan is not None:
+            finetuning.select(params, *self.plan.layers)  # a pattern that matches nothing is a mistake
             held |= set(finetuning.select(params, *self.plan.frozen(updates)))
         paths = tree.flatten(params).paths
         if held.issuperset(paths):

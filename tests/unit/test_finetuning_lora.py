@@ -164,3 +164,20 @@ def test_what_can_not_be_adapted_is_named() -> None:
     adapters = LoRA("weight", 1, 1.0, initializer=Constant(1.0)).init(params)
     with pytest.raises(InputError, match="adapted leaf 'wieght' is no parameter; did you mean 'weight'"):
         LoRA("weight", 1, 1.0).merge(params, {"wieght": adapters["weight"]})
+
+
+@pytest.mark.parametrize(
+    ("lora", "adapter", "found"),
+    [
+        (LoRA("w", 1, 1.0, layout="out_in"), {"A": (3, 1), "B": (1, 3)}, r"\(3, 1\), \(1, 3\)"),
+        (LoRA("w", 1, 1.0), {"A": (1, 1), "B": (1, 3)}, r"\(1, 1\), \(1, 3\)"),
+        (LoRA("w", 2, 1.0), {"A": (3, 1), "B": (1, 3)}, r"\(3, 1\), \(1, 3\)"),
+        (LoRA("w", 1, 1.0), {"A": (3, 1)}, r"\(3, 1\), None"),
+    ],
+)
+def test_adapters_are_not_broadcast(lora: LoRA, adapter: Any, found: str) -> None:
+    params = {"w": np.ones((3, 3))}
+    adapters = {"w": {name: np.ones(shape) for name, shape in adapter.items()}}
+    for call in (lambda: lora.apply(np, params, adapters), lambda: lora.merge(params, adapters)):
+        with pytest.raises(InputError, match=rf"adapters A, B of leaf 'w' have the shapes {found}; expected"):
+            call()

@@ -127,6 +127,13 @@ def test_layers_thaw_and_the_others_keep_their_slots(tmp_path: Path) -> None:
     assert {path: int(n) for path, n in found.state["missed"].items()} == missed
 
 
+def test_a_layer_that_is_not_there_is_refused_before_training() -> None:
+    """Also the top one, which is never frozen."""
+    of = recipe({"finetune": {"unfreeze": {"steps": 1, "layers": [r"^layers\.1", r"^head"]}}, "train": TRAIN})
+    with pytest.raises(InputError, match=r"^phase 'a': pattern '\^head' matches no parameter"):
+        tasks(of)
+
+
 def test_what_has_not_thawed_is_not_touched(tmp_path: Path) -> None:
     tuned = {"unfreeze": {"steps": 3}, "freeze": ["bias$"]}
     of = recipe(
