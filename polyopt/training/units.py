@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from polyopt import pruning, registry
+from polyopt import pruning, registry, tree
 from polyopt.errors import InputError
 from polyopt.finetuning import numbered_layers
 from polyopt.models import MLP, Linear
