@@ -68,6 +68,7 @@ def input_norms(model: Any, params: Tree, x: Any) -> dict[str, Any]:
 
     By path; of tokens, those that are no padding.
 
+    >>> import numpy as np
     >>> from polyopt.initializers import Constant
     >>> model = MLP(2, 1, Constant(1.0), Constant(0.0), hidden=(3,))
     >>> norms = input_norms(model, model.init(0, "float64"), np.array([[3.0, 1.0], [4.0, 0.0]]))
