@@ -135,13 +135,17 @@ class Optimizer:
                 return done
         return self._run(params, grads, state, "p", donate=donate)
 
-    def observe(self, state: State, metric: float) -> State:
-        """The state after a ``metric`` was reported to the schedules that wait for one (plateau)."""
-        observed = {
-            name: schedule.observe(state["observed"][name], float(metric))
+    def observe(self, state: State, value: float, what: str = "metric") -> State:
+        """The state after ``value`` was reported to the schedules that wait for ``what``.
+
+        A plateau waits for a ``"metric"``, a :class:`~polyopt.batch_size.RateOfSize` for a ``"size"``.
+        """
+        told = {
+            name: schedule.observe(state["observed"][name], float(value))
             for name, schedule in self._measured()
+            if schedule.awaits == what
         }
-        return state | ({"observed": observed} if observed else {})
+        return state | ({"observed": state["observed"] | told} if told else {})
 
     def hyperparameters(self, state: State) -> dict[str, float]:
         """``{"lr": value}`` at the coming update; names are qualified by position inside a composition."""
@@ -167,7 +171,7 @@ class Optimizer:
             if type(value) is float:
                 continue
             if isinstance(value, Measured):
-                values[name] = value.current(state["observed"][f"{key}{name}"])
+                values[name] = value.current(state["observed"][f"{key}{name}"], xp, step)
             elif isinstance(value, Schedule):
                 values[name] = value.value(xp, step)
         return SimpleNamespace(**values)

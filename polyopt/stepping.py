@@ -43,8 +43,8 @@ class Way(Protocol):
     def by_path(self, carry: Carry) -> tuple[Tree, State]:
         """Parameters and state as ``Optimizer.step`` has them."""
 
-    def observe(self, carry: Carry, optimizer: Optimizer, metric: float) -> None:
-        """Report ``metric`` to the schedules that wait for one."""
+    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+        """Report ``value`` to the schedules that wait for ``what``."""
 
 
 @dataclass
@@ -65,8 +65,8 @@ class Leaves:
     def by_path(self, carry: Carry) -> tuple[Tree, State]:
         return carry.params, carry.state
 
-    def observe(self, carry: Carry, optimizer: Optimizer, metric: float) -> None:
-        carry.state = optimizer.observe(carry.state, metric)
+    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+        carry.state = optimizer.observe(carry.state, value, what)
 
 
 @dataclass
@@ -82,8 +82,8 @@ class Buffers:
     def by_path(self, carry: Carry) -> tuple[Tree, State]:
         return self.packing.unpack(carry.params), self.packing.unpack_state(carry.state)
 
-    def observe(self, carry: Carry, optimizer: Optimizer, metric: float) -> None:
-        self.leaves.observe(carry, optimizer, metric)
+    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+        self.leaves.observe(carry, optimizer, value, what)
 
 
 @dataclass
@@ -122,10 +122,10 @@ class Whole:
         state = self.packing.unpack_state({**carry.state, "slots": slots})
         return self.packing.unpack(carry.params), state
 
-    def observe(self, carry: Carry, optimizer: Optimizer, metric: float) -> None:
+    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
         self._settle(carry)
         self.ahead = None
-        carry.state = optimizer.observe(carry.state, metric)
+        carry.state = optimizer.observe(carry.state, value, what)
 
     def _settle(self, carry: Carry) -> None:
         """Take back the host's part of a step that was not made."""

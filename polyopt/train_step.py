@@ -12,7 +12,7 @@ from polyopt.ops import Array
 from polyopt.optimizer import Optimizer, State
 from polyopt.packing import Packing
 from polyopt.plan import plan
-from polyopt.stepping import Buffers, Leaves, Whole, copied
+from polyopt.stepping import Buffers, Gradient, Leaves, Whole, copied
 from polyopt.stepping import Carry as Carry
 from polyopt.tree import Tree
 from polyopt.whole import WholeUpdate
@@ -35,6 +35,9 @@ class TrainStep:
     optimizer
         Its rule, and what it does about gradients that are not finite. With ``nonfinite="skip"`` each step
         waits until it is known whether the one before was made.
+    gradient
+        ``gradient(params, *args) -> (loss, gradients)``, made by hand: what there is instead of
+        ``value_and_grad(loss)``, leaf by leaf. What it gives as the loss is handed on as it is.
 
     Examples
     --------
@@ -48,8 +51,8 @@ class TrainStep:
     (10.0, [0.0, 0.0], 1)
     """
 
-    def __init__(self, loss: LossFunction, optimizer: Optimizer) -> None:
-        self.loss, self.optimizer = loss, optimizer
+    def __init__(self, loss: LossFunction, optimizer: Optimizer, gradient: Gradient | None = None) -> None:
+        self.loss, self.optimizer, self.gradient = loss, optimizer, gradient
         self._made: dict[Hashable, Any] = {}
 
     def init(self, params: Tree) -> Carry:
@@ -75,15 +78,16 @@ class TrainStep:
                     f"TrainStep: parameter {path!r} is traced; expected a call from outside of any compiled "
                     "function: it compiles by itself"
                 )
-        optimizer = self.optimizer
-        if optimizer.compiled and optimizer.accumulate == 1 and optimizer.nonfinite != "raise":
+        optimizer, gradient = self.optimizer, self.gradient
+        whole = optimizer.accumulate == 1 and optimizer.nonfinite != "raise" and gradient is None
+        if optimizer.compiled and whole:
             packed = self._packed(backend, params, state)
             if packed is not None:
                 return packed
         state = optimizer.init(params) if state is None else copied(backend, state)
         key = ("leaves", backend)
         if key not in self._made:
-            self._made[key] = backend.value_and_grad(self.loss, compiled=optimizer.compiled)
+            self._made[key] = gradient or backend.value_and_grad(self.loss, compiled=optimizer.compiled)
         return Carry(backend, copied(backend, params), state, Leaves(self._made[key], optimizer))
 
     def __call__(self, carry: Carry, *args: Any) -> tuple[Carry, Array]:
@@ -98,9 +102,9 @@ class TrainStep:
         params, state = carry.way.by_path(carry)
         return (copied(carry.backend, params), copied(carry.backend, state)) if copy else (params, state)
 
-    def observe(self, carry: Carry, metric: float) -> Carry:
-        """Report ``metric`` to the schedules that wait for one (plateau)."""
-        carry.way.observe(carry, self.optimizer, metric)
+    def observe(self, carry: Carry, value: float, what: str = "metric") -> Carry:
+        """Report ``value`` to the schedules that wait for ``what``, as ``Optimizer.observe`` does."""
+        carry.way.observe(carry, self.optimizer, value, what)
         return carry
 
     # Over packed buffers

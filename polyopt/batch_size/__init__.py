@@ -7,6 +7,8 @@ micro-batches of one size, :class:`PaddedStep` from one real batch in an array o
 
 from __future__ import annotations
 
+from polyopt.batch_size.accumulated import Accumulated as Accumulated
+from polyopt.batch_size.accumulated import Outcome as Outcome
 from polyopt.batch_size.buckets import Buckets as Buckets
 from polyopt.batch_size.feed import Batches as Batches
 from polyopt.batch_size.feed import Feed as Feed
@@ -19,4 +21,3 @@ from polyopt.batch_size.sizes import InsteadOfDecay as InsteadOfDecay
 from polyopt.batch_size.sizes import RateForSize as RateForSize
 from polyopt.batch_size.sizes import RateOfSize as RateOfSize
 from polyopt.batch_size.step import AccumulatedStep as AccumulatedStep
-from polyopt.batch_size.step import Outcome as Outcome

@@ -83,9 +83,9 @@ class PaddedStep:
         """``(params, state)`` by path, as ``Optimizer.step`` has them."""
         return self._step.unload(carry, copy=copy)
 
-    def observe(self, carry: Carry, metric: float) -> Carry:
-        """Report ``metric`` to the schedules that wait for one: a batch's size to a ``RateOfSize``."""
-        return self._step.observe(carry, metric)
+    def observe(self, carry: Carry, value: float, what: str = "metric") -> Carry:
+        """Report ``value`` to the schedules that wait for ``what``: a ``"size"`` to a ``RateOfSize``."""
+        return self._step.observe(carry, value, what)
 
     def __call__(
         self, carry: Carry, data: Sequence[Any], indices: Any, *, shared: Sequence[Any] = ()
@@ -96,19 +96,13 @@ class PaddedStep:
         ----------
         carry
             Of :meth:`init`, :meth:`load` or the last step.
-        data
-            The whole data set, (x, y), say: trees of arrays whose first axis is the samples, of the
-            parameters' framework or on the host, from where each batch is brought over.
-        indices
-            The batch: at least one index into the samples, a host array or a list.
-        shared
-            What ``losses`` gets before the samples, whole.
+        data, indices, shared
+            The samples, the batch and what comes before them, as :class:`AccumulatedStep` takes them.
 
         Raises
         ------
         InputError
-            For no indices, more than the largest bucket holds, or one out of range, and for data of
-            different lengths. Nothing was changed.
+            As of :class:`AccumulatedStep`, and for more indices than the largest bucket holds.
         """
         rows = checked(type(self).__name__, tuple(data), indices)
         backend, size = carry.backend, self.buckets(len(rows))

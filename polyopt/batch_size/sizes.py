@@ -152,30 +152,40 @@ class RateForSize(Schedule):
 
     def levels(self) -> Iterator[tuple[str, float]]:
         """Those of the rate: a ratio of sizes is positive and doesn't leave a range that starts at 0."""
-        if isinstance(self.rate, Schedule):
-            return ((f"rate.{key}", x) for key, x in self.rate.levels())
-        return iter([("rate", self.rate)])
+        return _levels(self.rate)
 
     def value(self, xp: Any, t: Any) -> Any:
-        rate = self.rate.value(xp, t) if isinstance(self.rate, Schedule) else self.rate
-        return rate * xp.pow(self.size.value(xp, t) / self.base, POWERS[self.scaling])
+        return _scaled(self, xp, t, self.size.value(xp, t))
 
 
 @dataclass(frozen=True)
 class RateOfSize(Measured):
-    """A learning rate that follows a size which no schedule knows: ``rate · (size / base)^power``.
+    """A learning rate that follows a size which no schedule knows: ``rate(t) · (size / base)^power``.
 
-    Report each batch's size before its update: ``state = optimizer.observe(state, size)``. A plateau in the
-    same optimizer would take it for its metric.
+    Report each batch's size before its update: ``state = optimizer.observe(state, size, "size")``. Until then
+    it is that of ``base``. Rate, base and scaling are those of :class:`RateForSize`.
 
     >>> rate = RateOfSize(0.1, base=32)
     >>> rate.current(rate.observe(rate.initial_state(), 64))
     0.2
     """
 
-    rate: float = level(low=0.0)
+    rate: Schedule | float
     base: int = number(low=1, whole=True)
     scaling: str = choice("linear", *POWERS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.rate, Schedule):
+            inner("RateOfSize", "rate", self.rate)
+
+    @property
+    def awaits(self) -> str:
+        return "size"
+
+    def levels(self) -> Iterator[tuple[str, float]]:
+        """Those of the rate."""
+        return _levels(self.rate)
 
     def initial_state(self) -> dict[str, float]:
         return {"size": float(self.base)}
@@ -185,8 +195,21 @@ class RateOfSize(Measured):
             raise InputError(f"RateOfSize: a batch of {metric!r} samples; expected a number above 0")
         return {"size": float(metric)}
 
-    def current(self, state: dict[str, float]) -> float:
-        return float(self.rate * math.pow(state["size"] / self.base, POWERS[self.scaling]))
+    def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
+        return _scaled(self, xp, t, state["size"])
+
+
+def _scaled(schedule: RateForSize | RateOfSize, xp: Any, t: Any, size: Any) -> Any:
+    rate = schedule.rate.value(xp, t) if isinstance(schedule.rate, Schedule) else schedule.rate
+    # A size that was reported is a number, also where the step is traced.
+    power = host.pow if isinstance(size, float) else xp.pow
+    return rate * power(size / schedule.base, POWERS[schedule.scaling])
+
+
+def _levels(rate: Schedule | float) -> Iterator[tuple[str, float]]:
+    if isinstance(rate, Schedule):
+        return ((f"rate.{key}", x) for key, x in rate.levels())
+    return iter([("rate", rate)])
 
 
 def _check_size(owner: str, name: str, value: Any, multiple: Any) -> None:

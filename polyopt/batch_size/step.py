@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from polyopt import accumulation, lifting, registry, tree
-from polyopt.backend import Backend
+from polyopt import registry, tree
+from polyopt.batch_size.accumulated import Accumulated, Outcome
 from polyopt.batch_size.fetch import Fetch, checked
-from polyopt.batch_size.noise import Norms
-from polyopt.clipping import global_norm
 from polyopt.errors import InputError
-from polyopt.execution import compute_dtype
-from polyopt.gradients import value_and_grad
 from polyopt.ops import Array
 from polyopt.optimizer import Optimizer, State
 from polyopt.tree import Tree
 
 Losses = Callable[..., Array]
 """``losses(xp, params, *shared, *data)``: the loss of each sample, of shape (micro,)."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one :class:`AccumulatedStep` found.
-
-    Parameters
-    ----------
-    loss
-        The mean over the batch's samples, before the update: a 0-d array.
-    norms
-        Of the gradients, for the noise scale; ``None`` where they are not measured, or where there is but
-        one micro-batch.
-    """
-
-    loss: Array
-    norms: Norms | None
 
 
 class AccumulatedStep:
@@ -94,7 +72,7 @@ class AccumulatedStep:
             # Divided by what a full one has: the parts of a batch are then added up unweighted.
             return xp.sum(xp.astype(counted, each.dtype) * each) / float(micro)
 
-        self._gradient = value_and_grad(loss, compiled=optimizer.compiled)
+        self._mean = Accumulated(loss, micro, measure=measure, compiled=optimizer.compiled)
 
     def __call__(
         self,
@@ -128,39 +106,13 @@ class AccumulatedStep:
         InputError
             For no indices, or one out of range, and for data of different lengths. Nothing was changed.
         """
-        flat = tree.flatten(params)
-        present = {path: x for path, x in zip(flat.paths, flat.leaves, strict=True) if x is not None}
-        backend = registry.of(*present.values())
-        rows = checked(type(self).__name__, tuple(data), indices)
-        fetch = Fetch(backend, backend.device_name(next(iter(present.values()))), self.micro)
-        held = {
-            path: lifting.full_like(backend, x, 0.0, compute_dtype(backend.dtype_name(x)))
-            for path, x in present.items()
-        }
-        paths, compiled = tuple(present), self.optimizer.compiled
-        losses: list[Array] = []
-        norms: list[Array] = []
-        for start in range(0, len(rows), self.micro):
-            part = rows[start : start + self.micro]
-            value, gradients = self._gradient(params, fetch.counted(part), tuple(shared), fetch(data, part))
-            found = tree.named(gradients)
-            held = accumulation.add(backend, paths, [found[path] for path in paths], held, compiled)
-            losses.append(value)
-            # A part that is not full has other noise.
-            if self.measure and len(part) == self.micro < len(rows):
-                norms.append(global_norm(gradients))
-        share = len(rows) / self.micro
-        mean = accumulation.mean(backend, paths, held, share, compiled)
-        gradients = flat.unflatten(mean.get(path) for path in flat.paths)
-        measured = self._norms(backend, norms, gradients, len(rows))
-        total = losses[0]
-        for value in losses[1:]:
-            total = total + value
+        leaves = [x for x in tree.flatten(params).leaves if x is not None]
+        backend = registry.of(*leaves)
+        rows, micro = checked(type(self).__name__, tuple(data), indices), self.micro
+        fetch = Fetch(backend, backend.device_name(leaves[0]), micro)
+        batches = (rows[start : start + micro] for start in range(0, len(rows), micro))
+        # One after the other: on the device there is but one at a time.
+        parts = ((fetch.counted(part), tuple(shared), fetch(data, part)) for part in batches)
+        outcome, gradients = self._mean(params, parts, len(rows))
         params, state = self.optimizer.step(params, gradients, state, donate=donate)
-        return params, state, Outcome(total / share, measured)
-
-    def _norms(self, backend: Backend, norms: list[Array], gradients: Tree, many: int) -> Norms | None:
-        if not norms:
-            return None
-        squares = [float(backend.to_numpy(x)) ** 2 for x in (*norms, global_norm(gradients))]
-        return Norms(sum(squares[:-1]) / len(norms), squares[-1], self.micro, many)
+        return params, state, outcome

@@ -84,3 +84,12 @@ def number(value: float | None, digits: int = 4) -> str:
     if value != 0 and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.{max(digits - 3, 1)}e}"
     return f"{value:.{digits}f}"
+
+
+def epoch(done: int, of: int | None, unit: str = "epoch") -> str:
+    """How far a run is; ``of`` is ``None`` where nobody knows yet.
+
+    >>> epoch(3, 20), epoch(3, None)
+    ('epoch 3/20', 'epoch 3')
+    """
+    return f"{unit} {done}" if of is None else f"{unit} {done}/{of}"

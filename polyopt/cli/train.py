@@ -93,11 +93,12 @@ def progress(announcement: str = "") -> Iterator[Callable[[Event], None]]:
             # Only now: what was refused before the first step has written nothing, and says one line.
             if event.kind == "started" and (event.phase or announcement):
                 drawn.console.print(Text(f"phase {event.phase}" if event.phase else announcement))
+            by_step = event.steps is not None
             drawn.update(
                 task,
                 description=f"{event.backend}: {event.phase}" if event.phase else event.backend,
-                total=event.steps,
-                completed=event.step,
+                total=event.steps if by_step else event.total_samples,
+                completed=event.step if by_step else event.samples,
                 figures=_figures(event),
             )
 
@@ -105,7 +106,7 @@ def progress(announcement: str = "") -> Iterator[Callable[[Event], None]]:
 
 
 def _figures(event: Event) -> str:
-    parts = [f"{event.unit} {event.epoch}/{event.epochs}"]
+    parts = [output.epoch(event.epoch, event.epochs, event.unit)]
     if event.loss is not None:
         parts.append(f"loss {output.number(event.loss)}")
     if event.evaluation and event.evaluation.test_accuracy is not None:

@@ -118,7 +118,7 @@ def progress(announcement: str) -> Iterator[Callable[[tuning.Progress], None]]:
 
 
 def _figures(now: tuning.Progress) -> str:
-    parts = [f"trial {now.number}: epoch {now.epoch}/{now.epochs}"]
+    parts = [f"trial {now.number}: {output.epoch(now.epoch, now.epochs)}"]
     best = now.study.best
     if best is not None:
         parts.append(f"best {now.study.metric} {_value(now.study.metric, best.value)} (trial {best.number})")

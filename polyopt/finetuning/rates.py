@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import polyopt.scalar as host
 from polyopt.errors import InputError
 from polyopt.rule import Chain, Global, Pattern, Rule, Stage, chain, partition, rules_of
 from polyopt.schedules import Measured, Schedule
@@ -40,7 +41,7 @@ class Scaled(Schedule):
 
 @dataclass(frozen=True)
 class ScaledMeasured(Measured):
-    """``factor`` times a schedule that a metric drives.
+    """``factor`` times a schedule that what is reported drives.
 
     >>> from polyopt.schedules import Plateau
     >>> s = ScaledMeasured(Plateau(1.0), factor=0.25)
@@ -51,6 +52,10 @@ class ScaledMeasured(Measured):
     schedule: Measured
     factor: float = number(low=0.0)
 
+    @property
+    def awaits(self) -> str:
+        return self.schedule.awaits
+
     def levels(self) -> Iterator[tuple[str, float]]:
         return ((f"schedule.{key}", self.factor * x) for key, x in self.schedule.levels())
 
@@ -60,8 +65,8 @@ class ScaledMeasured(Measured):
     def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
         return self.schedule.observe(state, metric)
 
-    def current(self, state: dict[str, float]) -> float:
-        return self.factor * self.schedule.current(state)
+    def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
+        return self.factor * self.schedule.current(state, xp, t)
 
 
 def times(value: Any, factor: float) -> Any:

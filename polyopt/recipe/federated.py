@@ -13,7 +13,8 @@ from polyopt.federated.robust import trimmed_away
 from polyopt.recipe.component import Component
 from polyopt.recipe.problems import Problem
 from polyopt.recipe.rounds import Local, Rounds
-from polyopt.recipe.sections import Count, Section, Train, _reads, _writes
+from polyopt.recipe.sections import Count, Section, _reads, _writes
+from polyopt.recipe.train import Train
 
 ServerTable: TypeAlias = Annotated[Component, _reads("server"), _writes]
 OWN: dict[str, dict[str, dict[str, Any]]] = {

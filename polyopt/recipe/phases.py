@@ -17,14 +17,8 @@ from polyopt.recipe.patterns import RegularExpression
 from polyopt.recipe.problems import Problem, shown, within
 from polyopt.recipe.pruning import Prune
 from polyopt.recipe.quantization import Quantize
-from polyopt.recipe.sections import (
-    Labels,
-    OptimizerTable,
-    Section,
-    Seed,
-    Train,
-    _member,
-)
+from polyopt.recipe.sections import Labels, OptimizerTable, Section, Seed, _member
+from polyopt.recipe.train import Train
 
 BASE = "base"
 """The run before the first phase, as ``teacher`` names it."""

@@ -16,7 +16,7 @@ from polyopt.losses import default_loss
 from polyopt.models import MLP
 from polyopt.recipe import text
 from polyopt.recipe.component import Component
-from polyopt.recipe.course import Even, Uneven
+from polyopt.recipe.course import Course, Even
 from polyopt.recipe.datasets import TASKS
 from polyopt.recipe.distillation import Distil
 from polyopt.recipe.federated import Federated
@@ -29,7 +29,6 @@ from polyopt.recipe.quantization import Activations, Quantize
 from polyopt.recipe.sections import (
     MAX_INTEGER,
     AverageTable,
-    BatchSizes,
     ClippingTable,
     Data,
     Loss,
@@ -38,9 +37,9 @@ from polyopt.recipe.sections import (
     Part,
     Section,
     Seed,
-    Train,
     _tuple,
 )
+from polyopt.recipe.train import BatchSizes, Noise, Train
 from polyopt.recipe.tuning import Tune, assigned, check_space
 
 if TYPE_CHECKING:
@@ -273,7 +272,7 @@ class Recipe(Section):
             table["train"] = phase.train.model_dump(mode="json", exclude_none=True)
         return type(self).from_dict(table)
 
-    def course(self, n_train: int) -> Even | Uneven:
+    def course(self, n_train: int) -> Course:
         """Which of ``n_train`` samples each batch takes."""
         size = self.train.batch_size
         feed = Feed(n_train, self.seed, self.train.shuffle)
@@ -287,12 +286,18 @@ class Recipe(Section):
             )
         return Even(feed, size, self.train.drop_last)
 
-    def steps_per_epoch(self, n_train: int) -> int:
-        """Batches in a pass over ``n_train`` samples; in the first, where their size has a schedule."""
+    def steps_per_epoch(self, n_train: int) -> int | None:
+        """Batches in a pass over ``n_train`` samples; in the first, where their size has a schedule.
+
+        ``None`` where the size follows the noise: only the run will know.
+        """
         return self.course(n_train).steps(1)
 
-    def total_steps(self, n_train: int) -> int:
-        """Batches in the whole run, for ``n_train`` training samples."""
+    def total_steps(self, n_train: int) -> int | None:
+        """Batches in the whole run, for ``n_train`` training samples.
+
+        ``None`` where it ends by epochs, and the size follows the noise.
+        """
         if self.train.steps is not None:
             return self.train.steps
         assert self.train.epochs is not None
@@ -368,11 +373,13 @@ _TABLES: dict[tuple[str, ...], type[Section]] = {
     ("partition",): Part,
     ("train",): Train,
     ("train", "batch_size"): BatchSizes,
+    ("train", "batch_size", "noise"): Noise,
     ("tune",): Tune,
     ("phase",): Phase,
     ("phase", "data"): DataChanges,
     ("phase", "train"): Train,
     ("phase", "train", "batch_size"): BatchSizes,
+    ("phase", "train", "batch_size", "noise"): Noise,
     ("phase", "finetune"): Finetune,
     ("phase", "finetune", "unfreeze"): Unfreeze,
     ("phase", "finetune", "lora"): Lora,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from polyopt.batch_size import Buckets, Feed
+from polyopt.batch_size import Buckets, Feed, Norms
 from polyopt.federated import participants
-from polyopt.recipe.course import Even
+from polyopt.recipe.course import Even, Place
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Rounds:
     --------
     >>> import numpy as np
     >>> rounds = Rounds([np.array([4, 7]), np.array([1, 2, 3])], Local(epochs=1, size=2, shuffle=False))
-    >>> rounds.steps(2), rounds.epoch(4), rounds.ended(3), rounds.ended(4)
+    >>> rounds.steps(2), rounds.epochs(4), rounds.ended(Place(3)), rounds.ended(Place(4))
     (6, 2, 1, None)
-    >>> [[x.tolist() for x in rounds.rows(step)] for step in range(3)]
+    >>> [[x.tolist() for x in rounds.parts(rounds.rows(Place(step)))[0]] for step in range(3)]
     [[[4, 7], [1.0, 1.0]], [[1, 2], [1.0, 1.0]], [[3, 3], [1.0, 0.0]]]
     >>> rounds.turn(2)
     Turn(round=0, client=1, batch=1, last=True)
@@ -81,18 +81,34 @@ class Rounds:
             self._extend()
         return self._ends[epochs]
 
-    def epoch(self, step: int) -> int:
-        self._reach(step)
-        return bisect_left(self._ends, step)
+    @property
+    def micro(self) -> None:
+        return None
 
-    def ended(self, step: int) -> int | None:
-        rounds = self.epoch(step)
-        return rounds if self._ends[rounds] == step else None
+    def epochs(self, steps: int) -> int:
+        self._reach(steps)
+        return bisect_left(self._ends, steps)
 
-    def rows(self, step: int) -> tuple[Any, Any]:
-        turn = self.turn(step)
-        own, _ = self._of(turn.client, turn.round).rows(turn.batch)
-        return self._buckets.pad(self.samples[turn.client][own])
+    def start(self) -> Place:
+        return Place()
+
+    def rows(self, place: Place) -> Any:
+        turn = self.turn(place.step)
+        own = self._of(turn.client, turn.round)
+        return self.samples[turn.client][own.rows(own.place(turn.batch))]
+
+    def parts(self, rows: Any) -> list[tuple[Any, ...]]:
+        return [self._buckets.pad(rows)]
+
+    def after(self, place: Place, taken: int, norms: Norms | None = None) -> Place:
+        return Place(place.step + 1, place.position + taken)
+
+    def epoch(self, place: Place) -> int:
+        return self.epochs(place.step)
+
+    def ended(self, place: Place) -> int | None:
+        rounds = self.epochs(place.step)
+        return rounds if self._ends[rounds] == place.step else None
 
     def turn(self, step: int) -> Turn:
         """Whose batch is the one after ``step`` batches."""

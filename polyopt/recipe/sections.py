@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -14,21 +13,18 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
-    WrapValidator,
     field_validator,
     model_validator,
 )
 
-from polyopt.batch_size import Batches, BatchSize, Buckets, Feed, RateForSize
 from polyopt.data import SHIFTS, Dataset
 from polyopt.errors import InputError, nearest
 from polyopt.models import ACTIVATIONS
 from polyopt.recipe import datasets
 from polyopt.recipe.component import Component
-from polyopt.recipe.course import Uneven
 from polyopt.recipe.models import MODELS
 from polyopt.recipe.problems import Problem, shown
-from polyopt.rule import Stage, compiled
+from polyopt.rule import compiled
 
 MAX_INTEGER = 2**63 - 1
 """The largest integer that every TOML reader takes."""
@@ -62,20 +58,6 @@ def _pattern(value: Any) -> str:
     except InputError as e:
         raise Problem((), f": {e}") from None
     return value
-
-
-def _batch(value: Any, section: Any) -> Any:
-    if isinstance(value, Mapping | BatchSizes):
-        return section(value)
-    if value == "full":
-        return "full"
-    if type(value) is int and 1 <= value <= MAX_INTEGER:
-        return value
-    raise Problem((), f' = {shown(value)}; expected an integer >= 1 (without quotes), "full", or a table')
-
-
-def _batch_table(value: Any) -> Any:
-    return value.model_dump(mode="json", exclude_none=True) if isinstance(value, BatchSizes) else value
 
 
 def _tuple(value: Any) -> Any:
@@ -191,105 +173,4 @@ class Part(Section):
     def _one_of_two(self) -> Part:
         if self.freeze == (self.optimizer is not None):
             raise Problem((), ": expected either an optimizer or freeze = true")
-        return self
-
-
-class BatchSizes(Section):
-    """``batch_size`` of ``[train]`` as a table: it follows a schedule of the batches done."""
-
-    size: Annotated[Component, _reads("schedule"), _writes]
-    multiple: Count = 1
-    """Sizes are rounded to a multiple of it."""
-    minimum: Count | None = None
-    maximum: Count | None = None
-    buckets: Annotated[tuple[Count, ...], BeforeValidator(_tuple)] | None = None
-    """The sizes that arrays have: a batch is padded to the next. By default powers of two."""
-    scaling: Literal["linear", "sqrt", "none"] = "none"
-    """How the optimizers' rates follow the size."""
-    base: Count | None = None
-    """The size that the rates were chosen for; by default the first."""
-
-    @model_validator(mode="after")
-    def _sound(self) -> BatchSizes:
-        try:
-            self.schedule()(0)
-        except InputError as e:
-            raise Problem((), f": {str(e).removeprefix('BatchSize: ')}") from None
-        try:
-            self.course(Feed(1))
-        except InputError as e:
-            raise Problem(("buckets",), f": {str(e).removeprefix('Buckets: ')}") from None
-        if self.base is not None and self.scaling == "none":
-            raise Problem(("base",), ": nothing is scaled; add scaling, or leave it out")
-        return self
-
-    def schedule(self) -> BatchSize:
-        """How many samples each batch has."""
-        return BatchSize(self.size.build(), self.multiple, self.minimum, self.maximum)
-
-    def course(self, feed: Feed) -> Uneven:
-        """The batches of a run over the samples of ``feed``."""
-        largest = min(self.maximum or feed.samples, feed.samples)
-        smallest = min(self.minimum or self.multiple, largest)
-        buckets = Buckets.powers(largest, smallest) if self.buckets is None else Buckets(self.buckets)
-        if buckets.sizes[-1] < largest:
-            raise InputError(
-                f"train.batch_size.buckets: the last is {buckets.sizes[-1]}, and batches may have {largest} "
-                "samples; add a larger one, or a maximum"
-            )
-        return Uneven(Batches(feed, self.schedule()), buckets)
-
-    def paced(self, rule: Any) -> Stage:
-        """``rule`` with a rate that follows the size."""
-        found: Stage = rule
-        if self.scaling != "none":
-            size = self.schedule()
-            rate = RateForSize(rule.lr, size, self.base or size(0), self.scaling)
-            found = dataclasses.replace(rule, lr=rate)
-        return found
-
-
-if TYPE_CHECKING:
-    Batch: TypeAlias = int | Literal["full"] | BatchSizes
-else:
-    Batch = Annotated[BatchSizes, WrapValidator(_batch), PlainSerializer(_batch_table)]
-
-
-class Train(Section):
-    """``[train]``: how long, in which portions, and what to watch."""
-
-    epochs: Count | None = None
-    """Passes over the training samples; this or ``steps``."""
-    steps: Count | None = None
-    """Batches."""
-    batch_size: Batch = 32
-    """``"full"`` is gradient descent, 1 is stochastic gradient descent by the single sample."""
-    shuffle: bool = True
-    drop_last: bool = False
-    """Leave out the last batch of an epoch where it is smaller."""
-    accumulate: Count = 1
-    """Batches to a step of the optimizer."""
-    reduce: Literal["mean", "sum"] = "mean"
-    nonfinite: Literal["propagate", "skip", "raise"] = "raise"
-    """What a gradient with an inf or NaN does."""
-    evaluate_every: Count = 1
-    """Epochs from one test to the next; the end of a run is always tested."""
-
-    @model_validator(mode="after")
-    def _how_long(self) -> Train:
-        if self.epochs is None and self.steps is None:
-            raise Problem(("epochs",), ": this key is missing; add it, or train.steps")
-        if self.epochs is not None and self.steps is not None:
-            raise Problem(("steps",), f" = {self.steps} and epochs = {self.epochs}; expected one of the two")
-        return self
-
-    @model_validator(mode="after")
-    def _sizes_alone(self) -> Train:
-        if isinstance(self.batch_size, BatchSizes):
-            if self.accumulate > 1:
-                raise Problem(
-                    ("accumulate",), f" = {self.accumulate}: batch_size has a schedule; leave it out"
-                )
-            if self.drop_last:
-                raise Problem(("drop_last",), " = True: batches of a schedule are padded; leave it out")
         return self

@@ -76,22 +76,27 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Measured(Schedule):
-    """A schedule driven by a metric that the user reports, not by the step alone."""
+    """A schedule driven by what the user reports, not by the step alone."""
+
+    @property
+    def awaits(self) -> str:
+        """What it is told, ``"metric"`` as a rule: reports of anything else are not for it."""
+        return "metric"
 
     def value(self, xp: Any, t: Any) -> Any:
-        raise TypeError(f"{type(self).__name__} depends on a metric: ask an Optimizer's state for it")
+        raise TypeError(f"{type(self).__name__} depends on a {self.awaits}: ask an Optimizer's state for it")
 
     @abstractmethod
     def initial_state(self) -> dict[str, float]:
-        """Its state before any metric was reported: plain finite numbers."""
+        """Its state before anything was reported: plain finite numbers."""
 
     @abstractmethod
     def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
         """Its state after ``metric`` was reported."""
 
     @abstractmethod
-    def current(self, state: dict[str, float]) -> float:
-        """The value in ``state``."""
+    def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
+        """The value in ``state``, before update ``t + 1``: ``xp`` and ``t`` as in :meth:`value`."""
 
 
 def blend(xp: Any, first: Any, last: Any, weight: Any) -> Any:

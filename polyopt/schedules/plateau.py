@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import polyopt.scalar as host
 from polyopt.schedules.base import Measured, choice, level, number
 
 
@@ -70,7 +72,7 @@ class Plateau(Measured):
             cooldown, bad = float(self.cooldown), 0.0
         return {"value": value, "best": best, "seen": seen, "bad": bad, "cooldown": cooldown}
 
-    def current(self, state: dict[str, float]) -> float:
+    def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
         return state["value"]
 
     def _better(self, metric: float, best: float, seen: float) -> bool:

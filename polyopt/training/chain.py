@@ -70,14 +70,13 @@ class Chain:
             engine = Engine(task.recipe, task.dataset, self.backend, self.device, self.record, work)
             folder = self._folder(task, work.idle)
             at = self._begin(task, engine, folder)
-            gone_on = at.step < engine.steps
-            last = engine.steps if max_steps is None else min(engine.steps, max_steps - self.steps)
-            self._advance(task, engine, folder, at, last)
+            gone_on = not engine.ended(at)
+            self._advance(task, engine, folder, at, None if max_steps is None else max_steps - self.steps)
             self._remember(at)
-            if self.recipe.phase and at.step == engine.steps:
-                self._leave(task, engine, at, begun, gone_on)
-            if at.step < engine.steps:
+            if not engine.ended(at):
                 break
+            if self.recipe.phase:
+                self._leave(task, engine, at, begun, gone_on)
         return self._result(engine, at)
 
     def _folder(self, task: Task, idle: bool) -> Folder | None:
@@ -96,17 +95,18 @@ class Chain:
                 forget_phases(folder.path)
         return at
 
-    def _advance(self, task: Task, engine: Engine, folder: Folder | None, at: Progress, last: int) -> None:
+    def _advance(
+        self, task: Task, engine: Engine, folder: Folder | None, at: Progress, last: int | None
+    ) -> None:
         run = Run(engine, folder, self.listener, self.checkpoint_seconds)
-        if task.phase is None:
-            count = self.snapshots
-            run.marks = frozenset(round((i + 1) * last / count) for i in range(count))
+        run.copies = self.snapshots if task.phase is None else 0
         run.to(at, last)
         self._kept |= run.snapshots
 
     def _remember(self, at: Progress) -> None:
         """Its history behind that of the ones before."""
         self.history.loss += at.history.loss
+        self.history.size += at.history.size
         epochs = self.history.evaluations[-1].epoch if self.history.evaluations else 0
         self.history.evaluations += [
             replace(e, step=e.step + self.steps, epoch=e.epoch + epochs) for e in at.history.evaluations

@@ -42,7 +42,8 @@ class Comparison:
     last batch among them: the largest over leaves of max|a - b| / max|a|, a leaf's largest difference
     against its largest element; ``max_relative_parameter_deviation`` the largest of those over pairs. Two
     values that are the same, NaN included, deviate by 0; where one alone is NaN, or infinite, the deviation
-    is infinite.
+    is infinite. Where the batch size follows the noise, two backends that find another size see other samples
+    from there on, and the one may take more batches than the other: what both have is compared.
     """
 
     backends: tuple[str, ...]
@@ -120,13 +121,14 @@ def compare(
 
 
 def losses_apart(a: Result, b: Result) -> list[float]:
-    """The relative deviation of ``b`` from ``a``, batch by batch."""
-    return [_apart(x, y, x) for x, y in zip(a.history.loss, b.history.loss, strict=True)]
+    """The relative deviation of ``b`` from ``a``, batch by batch, as far as both go."""
+    return [_apart(x, y, x) for x, y in zip(a.history.loss, b.history.loss, strict=False)]
 
 
 def drift(a: Result, b: Result) -> list[tuple[int, float]]:
     """``(batches done, deviation)`` of the parameters of ``b`` from those of ``a``, where both were kept."""
-    return [(step, parameters_apart(params, b.snapshots[step])) for step, params in a.snapshots.items()]
+    both = ((step, params) for step, params in a.snapshots.items() if step in b.snapshots)
+    return [(step, parameters_apart(params, b.snapshots[step])) for step, params in both]
 
 
 def parameters_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from polyopt import tree
 from polyopt.averaging import averaged
 from polyopt.backend import Backend
+from polyopt.batch_size import Accumulated
 from polyopt.conversion import convert
 from polyopt.data import Dataset
 from polyopt.distillation import Teacher
@@ -16,7 +17,7 @@ from polyopt.finetuning import transfer
 from polyopt.ops import Array, Ops
 from polyopt.pruning import masks_of, with_masks
 from polyopt.recipe import Recipe
-from polyopt.recipe.course import Course
+from polyopt.recipe.course import Adaptive, Course, Place
 from polyopt.train_step import TrainStep
 from polyopt.training.events import Evaluation
 from polyopt.training.federation import KEPT
@@ -59,7 +60,8 @@ class Engine:
         self.steps = 0 if self.work.idle else recipe.total_steps(self.samples)
         if self.federation is not None:
             self.course, self.steps = self.federation.course, self.federation.steps
-        self.epochs = self.course.epoch(self.steps)
+        """Batches of the whole run, ``None`` where only the run will know; so too ``epochs``."""
+        self.epochs = self._epochs()
         self.objective = Objective(model, dataset.classes, recipe.loss.label_smoothing)
         self.optimizer = work.optimizer(recipe)
         self._train, self._test = (
@@ -68,8 +70,12 @@ class Engine:
         )
         self._held: Tree = None
         self._logits = () if work.teacher is None else (self._taught(work.teacher),)
+        self._data = (*self._train, *self._logits)
         loss = self._distilled if self._logits else self._batch_loss
-        self._step = TrainStep(work.parts.loss(loss), self.optimizer)
+        if self.course.micro:
+            self._step = self._by_parts(loss)
+        else:
+            self._step = TrainStep(work.parts.loss(loss), self.optimizer)
         self._measure = backend.compile(self._metrics)
         self._waiting: list[Array] = []
         self.last_loss: float | None = None
@@ -87,7 +93,7 @@ class Engine:
         params = convert(self.work.start, self.backend, device=self.device)
         trained, self._held = self.work.parts.split(params, self._updates(step))
         check_masks(self.optimizer.rule, tree.flatten(trained).paths)
-        at = Progress(self._step, self._step.init(trained))
+        at = Progress(self._step, self._step.init(trained), self.course.start())
         if self.work.masks and self.work.masked:
             self._mask(at, self.work.masks)
         if self.federation is not None:
@@ -100,29 +106,59 @@ class Engine:
         """The state that a checkpoint holds."""
         return at.state if at.server is None else at.state | {KEPT: at.server.plain()}
 
-    def resume(self, params: Any, state: dict[str, Any], server: Any, **rest: Any) -> Progress:
+    def resume(self, params: Any, state: dict[str, Any], server: Any, place: Place, **rest: Any) -> Progress:
         """As a checkpoint has it, the server's part on the host; after :meth:`start`, which brought what is
         held."""
         own = {key: value for key, value in state.items() if key != KEPT}
-        at = Progress(self._step, self._step.load(params, own), **rest)
+        at = Progress(self._step, self._step.load(params, own), place, **rest)
         if self.federation is not None:
             at.server = self.federation.resumed(self.work.start, server)
         return at
 
+    def way(self, at: Progress) -> tuple[int, int]:
+        """How far it is, and how far it goes: in steps, or in samples where only the run knows the steps."""
+        if self.steps is not None:
+            return at.step, self.steps
+        assert self.epochs is not None
+        return at.place.position, self.epochs * self.samples
+
+    @property
+    def total_samples(self) -> int | None:
+        """Samples of the whole run, where its epochs say so."""
+        return None if self.epochs is None or self.federation is not None else self.epochs * self.samples
+
+    def ended(self, at: Progress) -> bool:
+        """Whether the recipe's steps or epochs are done."""
+        done, whole = self.way(at)
+        return done >= whole
+
     def advance(self, at: Progress) -> None:
         """One batch: its loss and gradients, and the update."""
         held = () if self._held is None else (self._held,)
-        rows = tuple(self.backend.from_numpy(x, device=self.device) for x in self._rows(at.step))
+        rows = self.course.rows(at.place)
+        parts = [
+            (*held, tuple(self.backend.from_numpy(x, device=self.device) for x in part), *self._data)
+            for part in self.course.parts(rows)
+        ]
+        norms = None
         try:
-            loss = at.advance(*held, rows, *self._train, *self._logits)
+            if self.course.micro:
+                at.observe(len(rows), "size")
+                outcome = at.advance(parts, len(rows))
+                loss, norms = outcome.loss, outcome.norms
+            else:
+                loss = at.advance(*parts[0])
         except NonFiniteError as e:
             where = f"{self.backend.name}, " + (f"phase {self.work.name!r}, " if self.work.name else "")
             where += self.federation.where(at.step) if self.federation else ""
             raise NonFiniteError(f"{where}step {at.step + 1}: {e}") from None
+        at.place = self.course.after(at.place, len(rows), norms)
         self._prune(at)
         self._thaw(at)
         self._hand_over(at)
         self._waiting.append(loss)
+        if self.record == "step":
+            at.history.size.append(len(rows))
         if len(self._waiting) >= FETCH_EVERY:
             self.fetch(at)
 
@@ -136,9 +172,9 @@ class Engine:
                 at.history.loss.append(value)
         self._waiting.clear()
 
-    def due(self, step: int) -> bool:
-        """Whether the recipe asks for a test after ``step`` batches, however long the run is."""
-        epochs = self.course.ended(step)
+    def due(self, at: Progress) -> bool:
+        """Whether the recipe asks for a test now, at the end of a pass, however long the run is."""
+        epochs = self.course.ended(at.place)
         return epochs is not None and epochs % self.recipe.train.evaluate_every == 0
 
     def observe(self, at: Progress) -> None:
@@ -154,7 +190,7 @@ class Engine:
 
     def evaluate(self, at: Progress) -> Evaluation:
         """Loss and accuracy on the test samples, of the averaged weights where there are any."""
-        found = Evaluation(at.step, self.epoch(at.step), *self._tested(self._whole(at), self._measure))
+        found = Evaluation(at.step, self.epoch(at), *self._tested(self._whole(at), self._measure))
         at.history.evaluations.append(found)
         return found
 
@@ -188,9 +224,9 @@ class Engine:
             return None
         return averaged(at.state, at.params)
 
-    def epoch(self, step: int) -> int:
-        """Passes over the data that ``step`` batches have begun."""
-        return self.course.epoch(step)
+    def epoch(self, at: Progress) -> int:
+        """Passes over the data that were begun."""
+        return self.course.epoch(at.place)
 
     def _whole(self, at: Progress) -> Tree:
         """The weights that are tested: averaged ones where there are any, with what is held; the server's."""
@@ -242,7 +278,7 @@ class Engine:
         try:
             done = federation.receive(at.server, at.step, lambda: host(at.params))
         except InputError as e:
-            where = f"{self.backend.name}, phase {self.work.name!r}, round {self.epoch(at.step)}"
+            where = f"{self.backend.name}, phase {self.work.name!r}, round {self.epoch(at)}"
             raise NonFiniteError(f"{where}: {e}") from None
         if done:
             self._anew(at, at.server.params)
@@ -273,7 +309,29 @@ class Engine:
     def _hosts(self, arrays: dict[str, Array]) -> dict[str, Any]:
         return {path: self.backend.to_numpy(x).copy() for path, x in arrays.items()}
 
+    def _epochs(self) -> int | None:
+        if self.work.idle:
+            return 0
+        if self.federation is not None:
+            return self.federation.rounds
+        train = self.recipe.train
+        return self.course.epochs(train.steps) if train.steps is not None else train.epochs
+
     # Functions of arrays
+
+    def _by_parts(self, loss: Callable[..., Array]) -> TrainStep:
+        """A step over micro-batches of ``loss``, which is a mean."""
+        micro = self.course.micro
+        assert micro is not None
+
+        def part(xp: Ops, params: Any, rows: tuple[Array, Array], *data: Array) -> Array:
+            value = loss(xp, params, rows, *data)
+            return value * (xp.astype(xp.sum(rows[1]), value.dtype) / float(micro))
+
+        whole = self.work.parts.loss(part)
+        measure = isinstance(self.course, Adaptive)
+        gradient = Accumulated(whole, micro, measure=measure, compiled=self.optimizer.compiled)
+        return TrainStep(whole, self.optimizer, gradient)
 
     def _batch_loss(self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array) -> Array:
         # Rows are taken on the device: a batch costs the transfer of its indices alone.
@@ -301,11 +359,6 @@ class Engine:
         params = convert(teacher.weights, self.backend, device=self.device)
         logits = Teacher(teacher.apply, params).cache(self._train[0]).logits
         return self.backend.from_numpy(logits, device=self.device)
-
-    def _rows(self, step: int) -> tuple[Any, ...]:
-        """Of the batch: row numbers, and what counts of them where not all do."""
-        rows, counted = self.course.rows(step)
-        return (rows,) if counted is None else (rows, counted)
 
     def _array(self, x: Any) -> Array:
         return self.backend.from_numpy(as_read(x, self.recipe.dtype), device=self.device)

@@ -15,16 +15,18 @@ class Event:
     federated phase ``aggregated``, too, after each round.
 
     ``step`` counts the batches done so far, of ``steps``; ``epoch`` the passes over the data begun so far, of
-    ``epochs``. ``loss`` is the last training loss known on the host (it lags some steps behind, so as not to
+    ``epochs``; ``samples`` the samples, of ``total_samples``. Where the batch size follows the noise only the
+    run will know how many steps its epochs take, or how many epochs its steps: what is not known is ``None``.
+    ``loss`` is the last training loss known on the host (it lags some steps behind, so as not to
     wait for the device), ``evaluation`` the last test, ``path`` the file written.
     """
 
     kind: Kind
     backend: str
     step: int
-    steps: int
+    steps: int | None
     epoch: int
-    epochs: int
+    epochs: int | None
     loss: float | None = None
     evaluation: Evaluation | None = None
     path: Path | None = None
@@ -32,6 +34,8 @@ class Event:
     """Which phase it is of; empty before the first one. Steps and epochs are the phase's own."""
     unit: Literal["epoch", "round"] = "epoch"
     """What epochs are; in a federated phase, rounds."""
+    samples: int = 0
+    total_samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,14 @@ class Evaluation:
 
 @dataclass
 class History:
-    """``loss[i]`` is the training loss of batch i + 1, before its update; ``evaluations`` the tests."""
+    """``loss[i]`` is the training loss of batch i + 1, before its update; ``evaluations`` the tests.
+
+    ``size[i]`` is the number of samples of that batch.
+    """
 
     loss: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

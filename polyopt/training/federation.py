@@ -17,6 +17,7 @@ from polyopt.federated import Client, Proximal, Server
 from polyopt.optimizer import State
 from polyopt.pruning import Masks, pruned
 from polyopt.recipe import Recipe
+from polyopt.recipe.course import Place
 from polyopt.recipe.federated import Federated
 from polyopt.recipe.rounds import Rounds
 from polyopt.rule import Stage, chain, rules_of
@@ -94,7 +95,7 @@ class Federation:
         if not turn.last:
             return False
         at.sent[turn.client] = params()
-        if self.course.ended(step) is not None:
+        if self.course.ended(Place(step)) is not None:
             clients = [Client(k, sent, len(self.course.samples[k])) for k, sent in at.sent.items()]
             aggregated, at.state = self.server.step(at.params, clients, at.state)
             at.params, at.sent = pruned(aggregated, self.masks), {}

@@ -14,6 +14,7 @@ from polyopt import checkpoint
 from polyopt.errors import CheckpointError, InputError
 from polyopt.files import read_bounded, write_atomic
 from polyopt.recipe import Recipe
+from polyopt.recipe.course import Place
 from polyopt.recipe.problems import shown
 from polyopt.training.engine import Engine
 from polyopt.training.events import Evaluation, History, PhaseResult
@@ -53,7 +54,7 @@ class Folder:
             "backend": engine.backend.name,
             "versions": engine.backend.versions(),
             "record": engine.record,
-            "step": at.step,
+            **asdict(at.place),
             "loss_sum": at.loss_sum,
             "loss_count": at.loss_count,
         }
@@ -75,15 +76,18 @@ class Folder:
             )
             meta = found.meta
             assert found.state is not None
-            counts = {key: meta[key] for key in ("step", "loss_sum", "loss_count")}
-            at = engine.resume(found.params, found.state, server, **counts)
+            place = Place(*(meta[key] for key in ("step", "position", "noise")))
+            counts = {key: meta[key] for key in ("loss_sum", "loss_count")}
+            at = engine.resume(found.params, found.state, server, place, **counts)
         except KeyError as e:
             raise CheckpointError(f"{self.checkpoint}: not one of a training run: it has no {e}") from None
         if meta.get("record") != engine.record:
             raise InputError(f"record = {engine.record!r}; the run began with {meta.get('record')!r}")
-        if at.step > engine.steps:
+        done, whole = engine.way(at)
+        if done > whole:
+            where = f"step {done}" if engine.steps is not None else f"sample {done}"
             raise InputError(
-                f"{self.checkpoint} is at step {at.step}, beyond the recipe's {engine.steps}; "
+                f"{self.checkpoint} is at {where}, beyond the recipe's {whole}; "
                 "give more train.epochs or train.steps"
             )
         at.history = self._history(at.step, engine.record)
@@ -106,14 +110,16 @@ class Folder:
         try:
             table = json.loads(text)
             loss = [float(x) for x in table["loss"]][:step]
+            size = [int(x) for x in table["size"]][:step]
             tests = [Evaluation(**_finite(e, float)) for e in table["evaluations"] if e["step"] <= step]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(
                 f"{file}: not a history that a run wrote; remove the folder and start again"
             ) from None
-        if record == "step" and len(loss) != step:
-            raise InputError(f"{file}: holds {len(loss)} losses; the checkpoint is at step {step}")
-        return History(loss, tests)
+        for what, found in (("losses", loss), ("sizes", size)):
+            if record == "step" and len(found) != step:
+                raise InputError(f"{file}: holds {len(found)} {what}; the checkpoint is at step {step}")
+        return History(loss, tests, size)
 
 
 def forget_phases(path: Path) -> None:
@@ -178,6 +184,7 @@ def _history_text(engine: Engine, at: Progress) -> bytes:
         "backend": engine.backend.name,
         "step": at.step,
         "loss": [_number(x) for x in at.history.loss],
+        "size": at.history.size,
         "evaluations": [_finite(asdict(e), _number) for e in at.history.evaluations],
     }
     return json.dumps(table, allow_nan=False).encode()

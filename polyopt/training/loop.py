@@ -28,30 +28,33 @@ class Run:
     ) -> None:
         self.engine, self.folder, self.listener = engine, folder, listener
         self.every, self.saved = checkpoint_seconds, time.monotonic()
-        self.marks: frozenset[int] = frozenset()
+        self.copies = 0
+        """How many to keep of the parameters, evenly spread."""
         self.snapshots: dict[int, dict[str, Any]] = {}
 
-    def to(self, at: Progress, last: int) -> None:
-        """Go on until ``last`` batches are done; test and save."""
+    def to(self, at: Progress, last: int | None) -> None:
+        """Go on to the end, or until ``last`` batches are done; test and save."""
         engine = self.engine
         self._tell("started", at)
         with _deferred_interrupt() as interrupted:
             try:
-                while at.step < last and not interrupted:
+                while not (self._done(at, last) or interrupted):
+                    before = self._copied(at, last)
                     engine.advance(at)
-                    if at.step in self.marks:
+                    if self._copied(at, last) > before:
                         # Copies: the next step may change the arrays in place.
                         self.snapshots[at.step] = tree.named(host(at.params))
-                    tested = engine.due(at.step)
+                    tested = engine.due(at)
                     if tested:
                         engine.observe(at)
                         engine.evaluate(at)
                     self._tell("step", at)
-                    if engine.federation is not None and engine.course.ended(at.step) is not None:
+                    if engine.federation is not None and engine.course.ended(at.place) is not None:
                         self._tell("aggregated", at)
                     if tested:
                         self._tell("evaluated", at)
-                    if self.folder and time.monotonic() - self.saved >= self.every and at.step < last:
+                    late = time.monotonic() - self.saved >= self.every
+                    if self.folder and late and not self._done(at, last):
                         self._save(at)
                 if interrupted:
                     raise KeyboardInterrupt
@@ -60,6 +63,16 @@ class Run:
                     self._save(at)
                 raise
             self._finish(at)
+
+    def _done(self, at: Progress, last: int | None) -> bool:
+        return self.engine.ended(at) or (last is not None and at.step >= last)
+
+    def _copied(self, at: Progress, last: int | None) -> int:
+        """How many of the copies are due by now."""
+        done, whole = self.engine.way(at)
+        if last is not None and self.engine.steps is not None:
+            whole = min(whole, last)
+        return self.copies * done // max(whole, 1)
 
     def _finish(self, at: Progress) -> None:
         self.engine.fetch(at)
@@ -86,13 +99,15 @@ class Run:
                 engine.backend.name,
                 at.step,
                 engine.steps,
-                engine.epoch(at.step),
+                engine.epoch(at),
                 engine.epochs,
                 engine.last_loss,
                 tests[-1] if tests else None,
                 path,
                 engine.work.name,
                 "epoch" if engine.federation is None else "round",
+                at.place.position,
+                engine.total_samples,
             )
         )
 

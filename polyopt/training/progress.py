@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyopt.ops import Array
+from polyopt.recipe.course import Place
 from polyopt.train_step import Carry, TrainStep
 from polyopt.training.events import History
 from polyopt.training.federation import Standing
@@ -17,7 +17,7 @@ class Progress:
 
     train: TrainStep
     carry: Carry
-    step: int = 0
+    place: Place
     loss_sum: float = 0.0
     """Of the losses since the last evaluation, and their number: what a plateau schedule is told."""
     loss_count: int = 0
@@ -25,6 +25,11 @@ class Progress:
     server: Standing | None = None
     """Of a federated phase."""
     _unloaded: tuple[Any, dict[str, Any]] | None = None
+
+    @property
+    def step(self) -> int:
+        """Batches done."""
+        return self.place.step
 
     @property
     def params(self) -> Any:
@@ -36,17 +41,16 @@ class Progress:
         """The optimizer's, by path, as of now: the next step gives its arrays up."""
         return self._by_path()[1]
 
-    def advance(self, *args: Any) -> Array:
-        """One step on ``args``; gives the loss before it."""
+    def advance(self, *args: Any) -> Any:
+        """One step on ``args``; gives the loss before it, or what there is instead."""
         self._unloaded = None
         self.carry, loss = self.train(self.carry, *args)
-        self.step += 1
         return loss
 
-    def observe(self, metric: float) -> None:
-        """Tell the schedules that wait for one."""
+    def observe(self, value: float, what: str = "metric") -> None:
+        """Tell the schedules that wait for it."""
         self._unloaded = None
-        self.carry = self.train.observe(self.carry, metric)
+        self.carry = self.train.observe(self.carry, value, what)
 
     def put(self, params: Any, state: dict[str, Any]) -> None:
         """Go on from these."""

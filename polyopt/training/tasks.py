@@ -48,8 +48,10 @@ class Task:
 
     @property
     def steps(self) -> int:
-        """Batches, where anything is trained."""
-        return self.recipe.total_steps(len(self.dataset.x_train))
+        """Batches, where anything is trained; where only the run will know how many, no fewer than those."""
+        samples = len(self.dataset.x_train)
+        steps = self.recipe.total_steps(samples)
+        return samples * (self.recipe.train.epochs or 0) if steps is None else steps
 
     def work(self, before: Mapping[str, Left]) -> Work:
         """What it does with the last of the models that were left ``before``, by the names of phases."""

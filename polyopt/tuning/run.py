@@ -26,14 +26,15 @@ from polyopt.tuning.study import State, Study, Trial
 class Progress:
     """What is told while it goes on: the study, the number of trials in all, and the one at work.
 
-    ``epoch`` of ``epochs`` are done of trial ``number``; ``ended`` is the trial once it is over.
+    ``epoch`` of ``epochs`` are done of trial ``number`` (``None``: only the trial will know how many there
+    are); ``ended`` is the trial once it is over.
     """
 
     study: Study
     trials: int
     number: int
     epoch: int
-    epochs: int
+    epochs: int | None
     ended: Trial | None = None
 
 
@@ -173,9 +174,9 @@ class _Run:
         recipe = self.study.recipe.tuned(self.asked.values)
         engine = Engine(recipe, self.samples, self.backend, self.device, "evaluation")
         at = engine.start()
-        while at.step < engine.steps:
+        while not engine.ended(at):
             engine.advance(at)
-            if not (engine.due(at.step) or at.step == engine.steps):
+            if not (engine.due(at) or engine.ended(at)):
                 continue
             engine.observe(at)
             found = engine.evaluate(at)
@@ -184,7 +185,7 @@ class _Run:
                 raise NonFiniteError(f"the validation loss is {found.test_loss} after epoch {found.epoch}")
             self.reports.append((found.epoch, value))
             tell(Progress(self.study, trials, self.asked.number, found.epoch, engine.epochs))
-            if self.asked.give_up(found.epoch, value) and at.step < engine.steps:
+            if self.asked.give_up(found.epoch, value) and not engine.ended(at):
                 return "pruned"
         return "complete"
 

@@ -16,7 +16,7 @@ from batch_problem import MODEL_SEED, losses, model, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyopt import SGD, Adam, Optimizer, tree, value_and_grad
+from polyopt import SGD, Adam, Optimizer, chain, tree, value_and_grad
 from polyopt.backend import Backend
 from polyopt.batch_size import (
     AccumulatedStep,
@@ -31,7 +31,7 @@ from polyopt.batch_size import (
     RateOfSize,
 )
 from polyopt.errors import InputError
-from polyopt.finetuning import split, trainable
+from polyopt.finetuning import layer_rates, split, trainable
 from polyopt.random import permutation
 from polyopt.schedules import Constant, Cosine, Exponential, MultiStep, Plateau, Polynomial, Step
 from polyopt.testing import assert_close, assert_same_bits
@@ -82,8 +82,23 @@ def test_the_rate_follows_the_size(backend: Backend, scaling: str, power: float)
     assert_close(params["w"], [expected], rtol=1e-14, because="five additions in float64")
     measured = RateOfSize(0.1, base=64, scaling=scaling)
     optimizer = Optimizer(SGD(lr=measured))
-    state = optimizer.observe(optimizer.init(params), 256)
+    state = optimizer.observe(optimizer.init(params), 256, "size")
     assert_close(optimizer.hyperparameters(state)["lr"], 0.1 * 4**power, rtol=1e-15, because="one rounding")
+
+
+def test_rates_by_layer_follow_the_size_too() -> None:
+    lr = RateOfSize(Step(0.1, steps=2, rate=0.5), base=8)
+    optimizer = Optimizer(chain(layer_rates(SGD(lr=lr), {"^a": 0.5}), SGD(lr=Plateau(1.0))))
+    state = optimizer.observe(optimizer.init({"a": np.ones(1), "b": np.ones(1)}), 16, "size")
+    rates = [x for key, x in optimizer.hyperparameters(state).items() if key.endswith("lr")]
+    assert rates == [0.1, 0.2, 1.0]
+    rates = [x for key, x in optimizer.hyperparameters(state | {"step": 3}).items() if key.endswith("lr")]
+    assert rates == [0.05, 0.1, 1.0]
+    plateau = state["observed"]["1.lr"]
+    assert plateau["seen"] == 0.0
+    assert optimizer.observe(state, 0.25)["observed"]["1.lr"]["best"] == 0.25
+    with pytest.raises(InputError, match="expected a schedule that depends on the step alone"):
+        RateOfSize(Plateau(0.1), base=8)
 
 
 def test_the_rate_in_a_users_jit() -> None:
@@ -285,7 +300,7 @@ def test_whole_micro_batches_have_the_bits_of_accumulate(backend: Backend) -> No
         rows = permutation(40, t)[:12]
         for i in range(0, 12, 4):
             part = tuple(backend.from_numpy(host(a)[rows[i : i + 4]]) for a in data)
-            _, grads = step._gradient(other, counted, (), part)
+            _, grads = step._mean.gradient(other, counted, (), part)
             other, other_state = held.step(other, grads, other_state)
         params, state, _ = step(params, state, data, rows)
     for path, p in tree.named(params).items():
@@ -403,7 +418,7 @@ def test_a_dynamic_run_is_a_whole(backend: Backend) -> None:
         sizes = []
         for _ in range(updates):
             rows = feed.take(position, size.value(noise))
-            state = step.optimizer.observe(state, len(rows))
+            state = step.optimizer.observe(state, len(rows), "size")
             trained, state, outcome = step(trained, state, data, rows, shared=(frozen,))
             noise, position = size.observe(noise, outcome.norms), position + len(rows)
             sizes.append(len(rows))

@@ -183,7 +183,7 @@ def test_a_run_of_growing_batches(backend: Backend) -> None:
     def advance(carry: Any, first: int, last: int) -> Any:
         for t in range(first, last):
             rows = batches.batch(t)
-            carry = step.observe(carry, len(rows))
+            carry = step.observe(carry, len(rows), "size")
             carry, _ = step(carry, data, rows, shared=(frozen,))
         return carry
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from polyopt.backend import Backend
 from polyopt.errors import InputError
 from polyopt.recipe import Recipe
+from polyopt.recipe.course import Place
 from polyopt.testing import assert_close, assert_same_bits
 from polyopt.training import Result, train
 
@@ -55,15 +57,27 @@ def test_where_passes_end() -> None:
     first = course.steps(1)
     assert first == 9  # 40 + 40 + 48 + 48 + 56 + 64 + 64 + 72 = 432, and 24 are left
     assert found.total_steps(SAMPLES) == course.steps(2) == 14
-    assert [course.ended(t) for t in (8, 9, 13, 14)] == [None, 1, None, 2]
-    assert [course.epoch(t) for t in (1, 9, 10, 14)] == [1, 1, 2, 2]
+    assert [course.epochs(t) for t in (1, 9, 10, 14)] == [1, 1, 2, 2]
     seen: list[int] = []
-    for t in range(first):
-        rows, counted = course.rows(t)
+    for place, parts in places(found, first):
+        assert len(parts) == 1
+        rows, counted = parts[0]
         assert len(rows) == len(counted)
         assert len(rows) in (8, 16, 32, 64, 128, 160)
         seen += rows[counted > 0].tolist()
+        assert len(seen) > place.position
     assert sorted(seen) == list(range(SAMPLES))
+
+
+def places(recipe: Recipe, steps: int) -> Iterator[tuple[Place, list[Any]]]:
+    """Where each batch begins, and its arrays."""
+    course = recipe.course(SAMPLES)
+    place = course.start()
+    for _ in range(steps):
+        rows = course.rows(place)
+        yield place, course.parts(rows)
+        place = course.after(place, len(rows))
+    assert course.steps(2) != steps or place.position == 2 * SAMPLES
 
 
 def test_rates_follow_the_size() -> None:
@@ -94,6 +108,11 @@ def test_rates_follow_the_size() -> None:
         ),
         ({"scaling": "lin"}, r"^train\.batch_size\.scaling = 'lin'; did you mean 'linear'\?"),
         ({"base": 8}, r"^train\.batch_size\.base: nothing is scaled"),
+        ({"micro": 0}, r"^train\.batch_size\.micro = 0; expected greater than or equal to 1"),
+        (
+            {"micro": 8, "buckets": [160]},
+            r"^train\.batch_size\.buckets: arrays have the size of micro; leave out one of the two",
+        ),
     ],
 )
 def test_one_line_for_what_is_wrong(change: dict[str, Any], message: str) -> None:
@@ -102,9 +121,12 @@ def test_one_line_for_what_is_wrong(change: dict[str, Any], message: str) -> Non
 
 
 def test_what_does_not_go_together() -> None:
-    for key, value in (("accumulate", 2), ("drop_last", True)):
-        with pytest.raises(InputError, match=rf"^train\.{key} = {value}: .* leave it out$"):
-            recipe(train={"batch_size": SIZES, key: value})
+    for sizes in (SIZES, SIZES | {"micro": 16}):
+        for key, value in (("accumulate", 2), ("drop_last", True)):
+            with pytest.raises(InputError, match=rf"^train\.{key} = {value}: .* leave it out$"):
+                recipe(train={"batch_size": sizes, key: value})
+    with pytest.raises(InputError, match=r"^train\.batch_size\.micro = 500; .* at most the 456 training"):
+        train(recipe(SIZES | {"micro": 500}), backend="numpy")
     short = recipe(SIZES | {"buckets": [40, 80]})
     with pytest.raises(InputError, match=r"^train\.batch_size\.buckets: the last is 80, .* 160 samples"):
         train(short, backend="numpy")
@@ -140,7 +162,7 @@ def test_every_backend_makes_the_same_run_and_compiles_little(
     if backend.name == "jax":
         messages = [r.getMessage().split(" with ")[0] for r in caplog.records]
         count = Counter(m for m in messages if m.startswith("Compiling jit(run)"))
-        sizes = {len(recipe().course(SAMPLES).rows(t)[0]) for t in range(14)}
+        sizes = {len(rows) for _, parts in places(recipe(), 14) for rows, _ in parts}
         assert 0 < sum(count.values()) <= len(sizes) + 1, count
 
 
@@ -164,7 +186,7 @@ def test_a_student_learns_from_padded_batches_the_same() -> None:
             "distil": {"model": student, "temperature": 2.0},
         }
         results.append(train(recipe(64, phase=[phase]), backend="numpy"))
-    apart(*results, because="the padding alone differs")
+    apart(results[0], results[1], because="the padding alone differs")
 
 
 def test_a_regression_has_weights_too() -> None:
@@ -172,4 +194,63 @@ def test_a_regression_has_weights_too() -> None:
     for buckets in ([160], [32, 48, 160]):
         found = recipe(SIZES | {"buckets": buckets}, data={"name": "diabetes"}, model={"name": "linear"})
         results.append(train(found, backend="numpy"))
-    apart(*results, because="the padding alone differs")
+    apart(results[0], results[1], because="the padding alone differs")
+
+
+# By micro-batches
+
+
+def test_micro_batches_make_the_same_run(backend: Backend, reference: Result) -> None:
+    found = train(recipe(SIZES | {"micro": 24}), backend=backend)
+    apart(found, reference, "the same batches in portions: sums in another order, 14 updates in float64")
+    assert found.history.size == reference.history.size
+    assert found.history.size[:9] == [40, 40, 48, 48, 56, 64, 64, 72, 24]
+
+
+def test_a_run_by_micro_batches_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    made = recipe(SIZES | {"micro": 16, "scaling": "sqrt"})
+    whole = train(made, backend="numpy")
+    train(made, backend="numpy", out=tmp_path / "run", max_steps=7)
+    found = train(made, backend="numpy", out=tmp_path / "run", resume=True)
+    assert (found.history.loss, found.history.size) == (whole.history.loss, whole.history.size)
+    for path, x in whole.params.items():
+        assert_same_bits(found.params[path], x, what=path)
+
+
+NET = {"name": "mlp", "hidden": [4]}
+AROUND: dict[str, Any] = {
+    "clipping and an average": {
+        "clip": {"name": "clip_by_global_norm", "max_norm": 0.2},
+        "ema": {"decay": 0.9},
+    },
+    "gradients that are skipped": {"train": {"nonfinite": "skip"}},
+    "a regression": {"data": {"name": "diabetes"}, "model": {"name": "linear"}},
+    "masks": {"phase": [{"prune": {"sparsity": 0.5}}]},
+    "layers that stay": {"model": NET, "phase": [{"finetune": {"freeze": [r"layers\.0"]}}]},
+    "layers that thaw": {"model": NET, "phase": [{"finetune": {"unfreeze": {"steps": 2}}}]},
+    "adapters": {"model": NET, "phase": [{"finetune": {"lora": {"rank": 2, "alpha": 4.0}}}]},
+    "a student": {"phase": [{"distil": {"model": {"name": "softmax"}, "temperature": 2.0}}]},
+    "rounded weights": {"phase": [{"quantize": {"bits": 8, "aware": True}}]},
+}
+
+
+@pytest.mark.parametrize("what", AROUND)
+def test_micro_batches_go_with_all_that_padded_ones_go_with(what: str) -> None:
+    results = []
+    for arrays in ({"buckets": [456]}, {"micro": 24}):
+        changes = copy.deepcopy(AROUND[what])
+        sizes = SIZES | arrays
+        for phase in changes.get("phase", ()):
+            phase |= {"name": "next", "train": {"epochs": 1, "batch_size": sizes}}
+        changes["train"] = {"epochs": 1, "batch_size": sizes} | changes.get("train", {})
+        results.append(train(recipe(sizes, **changes), backend="numpy"))
+    apart(results[0], results[1], because="the same batches in portions, float64")
+    assert [p.sparsity for p in results[0].phases] == [p.sparsity for p in results[1].phases]
+
+
+def test_a_fixed_size_in_micro_batches() -> None:
+    """A batch of all samples, in the memory of a few."""
+    one = {"size": {"schedule": "constant", "initial": 1000}, "micro": 50}
+    whole, portions = (train(recipe(size, train={"epochs": 3}), backend="numpy") for size in ("full", one))
+    apart(portions, whole, "one sum of 456 in another order, float64")
+    assert portions.history.size == [456] * 3

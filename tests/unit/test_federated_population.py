@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from polyopt.errors import InputError
 from polyopt.federated import participants, split_dirichlet, split_iid, split_labels
+from polyopt.recipe.course import Place
 from polyopt.recipe.rounds import Local, Rounds
 from polyopt.testing import assert_close
 
@@ -95,17 +96,17 @@ def test_a_round_is_what_its_clients_do() -> None:
                 for i in range(batches):
                     turn = found.turn(step)
                     assert (turn.round, turn.client, turn.batch, turn.last) == (r, k, i, i == batches - 1)
-                    own, counted = found.rows(step)
+                    own, counted = found.parts(found.rows(Place(step)))[0]
                     assert len(own) == len(counted) == min(local.size or 50, max(map(len, rows)))
                     seen += own[counted > 0].tolist()
                     assert set(seen) <= set(rows[k].tolist())
                     step += 1
-                    assert found.epoch(step) == r + 1
+                    assert found.epoch(Place(step)) == r + 1
                 if local.epochs:
                     assert sorted(seen) == sorted(local.epochs * rows[k].tolist())
             ends.append(step)
         assert [found.steps(r + 1) for r in range(6)] == ends
-        ended = {s: found.ended(s) for s in range(1, step + 1)}
+        ended = {s: found.ended(Place(s)) for s in range(1, step + 1)}
         assert ended == {s: ends.index(s) + 1 if s in ends else None for s in range(1, step + 1)}
 
 
