@@ -77,11 +77,12 @@ def input_norms(model: Any, params: Tree, x: Any) -> dict[str, Any]:
     """
     ops = registry.by_name("numpy").ops
     counted = x > 0 if isinstance(model, MiniLM) else None
+    rows = None if counted is None else counted.reshape(-1)
     norms: dict[str, Any] = {}
 
     def noted(factor: Factor, x: Any, w: Any) -> Any:
-        whole = counted is None or len(x) != counted.size
-        norms[factor.path] = pruning.input_norms(x if whole else x[counted.reshape(-1)])
+        tokens = counted is not None and len(x) == counted.size
+        norms[factor.path] = pruning.input_norms(x[rows] if tokens else x)
         return ops.matmul(x, w)
 
     model.apply(Products(ops, params, noted), params, x)

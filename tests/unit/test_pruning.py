@@ -16,6 +16,8 @@ from polyopt.conversion import convert
 from polyopt.errors import InputError
 from polyopt.testing import assert_close, assert_same_bits
 
+HOST: Any = np
+
 
 def parameters(dtype: str = "float32", seed: int = 0) -> dict[str, Any]:
     random = np.random.default_rng(seed)
@@ -334,9 +336,9 @@ def test_a_sparsity_outside_is_refused(criterion: Callable[..., Any], sparsity: 
         (lambda p: pr.clip_weights(p, maximum=0.0, to="zro"), "did you mean 'zero'"),
         (lambda p: pr.clip_weights(p, maximum=0.0, share=0.0), r"share = 0.0; expected a number in \(0, 1\]"),
         (lambda p: pr.clip_weights(p, maximum=0.0, select="conw"), "did you mean 'conv'"),
-        (lambda p: pr.apply_masks(np, p, {"cnv": np.ones((1,), bool)}), "did you mean 'conv'"),
-        (lambda p: pr.apply_masks(np, p, {"conv": np.ones((1,), bool)}), r"has shape \(1,\)"),
-        (lambda p: pr.apply_masks(np, p, {"conv": np.ones((3, 3, 4, 8))}), "dtype float64; expected bool"),
+        (lambda p: pr.apply_masks(HOST, p, {"cnv": np.ones((1,), bool)}), "did you mean 'conv'"),
+        (lambda p: pr.apply_masks(HOST, p, {"conv": np.ones((1,), bool)}), r"has shape \(1,\)"),
+        (lambda p: pr.apply_masks(HOST, p, {"conv": np.ones((3, 3, 4, 8))}), "dtype float64; expected bool"),
         (lambda p: pr.magnitude_masks(p, 0.5, within={"conv": np.ones(3, bool)}), r"has shape \(3,\)"),
         (lambda p: pr.snip_scores(p, p["layers"]), "missing"),
         (lambda p: pr.snip_scores({"w": np.ones((2, 2))}, {"w": np.ones((2, 1))}), r"shape \(2, 1\)"),
@@ -344,7 +346,7 @@ def test_a_sparsity_outside_is_refused(criterion: Callable[..., Any], sparsity: 
         (lambda p: pr.movement_scores(p, p, {}), "has no score"),
         (lambda p: pr.movement_scores(p, p, lr=float("nan")), "lr = nan; expected a finite number >= 0"),
         (
-            lambda p: pr.apply_masks(np, {"w": None}, {"w": np.ones(2, bool)}),
+            lambda p: pr.apply_masks(HOST, {"w": None}, {"w": np.ones(2, bool)}),
             "'w' belongs to a parameter that is",
         ),
         (lambda p: pr.wanda_scores(p, {"conw": np.ones(4)}), "did you mean 'conv'"),
