@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polyopt import registry
 from polyopt.ops import Array, Ops
 
 
@@ -16,7 +17,9 @@ def default_loss(task: str) -> str:
 
 def one_hot(xp: Ops, labels: Array, classes: int, like: Array) -> Array:
     """Integer labels (n,) as rows with a one: shape (n, classes), dtype of ``like``."""
-    columns = xp.arange(classes, dtype=labels.dtype)
+    # Beside the labels, but for what is traced: that lies nowhere yet.
+    device = None if registry.of(labels).is_traced(labels) else labels.device
+    columns = xp.arange(classes, dtype=labels.dtype, device=device)
     return xp.astype(xp.equal(xp.expand_dims(labels, axis=1), columns), like.dtype)
 
 

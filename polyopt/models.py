@@ -1,7 +1,8 @@
 """Models for recipes, written once against :class:`~polyopt.ops.Ops`.
 
-A model is a frozen dataclass with ``init(seed, dtype)``, a tree of host arrays, and ``apply(xp, params, x)``.
-Weights have the shape (inputs, outputs), as Keras' and Flax' do.
+A model is a frozen dataclass with ``init(seed, dtype)``, a tree of host arrays, ``apply(xp, params, x)``,
+and ``features(xp, params, x)``, what each of its layers gives. Weights have the shape (inputs, outputs), as
+Keras' and Flax' do.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ def tanh(xp: Ops, x: Array) -> Array:
 ACTIVATIONS: dict[str, Callable[[Ops, Array], Array]] = {"relu": relu, "tanh": tanh}
 
 
+OUTPUT = "output"
+"""What the last layer of any model is called among its features."""
+
+
 class Initializer(Protocol):
     """See :mod:`polyopt.initializers`."""
 
@@ -53,6 +58,12 @@ class Model(Protocol):
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
         """Outputs of shape (n, outputs) for samples of shape (n, inputs)."""
+
+    def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
+        """What each layer gives, by its name, the lowest first: arrays whose first axis is the samples.
+
+        The last is ``"output"``, in the bits of :meth:`apply`.
+        """
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,9 @@ class Linear:
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
         return xp.matmul(x, params["weight"]) + params["bias"]
 
+    def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
+        return {OUTPUT: self.apply(xp, params, x)}
+
 
 @dataclass(frozen=True)
 class Softmax(Linear):
@@ -93,7 +107,15 @@ class Softmax(Linear):
 class MLP:
     """A multilayer perceptron: ``hidden`` layers with an activation, and a linear one on top.
 
-    Parameters are named ``layers.0.weight``, ``layers.0.bias``, ….
+    Parameters are named ``layers.0.weight``, ``layers.0.bias``, …; what the hidden layers give, after the
+    activation, ``layers.0``, ….
+
+    >>> import numpy as np
+    >>> from polyopt.initializers import Constant
+    >>> model = MLP(1, 1, Constant(1.0), Constant(0.0), hidden=(2,))
+    >>> features = model.features(np, model.init(0, "float64"), np.array([[3.0], [-3.0]]))
+    >>> {name: values.tolist() for name, values in features.items()}
+    {'layers.0': [[3.0, 3.0], [0.0, 0.0]], 'output': [[6.0], [0.0]]}
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
@@ -117,10 +139,15 @@ class MLP:
         }
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
+        return self.features(xp, params, x)[OUTPUT]
+
+    def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
         *hidden, last = params["layers"]
-        for layer in hidden:
+        found = {}
+        for i, layer in enumerate(hidden):
             x = ACTIVATIONS[self.activation](xp, xp.matmul(x, layer["weight"]) + layer["bias"])
-        return xp.matmul(x, last["weight"]) + last["bias"]
+            found[f"layers.{i}"] = x
+        return found | {OUTPUT: xp.matmul(x, last["weight"]) + last["bias"]}
 
 
 MODELS: dict[str, type[Linear] | type[MLP]] = {"linear": Linear, "mlp": MLP, "softmax": Softmax}

@@ -44,7 +44,15 @@ class DistillationLoss(ABC):
 class InnerLoss(DistillationLoss):
     """Base of the losses between what both have inside, sample by sample: abstract."""
 
-    def __call__(self, xp: Ops, student: Array, teacher: Array, *, name: str = "features") -> Array:
+    def __call__(
+        self,
+        xp: Ops,
+        student: Array,
+        teacher: Array,
+        *,
+        name: str = "features",
+        weights: Array | None = None,
+    ) -> Array:
         """The loss of one layer: a 0-d array.
 
         Parameters
@@ -53,6 +61,9 @@ class InnerLoss(DistillationLoss):
             What both have of the same samples, the first axis; the loss says which other axes may differ.
         name
             What the layer is called in errors.
+        weights
+            Of the samples, >= 0 and of shape (n,), not all 0: one of weight 0 counts nothing, as if it were
+            not in the batch.
 
         Raises
         ------
@@ -66,15 +77,35 @@ class InnerLoss(DistillationLoss):
                 f"{type(self).__name__}: {name!r}: the student's have shape {mine}, the teacher's {its}; "
                 f"expected {expected}"
             )
-        return self._apart(xp, *pair(xp, student, teacher))
+        check_weights(type(self).__name__, weights, mine[0])
+        return self._apart(xp, *pair(xp, student, teacher), weights)
 
     @abstractmethod
     def _unfit(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> str | None:
         """What was expected, where the shapes don't fit."""
 
     @abstractmethod
-    def _apart(self, xp: Ops, student: Array, teacher: Array) -> Array:
+    def _apart(self, xp: Ops, student: Array, teacher: Array, weights: Array | None) -> Array:
         """The loss, of one dtype and shapes that fit."""
+
+
+def check_weights(owner: str, weights: Array | None, samples: int) -> None:
+    """Refuse weights that are not one a sample."""
+    if weights is not None and tuple(weights.shape) != (samples,):
+        raise InputError(
+            f"{owner}: the weights have shape {tuple(weights.shape)}; expected one a sample, ({samples},)"
+        )
+
+
+def fitting_target(xp: Ops, owner: str, student: Array, target: Array) -> Array:
+    """Integer labels (n,) as they are, probabilities (n, classes) in the dtype of the student's logits."""
+    expected, found = tuple(student.shape), tuple(target.shape)
+    if found not in (expected[:1], expected):
+        raise InputError(
+            f"{owner}: the target has shape {found}; expected labels {expected[:1]} or probabilities "
+            f"{expected}"
+        )
+    return target if len(found) == 1 else xp.astype(target, student.dtype)
 
 
 def logit_pair(xp: Ops, owner: str, student: Array, teacher: Array) -> tuple[Array, Array]:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt.distillation.base import DistillationLoss, divergence, log_sum_exp, logit_pair
+from polyopt.distillation.base import (
+    DistillationLoss,
+    check_weights,
+    divergence,
+    fitting_target,
+    log_sum_exp,
+    logit_pair,
+)
+from polyopt.distillation.standardization import standardized
 from polyopt.errors import InputError
-from polyopt.losses import cross_entropy, log_softmax, one_hot
+from polyopt.losses import cross_entropy, log_softmax, one_hot, weighted_mean
 from polyopt.ops import Array, Ops
-from polyopt.rule import hyper
+from polyopt.rule import hyper, static
 
 HIDDEN = -1e30
 """A logit whose exponential is 0 beside any other's, and which is finite in float32."""
@@ -36,6 +44,9 @@ class DecoupledKD(DistillationLoss):
         Weights >= 0; 1 and 8 there (β differs from teacher to teacher).
     label_weight
         λ >= 0, of the cross-entropy with the labels; 0 leaves it out.
+    standardize
+        Standardize the logits of both in TCKD and NCKD first (:func:`standardized`, Sun et al., 2024), in the
+        ``"paper"``'s or in the authors' code's (``"torch"``) way; ``None`` doesn't.
 
     Examples
     --------
@@ -50,40 +61,54 @@ class DecoupledKD(DistillationLoss):
     alpha: Any = hyper(1.0, low=0.0)
     beta: Any = hyper(8.0, low=0.0)
     label_weight: Any = hyper(1.0, low=0.0)
+    standardize: str | None = static(None, None, "paper", "torch")
 
-    def __call__(self, xp: Ops, student: Array, teacher: Array, target: Array) -> Array:
-        """The loss, a 0-d array, from logits (n, classes) of both and integer labels (n,).
+    def __call__(
+        self, xp: Ops, student: Array, teacher: Array, target: Array, *, weights: Array | None = None
+    ) -> Array:
+        """The loss, a 0-d array, of the student's dtype, at least float32.
+
+        Parameters
+        ----------
+        student, teacher
+            Logits of shape (n, classes).
+        target
+            Integer labels of shape (n,), or probabilities of shape (n, classes): the cross-entropy takes them
+            as they are, and t is the likeliest class.
+        weights
+            Of the samples, of shape (n,): all means are weighted (:func:`polyopt.losses.weighted_mean`).
 
         Raises
         ------
         InputError
-            Where the teacher has other classes or samples, or the target is no vector of labels.
+            Where the teacher has other classes or samples, or the target other ones than they.
         """
         owner = type(self).__name__
         student, teacher = logit_pair(xp, owner, student, teacher)
         rows, classes = tuple(student.shape)
-        if tuple(target.shape) != (rows,):
-            raise InputError(
-                f"{owner}: the target has shape {tuple(target.shape)}; expected integer labels ({rows},)"
-            )
+        check_weights(owner, weights, rows)
+        target = fitting_target(xp, owner, student, target)
         if classes < 2:
             raise InputError(f"{owner}: the logits have {classes} class; expected at least 2")
-        label = one_hot(xp, target, classes, student)
-        log_p, log_p_rest = _decoupled(xp, teacher / self.temperature, label)
-        log_q, log_q_rest = _decoupled(xp, student / self.temperature, label)
-        target_term = xp.mean(divergence(xp, log_p, log_q))
-        rest_term = xp.mean(divergence(xp, log_p_rest, log_q_rest))
+        likeliest = target if len(target.shape) == 1 else xp.argmax(target, axis=-1)
+        label = one_hot(xp, likeliest, classes, student)
+        log_p, log_p_rest = self._decoupled(xp, teacher, label)
+        log_q, log_q_rest = self._decoupled(xp, student, label)
+        target_term = weighted_mean(xp, divergence(xp, log_p, log_q), weights)
+        rest_term = weighted_mean(xp, divergence(xp, log_p_rest, log_q_rest), weights)
         square = self.temperature * self.temperature
         soft = square * (self.alpha * target_term + self.beta * rest_term)
         if isinstance(self.label_weight, int | float) and self.label_weight == 0:
             return soft
-        return self.label_weight * cross_entropy(xp, student, target) + soft
+        return self.label_weight * cross_entropy(xp, student, target, weights=weights) + soft
 
-
-def _decoupled(xp: Ops, logits: Array, label: Array) -> tuple[Array, Array]:
-    """``log (p_t, 1 - p_t)`` of shape (n, 2), and log-probabilities of the other classes, (n, classes)."""
-    is_label = xp.greater(label, xp.zeros_like(label))
-    others = xp.where(is_label, xp.full_like(logits, HIDDEN), logits)
-    mine = xp.sum(xp.where(is_label, logits, xp.zeros_like(logits)), axis=-1)
-    both = xp.stack([mine, log_sum_exp(xp, others)], axis=-1)
-    return log_softmax(xp, both), log_softmax(xp, others)
+    def _decoupled(self, xp: Ops, logits: Array, label: Array) -> tuple[Array, Array]:
+        """``log (p_t, 1 - p_t)``, of shape (n, 2), and log-probabilities of the others, (n, classes)."""
+        if self.standardize is not None:
+            logits = standardized(xp, logits, self.standardize)
+        logits = logits / self.temperature
+        is_label = xp.greater(label, xp.zeros_like(label))
+        others = xp.where(is_label, xp.full_like(logits, HIDDEN), logits)
+        mine = xp.sum(xp.where(is_label, logits, xp.zeros_like(logits)), axis=-1)
+        both = xp.stack([mine, log_sum_exp(xp, others)], axis=-1)
+        return log_softmax(xp, both), log_softmax(xp, others)

@@ -66,7 +66,13 @@ class Ensemble(DistillationLoss):
             raise InputError(f"Ensemble: weights = {self.weights!r} add up to 0; expected a sum above 0")
 
     def __call__(
-        self, xp: Ops, student: Array, teachers: Sequence[Array], target: Array | None = None
+        self,
+        xp: Ops,
+        student: Array,
+        teachers: Sequence[Array],
+        target: Array | None = None,
+        *,
+        weights: Array | None = None,
     ) -> Array:
         """The loss: a 0-d array.
 
@@ -78,23 +84,26 @@ class Ensemble(DistillationLoss):
             What ``loss`` takes of a teacher, from each of them.
         target
             As in ``loss``.
+        weights
+            Of the samples, as in ``loss``.
 
         Raises
         ------
         InputError
             Where a teacher doesn't fit (it says which), or there are none, or not one for each weight.
         """
-        weights = self._weights(len(teachers))
+        shares = self._shares(len(teachers))
         for i, teacher in enumerate(teachers):
             logit_pair(xp, f"Ensemble: teacher {i}", student, teacher)
         if self.average == "losses" or not isinstance(self.loss, SoftTargets):
             loss: Any = self.loss
-            return _weighted(weights, [loss(xp, student, teacher, target) for teacher in teachers])
+            counted = {} if weights is None else {"weights": weights}
+            return _weighted(shares, [loss(xp, student, t, target, **counted) for t in teachers])
         pairs = [logit_pair(xp, "Ensemble", student, teacher) for teacher in teachers]
-        mean = _weighted(weights, [xp.exp(self.loss.soften(xp, teacher)) for _, teacher in pairs])
-        return self.loss.against(xp, pairs[0][0], constant(xp.log(mean)), target)
+        mean = _weighted(shares, [xp.exp(self.loss.soften(xp, teacher)) for _, teacher in pairs])
+        return self.loss.against(xp, pairs[0][0], constant(xp.log(mean)), target, weights=weights)
 
-    def _weights(self, teachers: int) -> list[float]:
+    def _shares(self, teachers: int) -> list[float]:
         weights = self.weights if self.weights is not None else (1.0,) * teachers
         if teachers == 0 or len(weights) != teachers:
             expected = "at least one" if self.weights is None else f"{len(weights)}, one for each weight"

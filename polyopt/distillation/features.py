@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt.distillation.base import DistillationLoss, InnerLoss, pair, safe_root
+from polyopt.distillation.base import DistillationLoss, InnerLoss, check_weights, pair, safe_root
 from polyopt.errors import InputError
+from polyopt.losses import weighted_mean
 from polyopt.ops import Array, Ops
 from polyopt.rule import static
 
@@ -47,6 +48,7 @@ class FeatureHint(DistillationLoss):
         projection: Array | None = None,
         *,
         name: str = "features",
+        weights: Array | None = None,
     ) -> Array:
         """The loss: a 0-d array.
 
@@ -61,6 +63,9 @@ class FeatureHint(DistillationLoss):
             parameter, and is differentiated.
         name
             What the features are called in errors.
+        weights
+            Of the samples, of shape (n,): the mean over them is weighted
+            (:func:`polyopt.losses.weighted_mean`).
 
         Raises
         ------
@@ -79,14 +84,15 @@ class FeatureHint(DistillationLoss):
         if not mine or (mine if projection is None else (*mine[:-1], its[-1])) != its:
             how = "the same shape" if projection is None else "the same shape but for the last axis"
             raise InputError(f"{owner}: the student's have shape {mine}, the teacher's {its}; expected {how}")
+        check_weights(owner, weights, mine[0])
         student, teacher = pair(xp, student, teacher)
         if projection is not None:
             student = xp.matmul(student, xp.astype(projection, student.dtype))
         difference = student - teacher
         square = difference * difference
         if self.reduction == "mean":
-            return xp.mean(square)
-        return 0.5 * xp.mean(xp.sum(xp.reshape(square, (mine[0], -1)), axis=-1))
+            return _mean(xp, square, weights)
+        return 0.5 * weighted_mean(xp, xp.sum(xp.reshape(square, (mine[0], -1)), axis=-1), weights)
 
 
 @dataclass(frozen=True)
@@ -134,12 +140,12 @@ class AttentionTransfer(InnerLoss):
             return None
         return "(n, …, channels) with the same places (interpolate one first)"
 
-    def _apart(self, xp: Ops, student: Array, teacher: Array) -> Array:
+    def _apart(self, xp: Ops, student: Array, teacher: Array, weights: Array | None) -> Array:
         difference = self._map(xp, student) - self._map(xp, teacher)
         square = difference * difference
         if self.distance == "squares":
-            return xp.mean(square)
-        return 0.5 * xp.mean(safe_root(xp, xp.sum(square, axis=-1)))
+            return _mean(xp, square, weights)
+        return 0.5 * weighted_mean(xp, safe_root(xp, xp.sum(square, axis=-1)), weights)
 
     def _places(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) < 3:
@@ -155,3 +161,10 @@ class AttentionTransfer(InnerLoss):
         norm = safe_root(xp, xp.sum(flat * flat, axis=-1, keepdims=True))
         none = xp.equal(norm, xp.zeros_like(norm))
         return flat / xp.where(none, xp.ones_like(norm), norm)
+
+
+def _mean(xp: Ops, x: Array, weights: Array | None) -> Array:
+    """Of all elements; with weights, of each sample's mean."""
+    if weights is None:
+        return xp.mean(x)
+    return weighted_mean(xp, xp.mean(xp.reshape(x, (int(x.shape[0]), -1)), axis=-1), weights)

@@ -14,7 +14,13 @@ from polyopt.rule import static
 
 @dataclass(frozen=True)
 class _Relational(InnerLoss):
-    """Huber's loss between a relation of the student's samples, (n, s), and the teacher's, (n, t)."""
+    """Huber's loss between a relation of the student's samples, (n, s), and the teacher's, (n, t).
+
+    With weights a pair or triplet of samples has the product of theirs.
+    """
+
+    ORDER: ClassVar[int]
+    """How many samples a relation is between."""
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"reduction": "sum"},
@@ -28,12 +34,23 @@ class _Relational(InnerLoss):
         fit = len(student) == len(teacher) == 2 and student[0] == teacher[0] >= 2
         return None if fit else "(n, s) and (n, t) of the same n samples, at least 2"
 
-    def _apart(self, xp: Ops, student: Array, teacher: Array) -> Array:
-        losses = _huber(xp, self._relation(xp, student) - self._relation(xp, teacher))
-        return xp.mean(losses) if self.reduction == "mean" else xp.sum(losses)
+    def _apart(self, xp: Ops, student: Array, teacher: Array, weights: Array | None) -> Array:
+        if weights is None:
+            losses = _huber(xp, self._relation(xp, student, None) - self._relation(xp, teacher, None))
+            return xp.mean(losses) if self.reduction == "mean" else xp.sum(losses)
+        w = xp.astype(weights, student.dtype)
+        mine, its = (self._relation(xp, _counted(xp, x, w), w) for x in (student, teacher))
+        total = xp.sum(_products(xp, w, self.ORDER) * _huber(xp, mine - its))
+        if self.reduction == "sum":
+            return total
+        count = xp.sum(w)
+        for _ in range(self.ORDER):
+            total = total / count
+        return total
 
     @abstractmethod
-    def _relation(self, xp: Ops, x: Array) -> Array: ...
+    def _relation(self, xp: Ops, x: Array, weights: Array | None) -> Array:
+        """Of all pairs or triplets, (n, n) or (n, n, n)."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +73,27 @@ class RelationalDistance(_Relational):
     0.0
     """
 
-    def _relation(self, xp: Ops, x: Array) -> Array:
+    ORDER: ClassVar[int] = 2
+
+    def _relation(self, xp: Ops, x: Array, weights: Array | None) -> Array:
         e = _differences(xp, x)
         distance = safe_root(xp, xp.sum(e * e, axis=-1))
-        if self.reduction == "mean":
-            apart = xp.astype(xp.greater(distance, xp.zeros_like(distance)), x.dtype)
-            pairs = xp.maximum(xp.sum(apart), xp.ones_like(xp.sum(apart)))
-        else:
-            n = int(x.shape[0])
-            pairs = n * (n - 1)
-        mean = xp.sum(distance) / pairs
+        mean = self._unit(xp, distance, weights)
         none = xp.equal(mean, xp.zeros_like(mean))
         return distance / xp.where(none, xp.ones_like(mean), mean)
+
+    def _unit(self, xp: Ops, distance: Array, weights: Array | None) -> Array:
+        """μ, the mean distance."""
+        n, zero = int(distance.shape[0]), xp.zeros_like(distance)
+        both = xp.ones_like(distance) if weights is None else _products(xp, weights, 2)
+        if self.reduction == "mean":
+            pairs = xp.sum(xp.where(xp.greater(distance, zero), both, zero))
+        elif weights is None:
+            return xp.sum(distance) / (n * (n - 1))
+        else:
+            pairs = xp.sum(both) - xp.sum(weights * weights)
+        none = xp.equal(pairs, xp.zeros_like(pairs))
+        return xp.sum(both * distance) / xp.where(none, xp.ones_like(pairs), pairs)
 
 
 @dataclass(frozen=True)
@@ -89,7 +115,9 @@ class RelationalAngle(_Relational):
     0.0
     """
 
-    def _relation(self, xp: Ops, x: Array) -> Array:
+    ORDER: ClassVar[int] = 3
+
+    def _relation(self, xp: Ops, x: Array, weights: Array | None) -> Array:
         e = _differences(xp, x)
         length = safe_root(xp, xp.sum(e * e, axis=-1, keepdims=True))
         none = xp.equal(length, xp.zeros_like(length))
@@ -100,6 +128,20 @@ class RelationalAngle(_Relational):
 def _differences(xp: Ops, x: Array) -> Array:
     """``e[j, i] = x_i - x_j``, of shape (n, n, features)."""
     return xp.expand_dims(x, axis=0) - xp.expand_dims(x, axis=1)
+
+
+def _counted(xp: Ops, x: Array, weights: Array) -> Array:
+    """``x`` with zeros for samples of weight 0, whatever they were."""
+    there = xp.greater(weights, xp.zeros_like(weights))
+    return xp.where(xp.expand_dims(there, axis=1), x, xp.zeros_like(x))
+
+
+def _products(xp: Ops, weights: Array, order: int) -> Array:
+    """``w_i·w_j`` of shape (n, n), or ``w_i·w_j·w_k``."""
+    found = xp.expand_dims(weights, axis=0) * xp.expand_dims(weights, axis=1)
+    if order == 2:
+        return found
+    return xp.expand_dims(found, axis=0) * xp.reshape(weights, (-1, 1, 1))
 
 
 def _huber(xp: Ops, x: Array) -> Array:

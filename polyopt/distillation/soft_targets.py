@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt.distillation.base import DistillationLoss, divergence, logit_pair, softened, wide
+from polyopt.distillation.base import (
+    DistillationLoss,
+    check_weights,
+    divergence,
+    fitting_target,
+    logit_pair,
+    softened,
+    wide,
+)
 from polyopt.distillation.standardization import standardized
 from polyopt.errors import InputError
 from polyopt.losses import cross_entropy, weighted_mean
@@ -122,10 +130,7 @@ class SoftTargets(DistillationLoss):
     ) -> Array:
         """The loss against log-probabilities that have the temperature already (:meth:`soften`)."""
         student, owner = wide(xp, student), type(self).__name__
-        if weights is not None and tuple(weights.shape) != tuple(student.shape)[:1]:
-            raise InputError(
-                f"{owner}: the weights have shape {tuple(weights.shape)}; expected {tuple(student.shape)[:1]}"
-            )
+        check_weights(owner, weights, int(student.shape[0]))
         soft = weighted_mean(xp, self._divergence(xp, student, log_p), weights)
         hard_weight = self.alpha if self.alpha_weighs == "hard" else 1.0 - self.alpha
         soft_weight = 1.0 - self.alpha if self.alpha_weighs == "hard" else self.alpha
@@ -137,8 +142,7 @@ class SoftTargets(DistillationLoss):
                     f"expected labels, or alpha = {1.0 if self.alpha_weighs == 'soft' else 0.0}"
                 )
             return soft
-        _check_target(owner, student, target)
-        target = target if len(target.shape) == 1 else _like(xp, target, student)
+        target = fitting_target(xp, owner, student, target)
         hard = cross_entropy(xp, student, target, weights=weights)
         return hard_weight * hard + soft
 
@@ -152,16 +156,3 @@ class SoftTargets(DistillationLoss):
             log_p, log_q = (xp.log(xp.clip(xp.exp(x), self.floor, 1.0)) for x in (log_p, log_q))
         rows = divergence(xp, log_p, log_q)
         return rows / int(student.shape[-1]) if self.reduction == "mean" else rows
-
-
-def _like(xp: Ops, target: Array, student: Array) -> Array:
-    return xp.astype(target, student.dtype)
-
-
-def _check_target(owner: str, student: Array, target: Array) -> None:
-    expected, found = tuple(student.shape), tuple(target.shape)
-    if found not in (expected[:1], expected):
-        raise InputError(
-            f"{owner}: the target has shape {found}; expected labels {expected[:1]} or probabilities "
-            f"{expected}"
-        )

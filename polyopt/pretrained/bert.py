@@ -8,7 +8,7 @@ model that is evaluated, and that a small set of samples fine-tunes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +52,22 @@ class Bert:
         mask
             1 for tokens, 0 for padding; shape (n, length), dtype of the parameters.
         """
+        for states in self.hidden(xp, params, ids, mask):
+            last = states
+        return last
+
+    def hidden(self, xp: Ops, params: Tree, ids: Array, mask: Array) -> Iterator[Array]:
+        """Each layer's hidden states, the lowest first, of shape (n, length, width): see :meth:`apply`.
+
+        What stands at the places of padding means nothing.
+        """
         n, length = (int(size) for size in ids.shape)
         x = self._embed(xp, params["embeddings"], ids)
         # Padding is given the lowest score there is, so that it has no weight among any tokens.
         barred = xp.equal(xp.reshape(mask, (n, 1, 1, length)), xp.zeros((), dtype=mask.dtype))
         for layer in params["encoder"]["layer"]:
             x = self._layer(xp, layer, x, barred, (n, length))
-        return xp.reshape(x, (n, length, int(x.shape[-1])))
+            yield xp.reshape(x, (n, length, int(x.shape[-1])))
 
     def head_width(self, width: int) -> int:
         """Of one head, where the hidden states have that width."""

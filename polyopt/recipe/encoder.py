@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polyopt.models import Initializer
+from polyopt.models import OUTPUT, Initializer
 from polyopt.ops import Array, Ops
 from polyopt.tree import Tree
 
@@ -18,6 +18,9 @@ class MiniLM:
     ``body.encoder.layer.0…`` as they were published, and ``head.weight``, ``head.bias``. The body starts as
     it was published, the head as the recipe's initializers draw it. See :mod:`polyopt.pretrained.minilm` for
     what must be installed.
+
+    Its layers give hidden states of shape (n, tokens, 384), 0 for padding: ``body.encoder.layer.0``, …; their
+    mean over the tokens, (n, 384), is ``pooled``.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
@@ -49,6 +52,23 @@ class MiniLM:
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
         from polyopt.pretrained import minilm
 
-        head = params["head"]
-        there = xp.astype(xp.greater(x, xp.zeros_like(x)), head["weight"].dtype)
-        return xp.matmul(minilm.features(xp, params["body"], x, there), head["weight"]) + head["bias"]
+        there = self._there(xp, params, x)
+        return self._head(xp, params, minilm.features(xp, params["body"], x, there))
+
+    def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
+        from polyopt.pretrained import minilm
+        from polyopt.pretrained.bert import mean_pool
+
+        there = self._there(xp, params, x)
+        hidden = list(minilm.MINILM.hidden(xp, params["body"], x, there))
+        tokens = xp.expand_dims(there, axis=-1)
+        found = {f"body.encoder.layer.{i}": states * tokens for i, states in enumerate(hidden)}
+        pooled = mean_pool(xp, hidden[-1], there)
+        return found | {"pooled": pooled, OUTPUT: self._head(xp, params, pooled)}
+
+    def _there(self, xp: Ops, params: Tree, x: Array) -> Array:
+        """1 for tokens, 0 for padding."""
+        return xp.astype(xp.greater(x, xp.zeros_like(x)), params["head"]["weight"].dtype)
+
+    def _head(self, xp: Ops, params: Tree, pooled: Array) -> Array:
+        return xp.matmul(pooled, params["head"]["weight"]) + params["head"]["bias"]

@@ -115,10 +115,10 @@ def check_names(phases: tuple[Phase, ...]) -> None:
         before = [earlier.name for earlier in phases[:i]]
         if phase.name in before:
             raise Problem(("phase", i, "name"), f" = {phase.name!r}: an earlier phase has this name")
-        teacher = PREVIOUS if phase.distil is None else phase.distil.teacher
         known = [PREVIOUS, BASE, *before]
-        if teacher not in known:
-            raise Problem(
-                ("phase", i, "distil", "teacher"),
-                f" = {shown(teacher)}: no earlier phase; {nearest(teacher, known)}",
-            )
+        for teacher in () if phase.distil is None else phase.distil.teachers:
+            if teacher not in known:
+                raise Problem(
+                    ("phase", i, "distil", "teacher"),
+                    f" = {shown(teacher)}: no earlier phase; {nearest(teacher, known)}",
+                )

@@ -18,7 +18,7 @@ from polyopt.recipe import text
 from polyopt.recipe.component import Component
 from polyopt.recipe.course import Course, Even
 from polyopt.recipe.datasets import TASKS
-from polyopt.recipe.distillation import Distil
+from polyopt.recipe.distillation import Angle, Attention, Distance, Distil, Hint
 from polyopt.recipe.federated import Federated
 from polyopt.recipe.finetuning import Finetune, L2sp, Lora, Unfreeze
 from polyopt.recipe.models import MODELS, AnyModel, fitting
@@ -390,6 +390,10 @@ _TABLES: dict[tuple[str, ...], type[Section]] = {
     ("phase", "quantize", "activations"): Activations,
     ("phase", "distil"): Distil,
     ("phase", "distil", "model"): Model,
+    ("phase", "distil", "hint"): Hint,
+    ("phase", "distil", "attention"): Attention,
+    ("phase", "distil", "distance"): Distance,
+    ("phase", "distil", "angle"): Angle,
     ("phase", "federated"): Federated,
 }
 

@@ -11,7 +11,6 @@ from polyopt.backend import Backend
 from polyopt.batch_size import Accumulated
 from polyopt.conversion import convert
 from polyopt.data import Dataset
-from polyopt.distillation import Teacher
 from polyopt.errors import InputError, NonFiniteError
 from polyopt.finetuning import transfer
 from polyopt.ops import Array, Ops
@@ -24,6 +23,7 @@ from polyopt.training.federation import KEPT
 from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.progress import Progress
 from polyopt.training.sparsity import movement
+from polyopt.training.teaching import Told
 from polyopt.training.work import Left, Work, check_masks, host
 from polyopt.tree import Tree
 
@@ -69,9 +69,10 @@ class Engine:
             for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test))
         )
         self._held: Tree = None
-        self._logits = () if work.teacher is None else (self._taught(work.teacher),)
-        self._data = (*self._train, *self._logits)
-        loss = self._distilled if self._logits else self._batch_loss
+        taught = work.teaching
+        told = () if taught is None else (taught.told(self._train[0], backend, device),)
+        self._data = (*self._train, *told)
+        loss = self._batch_loss if taught is None else self._distilled
         if self.course.micro:
             self._step = self._by_parts(loss)
         else:
@@ -340,25 +341,18 @@ class Engine:
         return self.objective.of_output(xp, output, xp.take(y, indices, axis=0), *counted)
 
     def _distilled(
-        self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array, logits: Array
+        self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array, told: Told
     ) -> Array:
+        assert self.work.teaching is not None
         indices, *counted = rows
-        output = self.work.output(xp, params, xp.take(x, indices, axis=0))
-        target = self.objective.smoothed(xp.take(y, indices, axis=0))
-        weights = counted[0] if counted else None
-        found: Array = self.work.distil(xp, output, xp.take(logits, indices, axis=0), target, weights=weights)
-        return found
+        x, y, told = tree.map_leaves(lambda z: xp.take(z, indices, axis=0), (x, y, told))
+        y = self.objective.smoothed(y)
+        return self.work.teaching(xp, self.model, params, x, y, told, counted[0] if counted else None)
 
     def _metrics(self, xp: Ops, params: Any, x: Array, y: Array) -> list[Array]:
         return self.objective.metrics(xp, self.work.output(xp, params, x), y)
 
     # Arrays
-
-    def _taught(self, teacher: Left) -> Array:
-        """What the teacher says of every training sample, computed once."""
-        params = convert(teacher.weights, self.backend, device=self.device)
-        logits = Teacher(teacher.apply, params).cache(self._train[0]).logits
-        return self.backend.from_numpy(logits, device=self.device)
 
     def _array(self, x: Any) -> Array:
         return self.backend.from_numpy(as_read(x, self.recipe.dtype), device=self.device)

@@ -1,4 +1,4 @@
-"""Which part of a model is trained: all of it, some of its layers, or adapters beside its weights.
+"""What is trained: all of a model, some of its layers, adapters beside its weights, or more than it.
 
 Each kind splits the parameters into a tree that is trained and one that is held, and says what the two of
 them make together. What is trained may change with the number of updates that were made.
@@ -46,6 +46,33 @@ class Everything:
 
     def whole(self, trained: Tree, held: Tree) -> Tree:
         return trained
+
+    def loss(self, loss: LossFunction) -> LossFunction:
+        return loss
+
+    def changes(self, updates: int) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Along:
+    """All parameters, and ``more``, a tree of host arrays, beside them by the name ``key``.
+
+    ``more`` is trained along, and is no part of the model.
+    """
+
+    key: str
+    more: Tree
+
+    def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
+        like = tree.flatten(params).leaves[0]
+        backend = registry.of(like)
+        device = backend.device_name(like)
+        more = tree.map_leaves(lambda x: backend.from_numpy(x, device=device), self.more)
+        return {**params, self.key: more}, None
+
+    def whole(self, trained: Tree, held: Tree) -> Tree:
+        return {key: part for key, part in trained.items() if key != self.key}
 
     def loss(self, loss: LossFunction) -> LossFunction:
         return loss

@@ -22,6 +22,7 @@ from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.parts import Adapters, Everything, Layers, Parts
 from polyopt.training.quantizing import Quantizer
 from polyopt.training.sparsity import Sparsifier, movement
+from polyopt.training.teaching import teaching
 from polyopt.training.work import Left, Work, check_masks
 from polyopt.tree import Tree
 
@@ -89,14 +90,12 @@ class Task:
     def _taught(self, before: Mapping[str, Left], last: Left) -> Work:
         """A student that begins."""
         assert self.phase is not None
-        assert self.phase.distil is not None
-        named = self.phase.distil.teacher
-        teacher = last if named == PREVIOUS else before[named]
-        self._check_teacher(named, teacher)
+        section = self.phase.distil
+        assert section is not None
+        teachers = {name: last if name == PREVIOUS else before[name] for name in section.teachers}
         fresh = self._fresh(self.model)
-        return Work(
-            self.model, fresh, fresh, self.phase.name, teacher=teacher, distil=self.phase.distil.loss()
-        )
+        found = teaching(section, teachers, self.model, fresh, self.dataset, self.recipe)
+        return Work(self.model, fresh, fresh, self.phase.name, parts=found.parts, teaching=found)
 
     def _gone_on(self, last: Left) -> Work:
         """The model that was left, by what the phase says."""
@@ -164,17 +163,6 @@ class Task:
         assert self.phase.quantize is not None
         x = as_read(self.dataset.x_train, self.recipe.dtype)
         return Quantizer(self.phase.quantize, model, x, self.recipe.seed)
-
-    def _check_teacher(self, name: str, teacher: Left) -> None:
-        for what, has, needs in (
-            ("classes", teacher.model.outputs, self.dataset.outputs),
-            ("inputs", teacher.model.inputs, self.dataset.features),
-        ):
-            if has != needs:
-                raise InputError(
-                    f"distil.teacher = {name!r} has {has} {what}; the student's data have {needs}: expected "
-                    "a phase on the same data"
-                )
 
 
 def tasks(recipe: Recipe) -> list[Task]:

@@ -20,6 +20,7 @@ from polyopt.tree import Tree
 
 if TYPE_CHECKING:
     from polyopt.training.federation import Federation
+    from polyopt.training.teaching import Teaching
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Left:
         """What the model says, its layers' inputs on their grids."""
         output: Array = quantize_inputs(self.model.apply, self.grids)(xp, params, x)
         return output
+
+    def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
+        """What each of its layers gives, likewise."""
+        found: dict[str, Array] = quantize_inputs(self.model.features, self.grids)(xp, params, x)
+        return found
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,8 @@ class Work:
     """The parameters as the model computes with them."""
     grids: Mapping[str, Grid] = field(default_factory=dict)
     """Those of its layers' inputs."""
-    teacher: Left | None = None
-    distil: Any = None
-    """The loss against the teacher's logits."""
+    teaching: Teaching | None = None
+    """What a student learns from."""
     federation: Federation | None = None
     """Clients, one after the other, in the place of one run."""
 

@@ -109,6 +109,20 @@ def test_names() -> None:
     assert set(MODELS) == {"linear", "softmax", "mlp"}
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_features_end_with_the_bits_of_the_output(backend: Backend, name: str) -> None:
+    model = MADE[name]
+    params, x = (
+        convert(model.init(0, "float32"), backend),
+        backend.from_numpy(samples(name)[0], dtype="float32"),
+    )
+    features = model.features(backend.ops, params, x)
+    hidden = getattr(model, "hidden", ())
+    assert list(features) == [*(f"layers.{i}" for i in range(len(hidden))), "output"]
+    assert [tuple(features[f"layers.{i}"].shape) for i in range(len(hidden))] == [(N, m) for m in hidden]
+    assert_same_bits(features["output"], backend.to_numpy(model.apply(backend.ops, params, x)))
+
+
 def test_cross_entropy_does_not_overflow(backend: Backend) -> None:
     logits = backend.from_numpy(np.array([[1e30, -1e30, 0.0], [-500.0, 500.0, 499.0]]))
     hot = backend.from_numpy(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))

@@ -10,6 +10,7 @@ import pytest
 import torch.nn.functional as F
 from test_pretrained import WIDTH, reference, small, tensors
 
+import polyopt_numpy.ops as nops
 from polyopt import checkpoint, quantization
 from polyopt.backend import Backend
 from polyopt.data import Dataset
@@ -232,6 +233,46 @@ def test_its_layers_are_the_tables_the_encoders_and_the_head(reviews: None) -> N
     by_layer = task.work(start).optimizer(task.recipe)
     assert {by_layer.hyperparameters({"step": 0})[f"{i}.lr"] for i in range(4)} == {0.1, 0.2, 0.4, 0.8}
     assert np.isfinite(train(of).history.loss).all()
+
+
+def test_one_teaches_another(reviews: None) -> None:
+    """What lies inside of it: attention to tokens, hidden states, and the mean of them."""
+    table = Recipe.load(RECIPE).replace(steps=2).to_dict()
+    table["optimizer"], table["partition"] = {"name": "adam", "lr": 1e-3}, []
+    inner = ["body.encoder.layer.0", "body.encoder.layer.1"]
+    terms = {
+        "attention": {"weight": 1000.0, "student": inner, "teacher": inner, "convention": "torch"},
+        "hint": {"student": inner[0], "teacher": inner[1]},
+        "distance": {"student": "pooled", "teacher": "pooled"},
+    }
+    distil = {"model": {"name": "minilm"}, "teacher": "base"}
+    phase = {"name": "a", "distil": distil | terms, "train": {"steps": 2, "batch_size": 16}}
+    of = Recipe.from_dict(table | {"phase": [phase]})
+    model, data = of.build_model(of.data.load()), of.data.load()
+    params = model.init(0, "float32")
+    features = model.features(nops, params, data.x_test)
+    assert list(features) == [*inner, "pooled", "output"]
+    assert_same_bits(features["output"], model.apply(nops, params, data.x_test))
+    assert not features[inner[1]][data.x_test == 0].any(), "padding says nothing"
+    assert features[inner[1]].shape == (40, 9, WIDTH)
+    found = train(of, backend="numpy")
+    assert np.isfinite(found.history.loss).all()
+    for key, layers, message in (
+        (
+            "distance",
+            (inner[0], "pooled"),
+            r"student = '.*layer\.0' gives \(n, 9, 12\); expected a layer that",
+        ),
+        (
+            "hint",
+            (inner[0], "pooled"),
+            r": the student's '.*\.0' gives \(n, 9, 12\), .* 'pooled' \(n, 12\); exp",
+        ),
+        ("attention", (inner[0], "pooled"), r"teacher = 'pooled' gives \(n, 12\): a vector has no places"),
+    ):
+        phase["distil"] = distil | {key: dict(zip(("student", "teacher"), layers, strict=True))}
+        with pytest.raises(InputError, match=rf"^phase 'a': distil\.{key}\.?{message}"):
+            tasks(Recipe.from_dict(table | {"phase": [phase]}))
 
 
 def test_tokens_are_for_it_alone() -> None:

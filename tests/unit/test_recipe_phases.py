@@ -404,7 +404,20 @@ quantizations = st.sampled_from(
         {"method": "gptq", "activations": {"observer": "percentile", "bits": 4}, "samples": 9},
     ]
 )
-students = st.builds(lambda t, a: STUDENT | {"temperature": t, "alpha": a}, st.floats(0.1, 9), numbers)
+LAYERS = {"student": ["layers.0", "output"], "teacher": ["layers.0", "output"], "weight": 2}
+students = st.builds(
+    lambda t, a, more: STUDENT | {"temperature": t, "alpha": a} | more,
+    st.floats(0.1, 9),
+    numbers,
+    st.sampled_from(
+        [
+            {},
+            {"loss": "decoupled", "beta": 2, "standardize": True},
+            {"teacher": ["base", "previous"], "weights": [1, 2.5], "hint": LAYERS},
+            {"distance": LAYERS | {"convention": "torch"}, "attention": LAYERS | {"power": 4}},
+        ]
+    ),
+)
 phases = st.one_of(
     st.builds(lambda x: {"finetune": x, "train": EPOCH}, fines),
     st.builds(lambda x: {"prune": x, "train": {"steps": 3, "batch_size": "full"}}, prunes),
