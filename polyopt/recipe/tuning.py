@@ -13,8 +13,18 @@ from polyopt.errors import InputError, nearest
 from polyopt.recipe.problems import Problem, shown, within
 from polyopt.recipe.sections import MAX_INTEGER, Count, Section, Seed
 
-TUNABLE = ("model", "loss", "optimizer", "partition", "clip", "ema", "train")
+TUNABLE = ("model", "loss", "optimizer", "partition", "clip", "ema", "train", "phase")
 """The tables whose keys may be looked for: the data and the dtype are what is tuned *for*."""
+OF_PHASE = (
+    "optimizer",
+    "train",
+    "finetune",
+    "clip_weights",
+    "prune",
+    "quantize",
+    "distil",
+    "federated",
+)
 MAX_CHOICES = 1000
 
 
@@ -145,14 +155,53 @@ def _space(value: Any) -> Space:
         raise Problem((), f" = {shown(value)}; expected a table with a key for each hyperparameter")
     axes = []
     for key, table in value.items():
-        first = str(key).split(".")[0]
-        if first not in TUNABLE:
-            raise Problem((key,), f": not in a table that can be tuned; {nearest(first, TUNABLE)}")
+        _tunable(key, table)
         try:
             axes.append((key, _axis(table)))
         except Problem as problem:
             raise within(key, problem) from None
     return tuple(axes)
+
+
+def _tunable(key: str, table: Any) -> None:
+    """Refuse a key that can't be one of the space's."""
+    first, *rest = key.split(".")
+    if first not in TUNABLE:
+        raise Problem((key,), f": not in a table that can be tuned; {nearest(first, TUNABLE)}")
+    if not rest and isinstance(table, Mapping) and (inner := _nested(table)):
+        raise Problem((key,), f': a key with dots stands in quotes: "{key}.{inner}" = …')
+    if first != "phase":
+        return
+    number, of, *_ = (*rest, "", "")
+    if not number.isdecimal():
+        raise Problem((key,), ": expected the number of a phase, from 0 on, such as phase.0.optimizer.lr")
+    if of not in OF_PHASE:
+        raise Problem((key,), f": not in a table that can be tuned; {nearest(of, OF_PHASE)}")
+
+
+def _nested(table: Mapping[str, Any]) -> str | None:
+    """The dotted key of the first axis in tables that TOML made of a key without quotes."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            if {"low", "high", "choices"} & set(value):
+                return key
+            if (inner := _nested(value)) is not None:
+                return f"{key}.{inner}"
+    return None
+
+
+def first_phase(space: Space) -> int:
+    """The first run that depends on what is tried: 0 is the one before all phases, 1 the first phase.
+
+    >>> first_phase((("phase.1.optimizer.lr", Range(0.1, 1.0)), ("phase.0.train.epochs", Range(1, 2))))
+    1
+    """
+    return min(int(key.split(".")[1]) + 1 if key.startswith("phase.") else 0 for key, _ in space)
+
+
+def reaches_phases(space: Space) -> bool:
+    """Whether anything of a phase is looked for."""
+    return any(key.startswith("phase.") for key, _ in space)
 
 
 def _space_table(space: Space) -> dict[str, Any]:
@@ -210,4 +259,6 @@ def assigned(table: Any, key: str, value: Any) -> Any:
         return [*table[:i], assigned(table[i], rest, value) if rest else value, *table[i + 1 :]]
     if not isinstance(table, dict):
         raise InputError(f"{first!r} can't be set in {shown(table)}, which is no table")
+    if rest.split(".")[0].isdecimal() and first not in table:
+        raise InputError(f"the recipe has no {first!r}, of which this is one's key")
     return table | {first: assigned(table.get(first, {}), rest, value) if rest else value}

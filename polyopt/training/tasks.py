@@ -165,14 +165,17 @@ class Task:
         return Quantizer(self.phase.quantize, model, x, self.recipe.seed)
 
 
-def tasks(recipe: Recipe) -> list[Task]:
-    """The run and its phases, checked as far as can be without training."""
+def tasks(recipe: Recipe, samples: Callable[[Recipe], Dataset] | None = None) -> list[Task]:
+    """The run and its phases, checked as far as can be without training.
+
+    ``samples`` gives those of each, by its own recipe, where they are not what the recipe says.
+    """
     found = []
     for number in range(len(recipe.phase) + 1):
         own = recipe.of_phase(number)
         phase = recipe.phase[number - 1] if number else None
         with _named(phase):
-            dataset = own.data.load()
+            dataset = own.data.load() if samples is None else samples(own)
             own.course(len(dataset.x_train))
             found.append(Task(number, own, phase, dataset, own.build_model(dataset)))
     if recipe.phase:

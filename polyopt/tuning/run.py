@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,7 +16,14 @@ from polyopt.backend import Backend
 from polyopt.data import Dataset
 from polyopt.errors import InputError, NonFiniteError
 from polyopt.recipe import Recipe
+from polyopt.recipe.sections import Data
+from polyopt.recipe.tuning import Tune, first_phase, reaches_phases
+from polyopt.training.chain import Chain
 from polyopt.training.engine import Engine
+from polyopt.training.events import Event, Result
+from polyopt.training.loop import Listener as EventListener
+from polyopt.training.tasks import Task, tasks
+from polyopt.training.work import Left
 from polyopt.tuning import storage
 from polyopt.tuning.sampling import Asked, Asker
 from polyopt.tuning.study import State, Study, Trial
@@ -26,8 +33,8 @@ from polyopt.tuning.study import State, Study, Trial
 class Progress:
     """What is told while it goes on: the study, the number of trials in all, and the one at work.
 
-    ``epoch`` of ``epochs`` are done of trial ``number`` (``None``: only the trial will know how many there
-    are); ``ended`` is the trial once it is over.
+    ``epoch`` of ``epochs`` are done of trial ``number``: of the phase at work and of those before it (``None``:
+    only the trial will know how many there are). ``ended`` is the trial once it is over.
     """
 
     study: Study
@@ -54,7 +61,9 @@ def tune(
     """Look for the hyperparameters that ``recipe``'s ``[tune]`` names.
 
     Each trial trains on a part of the training samples and is judged on the rest; the test samples are not
-    looked at. The same recipe, backend and device give the same trials, also where it was stopped in between.
+    looked at. Where a key of a phase is looked for, a trial goes through the phases, and what the last one
+    leaves is judged; the runs before the first such phase are made once, for all trials. The same recipe,
+    backend and device give the same trials, also where it was stopped in between.
 
     Parameters
     ----------
@@ -103,16 +112,14 @@ def tune(
     target.device(device)
     if recipe.dtype == "float64":
         target.enable_float64()
-    samples = validation(recipe)
-    # What is wrong whatever is tried is said now.
-    Engine(recipe, samples, target, device, "evaluation").start()
+    shared = _Trials(study, target, device)
     if resume and folder is not None:
-        study = storage.load(folder, recipe, target.name)
+        shared.study = study = storage.load(folder, recipe, target.name)
     asker, tell = Asker(study), on_progress or _ignore
     if folder is not None:
         storage.save(folder, study)
     while len(study.trials) < wanted:
-        trial = _Run(study, asker.ask(), samples, target, device).to_the_end(wanted, tell)
+        trial = _Run(shared, asker.ask(), wanted, tell).to_the_end()
         asker.tell(trial)
         study.trials.append(trial)
         if folder is not None:
@@ -122,22 +129,20 @@ def tune(
     return study
 
 
-def validation(recipe: Recipe) -> Dataset:
-    """The recipe's data with a part of its *training* samples as what is tested on.
+def validation(section: Data, tune: Tune) -> Dataset:
+    """A recipe's data with a part of its *training* samples as what is tested on.
 
     Inputs are shifted and scaled by the training samples that are left.
     """
-    assert recipe.tune is not None
-    section = recipe.data
     whole = section.load()
     count = len(whole.x_train)
-    held = int(count * recipe.tune.validation_fraction)
+    held = int(count * tune.validation_fraction)
     if not 0 < held < count:
         raise InputError(
-            f"tune.validation_fraction = {recipe.tune.validation_fraction!r} leaves a side empty "
+            f"tune.validation_fraction = {tune.validation_fraction!r} leaves a side empty "
             f"({count} training samples)"
         )
-    order = random.permutation(count, recipe.tune.seed, f"validation/{section.name}")
+    order = random.permutation(count, tune.seed, f"validation/{section.name}")
     x, y = whole.x_train[order], whole.y_train[order]
     x_train, x_test = x[held:], x[:held]
     if section.standardize:
@@ -148,47 +153,106 @@ def validation(recipe: Recipe) -> Dataset:
     return replace(whole, x_train=x_train, y_train=y[held:], x_test=x_test, y_test=y[:held])
 
 
+class _GivenUpError(Exception):
+    """Out of a run that is not worth its end."""
+
+
+class _Trials:
+    """What all trials share: the samples, and the runs before the first that depends on what is tried."""
+
+    def __init__(self, study: Study, backend: Backend, device: str | None) -> None:
+        self.study, self.backend, self.device = study, backend, device
+        self._samples: dict[Data, Dataset] = {}
+        self._before: dict[str, Left] | None = None
+        # What is wrong whatever is tried is said now.
+        recipe = self._made({})
+        base, *_ = tasks(recipe, self._of)
+        Engine(base.recipe, base.dataset, backend, device, "evaluation").start()
+
+    def run(self, values: Mapping[str, Any], listener: EventListener) -> Result:
+        """A run, or a chain of them, with these values."""
+        recipe, first = self._made(values), first_phase(self.study.section.space)
+        found = tasks(recipe, self._of)
+        if self._before is None:
+            early = self._chain(recipe, found[:first], _ignore)
+            if first:
+                early.run(None)
+            self._before = early.before
+        chain = self._chain(recipe, found[first:], listener)
+        chain.before |= self._before
+        return chain.run(None)
+
+    def _chain(self, recipe: Recipe, of: list[Task], listener: EventListener) -> Chain:
+        return Chain(
+            recipe,
+            of,
+            self.backend,
+            self.device,
+            out=None,
+            resume=False,
+            record="evaluation",
+            listener=listener,
+            checkpoint_seconds=math.inf,
+            snapshots=0,
+        )
+
+    def _made(self, values: Mapping[str, Any]) -> Recipe:
+        recipe = self.study.recipe.tuned(values)
+        return recipe if reaches_phases(self.study.section.space) else recipe.of_phase(0)
+
+    def _of(self, recipe: Recipe) -> Dataset:
+        if recipe.data not in self._samples:
+            self._samples[recipe.data] = validation(recipe.data, self.study.section)
+        return self._samples[recipe.data]
+
+
 class _Run:
     """One trial."""
 
-    def __init__(
-        self, study: Study, asked: Asked, samples: Dataset, backend: Backend, device: str | None
-    ) -> None:
-        self.study, self.asked, self.samples = study, asked, samples
-        self.backend, self.device = backend, device
+    def __init__(self, of: _Trials, asked: Asked, trials: int, tell: Listener) -> None:
+        self.of, self.study, self.asked, self.trials, self.tell = of, of.study, asked, trials, tell
         self.reports: list[tuple[int, float]] = []
+        self._phase, self._epochs = "", 0
 
-    def to_the_end(self, trials: int, tell: Listener) -> Trial:
+    def to_the_end(self) -> Trial:
         """Train, report after each evaluation, and stop where told to."""
-        begun, reason = time.perf_counter(), None
-        state: State = "failed"
+        begun, reason, value = time.perf_counter(), None, None
+        state: State = "complete"
         try:
-            state = self._advance(trials, tell)
+            done = self.of.run(self.asked.values, self._heard)
+            value = self._value(done.test_loss, done.test_accuracy)
+        except _GivenUpError:
+            state, value = "pruned", self.reports[-1][1]
         except (NonFiniteError, InputError) as e:
-            reason = str(e)
-        value = self.reports[-1][1] if self.reports and state != "failed" else None
+            state, reason = "failed", str(e)
         seconds, number = time.perf_counter() - begun, self.asked.number
         return Trial(number, state, value, dict(self.asked.values), tuple(self.reports), seconds, reason)
 
-    def _advance(self, trials: int, tell: Listener) -> State:
-        recipe = self.study.recipe.tuned(self.asked.values)
-        engine = Engine(recipe, self.samples, self.backend, self.device, "evaluation")
-        at = engine.start()
-        while not engine.ended(at):
-            engine.advance(at)
-            if not (engine.due(at) or engine.ended(at)):
-                continue
-            engine.observe(at)
-            found = engine.evaluate(at)
-            value = found.test_accuracy if self.study.metric == "accuracy" else found.test_loss
-            if value is None or not math.isfinite(found.test_loss):
-                raise NonFiniteError(f"the validation loss is {found.test_loss} after epoch {found.epoch}")
-            self.reports.append((found.epoch, value))
-            tell(Progress(self.study, trials, self.asked.number, found.epoch, engine.epochs))
-            if self.asked.give_up(found.epoch, value) and not engine.ended(at):
-                return "pruned"
-        return "complete"
+    def _heard(self, event: Event) -> None:
+        if event.phase != self._phase:
+            self._phase, self._epochs = event.phase, self.reports[-1][0] if self.reports else 0
+        if event.kind != "evaluated" or event.evaluation is None or event.steps == 0:
+            return
+        found = event.evaluation
+        epoch, value = self._epochs + found.epoch, self._value(found.test_loss, found.test_accuracy)
+        self.reports.append((epoch, value))
+        epochs = None if event.epochs is None else self._epochs + event.epochs
+        self.tell(Progress(self.study, self.trials, self.asked.number, epoch, epochs))
+        if self.asked.give_up(epoch, value) and not _at_its_end(event):
+            raise _GivenUpError
+
+    def _value(self, loss: float, accuracy: float | None) -> float:
+        value = accuracy if self.study.metric == "accuracy" else loss
+        if value is None or not math.isfinite(loss):
+            raise NonFiniteError(f"the validation loss is {loss}")
+        return value
 
 
-def _ignore(progress: Progress) -> None:
+def _at_its_end(event: Event) -> bool:
+    if event.steps is not None:
+        return event.step >= event.steps
+    return event.total_samples is not None and event.samples >= event.total_samples
+
+
+def _ignore(told: Any) -> None:
     pass

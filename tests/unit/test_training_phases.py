@@ -23,8 +23,8 @@ from polyopt.testing import assert_close, assert_same_bits
 from polyopt.training import Event, Result, train
 from polyopt.training.chain import stored_bytes
 
-# A third of the samples each time: one shape to compile for.
-TRAIN = {"epochs": 4, "batch_size": 479}
+# Half of the samples each time: one shape to compile for.
+TRAIN = {"epochs": 6, "batch_size": 719}
 GRADUAL = {"schedule": "gradual", "end": 0.8, "steps": 8, "every": 4}
 
 
@@ -247,7 +247,7 @@ def test_other_classes_need_another_head(tmp_path: Path) -> None:
         {
             "data": {"labels": [1, 7]},
             "finetune": {"reinit": [r"^layers\.2"]},
-            "train": {"epochs": 4, "batch_size": 97},
+            "train": {"epochs": 12, "batch_size": "full"},
         },
         {"quantize": {"dtype": "bfloat16"}},
     )

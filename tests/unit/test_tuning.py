@@ -15,7 +15,10 @@ from polyopt import data
 from polyopt.backend import Backend
 from polyopt.errors import BackendError, InputError
 from polyopt.recipe import Recipe
+from polyopt.recipe.sections import Data
 from polyopt.testing import assert_close, assert_same_bits
+from polyopt.training import Result, train
+from polyopt.training.chain import Chain
 from polyopt.tuning import BEST, STUDY, Progress, Study, Trial, tune
 from polyopt.tuning.picture import picture
 from polyopt.tuning.run import validation
@@ -30,20 +33,22 @@ def without_times(study: Study) -> list[Any]:
 
 def test_the_test_samples_are_not_looked_at() -> None:
     found = recipe(validation_fraction=0.25)
+    section = found.tune
+    assert section is not None
     whole = data.load("breast_cancer", standardize=False)
     plain = Recipe.from_dict(found.to_dict() | {"data": {"name": "breast_cancer", "standardize": False}})
-    split = validation(plain)
+    split = validation(plain.data, section)
     assert len(split.x_test) == len(whole.x_train) // 4
     together = np.concatenate([split.x_train, split.x_test])
     assert_same_bits(together[np.lexsort(together.T)], whole.x_train[np.lexsort(whole.x_train.T)])
-    scaled = validation(found)
+    scaled = validation(found.data, section)
     mean, deviation = split.x_train.mean(axis=0), split.x_train.std(axis=0)
     for x, raw in ((scaled.x_train, split.x_train), (scaled.x_test, split.x_test)):
         assert_close(x, (raw - mean) / deviation, atol=1e-10, because="float64, shifted and scaled twice")
-    other = validation(recipe(seed=1))
+    other = validation(found.data, section.model_copy(update={"seed": 1}))
     assert not np.array_equal(other.y_test, scaled.y_test[: len(other.y_test)])
     with pytest.raises(InputError, match=r"tune\.validation_fraction = 0\.001 leaves a side empty"):
-        validation(recipe(validation_fraction=0.001))
+        validation(found.data, section.model_copy(update={"validation_fraction": 0.001}))
 
 
 # Searching
@@ -128,6 +133,69 @@ def test_a_run_that_is_worse_than_the_median_is_given_up() -> None:
     assert all(
         t.state == "complete" for t in tune(recipe(space, prune=False), backend="numpy", trials=9).trials
     )
+
+
+def chain(space: dict[str, Any], **section: Any) -> Recipe:
+    """A teacher, a student of it, and the student in four bits."""
+    student = {"model": {"name": "mlp", "hidden": [4]}, "temperature": 2.0}
+    train = {"epochs": 2, "batch_size": 91}
+    table = recipe().to_dict() | {
+        "train": train,
+        "tune": {"space": space or {"optimizer.lr": RATE}} | section,
+        "phase": [
+            {"name": "student", "train": train, "distil": student},
+            {"name": "int4", "quantize": {"bits": 4}},
+        ],
+    }
+    return Recipe.from_dict(table)
+
+
+IN_PHASES = {
+    "phase.0.distil.temperature": {"low": 1.0, "high": 8.0},
+    "phase.0.train.epochs": {"low": 1, "high": 3},
+    "phase.1.quantize.bits": {"choices": [4, 8]},
+}
+
+
+def test_what_phases_do_is_looked_for_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher is trained once; a trial is judged by what the last phase left."""
+    runs: list[tuple[str, ...]] = []
+    made = Chain.run
+
+    def counted(self: Chain, max_steps: int | None) -> Result:
+        runs.append(tuple(task.name for task in self.tasks))
+        return made(self, max_steps)
+
+    monkeypatch.setattr(Chain, "run", counted)
+    of = chain(IN_PHASES, prune=False)
+    study = tune(of, backend="numpy", trials=3, out=tmp_path)
+    assert runs == [("base",)] + [("student", "int4")] * 3
+    first = study.trials[0]
+    assert [epoch for epoch, _ in first.reports][-1] == first.values["phase.0.train.epochs"]
+    section = of.tune
+    assert section is not None
+    data = validation(of.data, section)
+    monkeypatch.setattr(Data, "load", lambda self: data)
+    again = train(of.tuned(first.values), backend="numpy")
+    assert again.test_accuracy == again.phases[-1].test_accuracy == first.value
+    best = Recipe.load(tmp_path / BEST)
+    assert study.best is not None
+    assert best.phase[0].distil is not None
+    assert best.phase[0].distil.temperature == study.best.values["phase.0.distil.temperature"]
+
+
+def test_phases_are_left_out_where_nothing_of_them_is_looked_for() -> None:
+    study = tune(chain({}), backend="numpy", trials=1)
+    assert [epoch for epoch, _ in study.trials[0].reports] == [1, 2]
+
+
+def test_a_chain_is_gone_on_with_as_if_never_stopped(tmp_path: Path) -> None:
+    space = IN_PHASES | {"optimizer.lr": RATE}
+    whole = tune(chain(space), backend="numpy", trials=9)
+    tune(chain(space), backend="numpy", trials=4, out=tmp_path)
+    parts = tune(chain(space), backend="numpy", trials=9, out=tmp_path, resume=True)
+    assert without_times(parts) == without_times(whole)
+    assert {t.state for t in whole.trials} == {"complete", "pruned"}
 
 
 def test_a_run_that_diverges_has_failed_and_the_search_goes_on(tmp_path: Path) -> None:

@@ -72,6 +72,18 @@ AXES: dict[str, tuple[str, Any, str]] = {
         r"\.choices\.0 = \{'a': 1\}; expected a number, a string",
     ),
     "float of a count": ("train.epochs", {"low": 1.0, "high": 3.0}, r"train\.epochs = 1\.0; expected an"),
+    "no phases": ("phase.0.train.epochs", {"low": 1, "high": 3}, "the recipe has no 'phase', of which this"),
+    "no number": (
+        "phase.first.train.epochs",
+        RATE,
+        "expected the number of a phase, from 0 on, such as phase",
+    ),
+    "a phase's data": ("phase.0.data.shift", {"choices": ["rotated"]}, "can be tuned; known: 'clip_weights'"),
+    "no quotes": (
+        "optimizer",
+        {"lr": {"initial": RATE}},
+        r'dots stands in quotes: "optimizer\.lr\.initial" =',
+    ),
     "no list there": ("model.hidden.0", {"low": 1, "high": 3}, r"model\.hidden"),
     "no table there": ("train.epochs.x", {"low": 1, "high": 3}, r"'x' can't be set in 4, which is no table"),
 }
