@@ -268,6 +268,8 @@ class Recipe(Section):
         table |= {"name": f"{self.name}: {phase.name}", "seed": seed}
         if phase.optimizer is not None:
             table["optimizer"] = phase.optimizer.table()
+        # Where nothing is trained the run's batches are no matter: there may be less samples than in one.
+        table["train"] = {"epochs": 1, "batch_size": "full"}
         if phase.train is not None:
             table["train"] = phase.train.model_dump(mode="json", exclude_none=True)
         return type(self).from_dict(table)

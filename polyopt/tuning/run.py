@@ -33,8 +33,8 @@ from polyopt.tuning.study import State, Study, Trial
 class Progress:
     """What is told while it goes on: the study, the number of trials in all, and the one at work.
 
-    ``epoch`` of ``epochs`` are done of trial ``number``: of the phase at work and of those before it (``None``:
-    only the trial will know how many there are). ``ended`` is the trial once it is over.
+    ``epoch`` of ``epochs`` are done of trial ``number``, of the phase at work and of those before it, where
+    that is known beforehand. ``ended`` is the trial once it is over.
     """
 
     study: Study
