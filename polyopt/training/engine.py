@@ -11,18 +11,16 @@ from polyopt.backend import Backend
 from polyopt.batch_size import Accumulated
 from polyopt.conversion import convert
 from polyopt.data import Dataset
-from polyopt.errors import InputError, NonFiniteError
-from polyopt.finetuning import transfer
+from polyopt.errors import NonFiniteError
 from polyopt.ops import Array, Ops
-from polyopt.pruning import masks_of, with_masks
 from polyopt.recipe import Recipe
 from polyopt.recipe.course import Adaptive, Course, Place
 from polyopt.train_step import TrainStep
+from polyopt.training.changes import Changes
 from polyopt.training.events import Evaluation
 from polyopt.training.federation import KEPT
 from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.progress import Progress
-from polyopt.training.sparsity import movement
 from polyopt.training.teaching import Told
 from polyopt.training.work import Left, Work, check_masks, host
 from polyopt.tree import Tree
@@ -58,17 +56,17 @@ class Engine:
         self.federation = work.federation
         self.course: Course = recipe.course(self.samples)
         self.steps = 0 if self.work.idle else recipe.total_steps(self.samples)
+        """Batches of the whole run, ``None`` where only the run will know; so too ``epochs``."""
         if self.federation is not None:
             self.course, self.steps = self.federation.course, self.federation.steps
-        """Batches of the whole run, ``None`` where only the run will know; so too ``epochs``."""
         self.epochs = self._epochs()
         self.objective = Objective(model, dataset.classes, recipe.loss.label_smoothing)
         self.optimizer = work.optimizer(recipe)
+        self._changes = Changes(work, self.optimizer, backend, device, recipe.train.accumulate)
         self._train, self._test = (
             (self._array(x), self._array(targets(y, dataset.classes)))
             for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test))
         )
-        self._held: Tree = None
         taught = work.teaching
         told = () if taught is None else (taught.told(self._train[0], backend, device),)
         self._data = (*self._train, *told)
@@ -92,15 +90,10 @@ class Engine:
         With a ``step`` what is trained after so many batches, of which only names and shapes count.
         """
         params = convert(self.work.start, self.backend, device=self.device)
-        trained, self._held = self.work.parts.split(params, self._updates(step))
+        trained = self._changes.split(params, step)
         check_masks(self.optimizer.rule, tree.flatten(trained).paths)
         at = Progress(self._step, self._step.init(trained), self.course.start())
-        if self.work.masks and self.work.masked:
-            self._mask(at, self.work.masks)
-        if self.federation is not None:
-            at.server = self.federation.begin(self.work.start)
-        if not step:
-            self._prune(at)
+        self._changes.begin(at, step)
         return at
 
     def kept(self, at: Progress) -> dict[str, Any]:
@@ -135,7 +128,7 @@ class Engine:
 
     def advance(self, at: Progress) -> None:
         """One batch: its loss and gradients, and the update."""
-        held = () if self._held is None else (self._held,)
+        held = () if self._changes.held is None else (self._changes.held,)
         rows = self.course.rows(at.place)
         parts = [
             (*held, tuple(self.backend.from_numpy(x, device=self.device) for x in part), *self._data)
@@ -154,9 +147,7 @@ class Engine:
             where += self.federation.where(at.step) if self.federation else ""
             raise NonFiniteError(f"{where}step {at.step + 1}: {e}") from None
         at.place = self.course.after(at.place, len(rows), norms)
-        self._prune(at)
-        self._thaw(at)
-        self._hand_over(at)
+        self._changes.after(at, f"round {self.epoch(at)}")
         self._waiting.append(loss)
         if self.record == "step":
             at.history.size.append(len(rows))
@@ -208,12 +199,8 @@ class Engine:
 
     def left(self, at: Progress) -> Left:
         """The model as it is tested, on the host, and its masks."""
-        found = {} if self.work.masks is None else dict(self.work.masks)
-        if self.work.masked:
-            found |= self._frozen(at) | self._hosts(masks_of(at.state))
-        # A mask that keeps all is none.
-        kept = {path: mask for path, mask in found.items() if not mask.all()}
-        return Left(self.model, host(self._whole(at)), self.work.initial, kept, self.work.grids)
+        masks = self._changes.masks(at)
+        return Left(self.model, host(self._whole(at)), self.work.initial, masks, self.work.grids)
 
     def params(self, at: Progress) -> Tree:
         """What is trained, on the host; in a federated phase what the server has."""
@@ -233,82 +220,12 @@ class Engine:
         """The weights that are tested: averaged ones where there are any, with what is held; the server's."""
         if at.server is not None:
             return convert(at.server.params, self.backend, device=self.device)
-        return self.work.parts.whole(self.average(at) or at.params, self._held)
+        return self.work.parts.whole(self.average(at) or at.params, self._changes.held)
 
     def _tested(self, params: Tree, measure: Callable[..., list[Array]]) -> tuple[float, float | None]:
         values = [float(self.backend.to_numpy(x)) for x in measure(params, *self._test)]
         # In whole samples: a float32 mean is not the fraction that it stands for.
         return values[0], round(values[1] * self.tests) / self.tests if self.classes else None
-
-    # What changes now and then
-
-    def _updates(self, step: int) -> int:
-        return step // self.recipe.train.accumulate
-
-    def _prune(self, at: Progress) -> None:
-        """Prune where the schedule says so, by the number of updates made."""
-        updates, sparsifier = self._updates(at.step), self.work.sparsifier
-        if sparsifier is None or at.step % self.recipe.train.accumulate:
-            return
-        schedule = sparsifier.schedule
-        if not schedule.due(updates):
-            return
-        before = self._hosts(masks_of(at.state))
-        moved = movement(at.state)
-        scores = None if moved is None else self._hosts(moved)
-        new = sparsifier.masks(host(at.params), schedule(updates), updates, before, scores)
-        if self.work.rewind is not None:
-            self._anew(at, self.work.rewind)
-        self._mask(at, before | new)
-
-    def _thaw(self, at: Progress) -> None:
-        """Train what the coming update trains; what was trained before keeps its slots."""
-        parts, updates = self.work.parts, self._updates(at.step)
-        if at.step % self.recipe.train.accumulate or not parts.changes(updates):
-            return
-        trained, self._held = parts.split(parts.whole(at.params, self._held), updates)
-        at.put(trained, transfer(at.state, trained, self.optimizer, self.optimizer))
-        if self.work.masks and self.work.masked:
-            self._mask(at, self.work.masks)
-
-    def _hand_over(self, at: Progress) -> None:
-        """To the next client, from the server's parameters, where one is done with its round."""
-        federation = self.federation
-        if federation is None or at.server is None:
-            return
-        try:
-            done = federation.receive(at.server, at.step, lambda: host(at.params))
-        except InputError as e:
-            where = f"{self.backend.name}, phase {self.work.name!r}, round {self.epoch(at)}"
-            raise NonFiniteError(f"{where}: {e}") from None
-        if done:
-            self._anew(at, at.server.params)
-            if self.work.masks and self.work.masked:
-                self._mask(at, self.work.masks)
-
-    def _anew(self, at: Progress, params: Tree) -> None:
-        """Go on from ``params``, which are on the host, with a fresh state."""
-        start = convert(params, self.backend, device=self.device)
-        at.put(start, self.optimizer.init(start))
-
-    def _frozen(self, at: Progress) -> dict[str, Any]:
-        """The masks of what is pruned and frozen, which has no slot."""
-        sparsifier, own = self.work.sparsifier, masks_of(at.state)
-        if sparsifier is None or len(own) == len(tree.named(at.params)):
-            return {}
-        begun = self.work.start if self.work.rewind is None else self.work.rewind
-        return sparsifier.seen(begun, host(at.params), self._hosts(own))
-
-    def _mask(self, at: Progress, masks: dict[str, Any]) -> None:
-        trained = tree.named(at.params)
-        own = {path: self._beside(x) for path, x in masks.items() if path in trained}
-        at.put(*with_masks(self.optimizer, at.params, at.state, own))
-
-    def _beside(self, mask: Any) -> Array:
-        return self.backend.from_numpy(mask, device=self.device)
-
-    def _hosts(self, arrays: dict[str, Array]) -> dict[str, Any]:
-        return {path: self.backend.to_numpy(x).copy() for path, x in arrays.items()}
 
     def _epochs(self) -> int | None:
         if self.work.idle:

@@ -7,7 +7,7 @@ weights have the same codes and grids on every backend.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from polyopt.quantization import (
 )
 from polyopt.quantization.weights import selected
 from polyopt.recipe.quantization import Quantize
+from polyopt.training.units import by_layout
 from polyopt.tree import Tree
 
 
@@ -45,29 +46,23 @@ class Quantizer:
         """``params``, host arrays, with codes for what is selected; what ``masks`` prune stays 0."""
         section = self.section
         if section.method == "nearest":
-            return quantize(params, self._scheme, section.select)
+            return self._nearest(params, self._chosen(params))
         options = {key: getattr(section, key) for key in ("damping", "block", "order")}
-        x, scheme = self._looked_at("samples", section.samples), self._integers
+        x = self._looked_at("samples", section.samples)
+        # What no product tells the layout of lies as most of the model.
+        scheme = self._integers(str(getattr(self.model, "layout", "in_out")))
         return gptq_layers(self.model.apply, params, x, scheme, select=section.select, masks=masks, **options)
 
     def rehearsed(self, params: Tree) -> Tree:
         """As :meth:`stored` as far as names, shapes and samples go, and quick: by rounding to nearest."""
         section = self.section
         self.grids(params, few=True)
-        if section.method == "nearest":
-            return quantize(params, self._scheme, section.select)
-        x = self._looked_at("samples", section.samples)
-        layers = factors(self.model.apply, params, x[:1])
-        flat = tree.flatten(params)
-        chosen = selected(flat, section.select)
-        products = [path for path in flat.paths if path in chosen and path in layers]
-        if not products:
-            raise InputError(_no_layer("method = 'gptq'", self.model, chosen))
-        for path in products:
-            own = replace(self._integers, layout=layers[path].layout)
-            params = quantize(params, own, path.__eq__)
-        rest = chosen.difference(products)
-        return quantize(params, self._scheme, rest.__contains__) if rest else params
+        chosen = self._chosen(params)
+        if section.method == "gptq":
+            x = self._looked_at("samples", section.samples)
+            if not chosen & factors(self.model.apply, params, x[:1]).keys():
+                raise InputError(_no_layer("method = 'gptq'", self.model, chosen))
+        return self._nearest(params, chosen)
 
     def grids(self, params: Tree, *, few: bool = False) -> dict[str, Grid]:
         """What the layers with quantized weights read, by the path of the weight: none, unless asked for.
@@ -81,7 +76,7 @@ class Quantizer:
         x = self._looked_at("activations.samples", section.samples)[: 1 if few else None]
         leaves = tree.named(params).values()
         there = any(isinstance(w, Quantized) for w in leaves)
-        stored = params if there else quantize(params, self._scheme, self.section.select)
+        stored = params if there else self._nearest(params, self._chosen(params))
         chosen = {path for path, w in tree.named(stored).items() if isinstance(w, Quantized)}
         inputs = layer_inputs(self.model.apply, dequantize(stored), x)
         seen = {path: values for path, values in inputs.items() if path in chosen}
@@ -91,25 +86,29 @@ class Quantizer:
 
     def rounding(self, params: Tree) -> Callable[[Ops, Tree], Tree]:
         """The weights as they will be stored, with a gradient through the rounding."""
-        scheme, chosen = self._integers, selected(tree.flatten(params), self.section.select)
+        layouts = by_layout(self.model, self._chosen(params))
+        schemes = {path: self._integers(layout) for layout, paths in layouts.items() for path in paths}
 
         def view(xp: Ops, params: Tree) -> Tree:
             flat = tree.flatten(params)
             return flat.unflatten(
-                fake_quantize_weight(xp, x, scheme) if path in chosen else x
+                fake_quantize_weight(xp, x, schemes[path]) if path in schemes else x
                 for path, x in zip(flat.paths, flat.leaves, strict=True)
             )
 
         return view
 
-    @property
-    def _scheme(self) -> Any:
-        # Which axis of a weight counts inputs is the model's to say.
-        return self.section.scheme(str(getattr(self.model, "layout", "in_out")))
+    def _chosen(self, params: Tree) -> set[str]:
+        return selected(tree.flatten(params), self.section.select)
 
-    @property
-    def _integers(self) -> Integer:
-        scheme = self._scheme
+    def _nearest(self, params: Tree, chosen: set[str]) -> Tree:
+        """Each weight rounded, with a scale of its own for what each output of the model's is made from."""
+        for layout, paths in by_layout(self.model, chosen).items():
+            params = quantize(params, self.section.scheme(layout), set(paths).__contains__)
+        return params
+
+    def _integers(self, layout: str) -> Integer:
+        scheme = self.section.scheme(layout)
         assert isinstance(scheme, Integer)
         return scheme
 

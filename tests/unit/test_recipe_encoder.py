@@ -193,10 +193,11 @@ def test_its_layers_one_by_one(reviews: None, tmp_path: Path) -> None:
     """GPTQ finds them, however their axes lie; embeddings are rounded to nearest."""
     table = Recipe.load(RECIPE).replace(steps=2).to_dict()
     quantized = {"bits": 4, "method": "gptq", "samples": 60, "activations": {"samples": 60}}
-    table["phase"] = [{"name": "a", "quantize": quantized}]
+    table["phase"] = [{"name": "a", "quantize": quantized}, {"name": "b", "quantize": {"bits": 8}}]
     found = train(Recipe.from_dict(table), backend="numpy", out=tmp_path)
-    path = found.phases[1].model
+    path, last = found.phases[1].model, found.model
     assert path is not None
+    assert last is not None
     leaves, grids = quantization.load(path), quantization.load_grids(path)
     before = checkpoint.load(tmp_path / "checkpoint.safetensors").params
     parts = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
@@ -208,8 +209,9 @@ def test_its_layers_one_by_one(reviews: None, tmp_path: Path) -> None:
     for p in layers:
         assert leaves[p].scheme == nearest[p].scheme
         assert_same_bits(leaves[p].scale, nearest[p].scale, what=p)
-    assert leaves["head.weight"].scheme.layout == "in_out"
-    assert leaves["head.weight"].scale.shape == (1, 2), "one for each output"
+    for stored in (leaves, quantization.load(last)):
+        assert stored["head.weight"].scheme.layout == "in_out"
+        assert stored["head.weight"].scale.shape == (1, 2), "one for each output"
     words = "body.embeddings.word_embeddings.weight"
     rounded = quantization.quantize(before[words], quantization.Integer(4, layout="out_in"))
     assert_same_bits(leaves[words].codes, rounded.codes)
