@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import numpy as np
+
 from polyopt import registry
 from polyopt.errors import InputError
 from polyopt.losses import log_softmax
@@ -131,7 +133,7 @@ def pair(xp: Ops, student: Array, teacher: Array) -> tuple[Array, Array]:
     The teacher's may be a host array; of a third framework it is refused.
     """
     mine, its = registry.of(student), registry.of(teacher)
-    if mine is not its and its.name != "numpy":
+    if mine is not its and not isinstance(teacher, np.ndarray):
         raise InputError(
             f"the teacher's array is of {its.name}, the student's of {mine.name}; expected the same: call a "
             "Teacher outside of the loss, which converts it"

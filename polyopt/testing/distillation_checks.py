@@ -155,7 +155,7 @@ LOSSES: Final[tuple[Loss, ...]] = (
     ),
 )
 
-OP_BY_OP: Final = ("soft targets", "attention", "relations, angles")
+OP_BY_OP: Final = ("soft targets", "attention")
 """What is tried so where every operation is compiled; the others are made of the same operations."""
 
 

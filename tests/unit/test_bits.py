@@ -89,11 +89,12 @@ _reference: dict[tuple[str, int], Any] = {}
 
 
 # Op by op a framework's dispatch takes most of the time, and XLA compiles for seconds: one convention each,
-# few all the steps. The conformance kit has the other conventions, and the switches, in shorter runs.
+# few all the steps. The conformance kit has all conventions op by op, and the switches, in shorter runs.
 FEW = [name for name in RULES if name.endswith("paper") or name in LONG_EAGER]
 COMPILED = {"numpy": RULES, "torch": RULES, "tensorflow": FEW, "jax": FEW}
+EAGER = {"numpy": FEW, "torch": FEW, "tensorflow": LONG_EAGER, "jax": LONG_EAGER}
 CASES = [(b, name, True) for b, names in COMPILED.items() for name in names]
-CASES += [(b, name, False) for b in COMPILED for name in FEW]
+CASES += [(b, name, False) for b, names in EAGER.items() for name in names]
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ CASES += [(rule, False) for rule in RULES if getattr(rule, "convention", "paper"
 
 @pytest.mark.parametrize(("rule", "compiled"), CASES, ids=repr)
 def test_the_same_bits_everywhere(backend: Backend, rule: Any, compiled: bool) -> None:
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32", "float64") if compiled else ("float32",):
         grads, params = some(dtype), some(dtype, scale=3.0)
         expected = clip(numpy_backend, rule, grads, params, compiled=False)
         ours = clip(backend, rule, grads, params, compiled=compiled)
