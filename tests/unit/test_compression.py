@@ -67,6 +67,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, phases in PHASES.items():
         (folder / f"{name}.toml").write_text(SMALL.format(name=name) + phases)
     monkeypatch.setattr(measure, "SHAPES", ((64, 32), (128, 64)))
+    monkeypatch.setattr(measure, "EVEN", (64, 32))
     monkeypatch.setattr(measure, "ROUNDS", 3)
     monkeypatch.setattr(measure, "STUDENTS", 2)
     monkeypatch.chdir(tmp_path)
@@ -74,7 +75,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def arguments(*more: str) -> list[str]:
-    parts = ["bits", "times", "chains", "control", "students"]
+    parts = ["bits", "times", "schemes", "chains", "control", "students"]
     only = [word for part in parts for word in ("--only", part)]
     return [
         "compression",
@@ -112,7 +113,7 @@ def test_the_command(recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert word in text
     assert (tmp_path / "docs/compression.svg").read_text().startswith("<?xml")
     kept = json.loads((tmp_path / "kept/compression.json").read_text())
-    assert set(kept) == {"bits", "times", "chains", "control", "students", "machine", "versions"}
+    assert set(kept) == {"bits", "times", "schemes", "chains", "control", "students", "machine", "versions"}
 
     (tmp_path / "docs/compression.md").unlink()
     assert run(arguments("--render", "--json")) == code
@@ -153,6 +154,7 @@ def measured(**changes: Any) -> dict[str, Any]:
         "control": {"numpy": chain(90), "jax": chain(90)},
         "students": {"numpy": [student, student]},
         "bits": [{"weights": "drawn", "what": "mask", "same": True}],
+        "schemes": {"int8 channel": 0.9},
         "times": {
             "weights": 10,
             "rounds": 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import pytest
 
 from polyopt import convert
 from polyopt.backend import Backend
-from polyopt.handover import ALIGNMENT, LARGE, adopted, aligned, copied
+from polyopt.handover import ALIGNMENT, HUGE, LARGE, _Pages, adopted, aligned, copied
 from polyopt.testing import assert_same_bits
 
 DTYPES = ["bool", "int8", "uint8", "float16", "bfloat16", "float32", "float64"]
@@ -98,3 +99,27 @@ def test_copies_are_aligned_where_large() -> None:
         assert x.flags.c_contiguous
     assert copied([[1, 2]], None).tolist() == [[1, 2]]
     assert convert({"w": np.ones(3)}, "numpy")["w"].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="huge pages are Linux's")
+def test_large_memory_is_used_again_when_nothing_holds_it() -> None:
+    _Pages.free.clear()
+    shape = (HUGE // 4 + 5, 2)
+    first = aligned(shape, np.float32)
+    place = first.ctypes.data
+    assert place % HUGE == 0
+    part = first[3:]
+    part[:] = 7.0
+    del first
+    second = aligned(shape, np.float32)
+    assert second.ctypes.data != place, "a view holds it"
+    second[:] = 1.0
+    assert (part == 7.0).all()
+    del part
+    assert len(_Pages.free) == 1
+    assert aligned(shape, np.float32).ctypes.data == place
+    # Of what is free so much is kept and no more.
+    for held in [[aligned((HUGE * k,), np.uint8) for _ in range(4)] for k in (1, 3, 9)]:
+        held.clear()
+        assert sum(map(len, _Pages.free)) <= 1 << 26
+    assert _Pages.free

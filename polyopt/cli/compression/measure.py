@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +30,16 @@ STUDENTS = 5
 SHAPES = ((4096, 1024), (1024, 2048), (1024, 1024), (1000, 1000), (512, 2048), (682, 1024))
 """Ten million weights, and some."""
 ROUNDS = 9
+TIMED = (
+    Integer(per="tensor"),
+    Integer(),
+    Integer(symmetric=False),
+    Integer(bits=4, per="group", group_size=32),
+    Cast("bfloat16"),
+    Cast("float16"),
+)
+"""Ways to quantize, timed on eight leaves of a shape that all of them take."""
+EVEN = (1280, 1024)
 
 
 def part(
@@ -190,6 +201,25 @@ def times(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]:
     return found
 
 
+def schemes(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, float]:
+    """What quantizing ten million host weights takes, as a multiple of a partition: medians of ratios."""
+    draw = np.random.default_rng(0)
+    host = [draw.standard_normal(EVEN, np.float32) for _ in range(8)]
+    flat = np.concatenate([x.ravel() for x in host])
+    ratios: dict[str, list[float]] = {label(scheme): [] for scheme in TIMED}
+    for _ in range(ROUNDS + 1):
+        partition = _took(lambda: np.partition(flat, int(0.8 * flat.size)))
+        for scheme in TIMED:
+            ratios[label(scheme)].append(_took(partial(quantize, host, scheme)) / partition)
+    return {name: median(found[1:]) for name, found in ratios.items()}
+
+
+def _took(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
 def _round(params: Any, flat: Any) -> dict[str, float]:
     marks = [time.perf_counter()]
     np.partition(flat, int(0.8 * flat.size))
@@ -218,6 +248,7 @@ def minilm(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]
 PARTS: dict[str, Callable[[Path, Sequence[str], int], Any]] = {
     "bits": bits,
     "times": times,
+    "schemes": schemes,
     "chains": chains,
     "control": control,
     "students": students,

@@ -232,6 +232,10 @@ def _times(found: Mapping[str, Any]) -> Iterable[str]:
             f"weights, medians of {times['rounds']} rounds; the ratio is the median of the rounds' own."
         )
         yield _table(("backend", "np.partition", "masks", "pruned", "int8", "ratio"), rows, numbers=5)
+    if "schemes" in found:
+        yield "Quantizing alone, as many weights in eight leaves on NumPy: in partitions of the same round."
+        rows = [[scheme, f"{ratio:.2f}"] for scheme, ratio in found["schemes"].items()]
+        yield _table(("scheme", "× np.partition"), rows, numbers=1)
 
 
 def _minilm(found: Mapping[str, Any]) -> Iterable[str]:
