@@ -75,15 +75,7 @@ def layer_inputs(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[st
     >>> {path: x.tolist() for path, x in layer_inputs(apply, params, np.array([[1.0, 2.0]])).items()}
     {'0': [[1.0, 2.0]], '1': [[3.0, 3.0, 3.0]]}
     """
-    xp: Ops = registry.of(*tree.named(params).values()).ops
-    inputs: dict[str, Array] = {}
-
-    def noted(factor: Factor, x: Array, w: Array) -> Array:
-        inputs[factor.path] = x
-        return xp.matmul(x, w)
-
-    apply(Products(xp, params, noted), params, *args)
-    return inputs
+    return {path: x for path, (_, x) in _products(apply, params, args).items()}
 
 
 def factors(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[str, Factor]:
@@ -94,11 +86,17 @@ def factors(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[str, Fa
     >>> factors(apply, {"w": np.ones((3, 2)), "b": np.ones(3)}, np.ones((1, 2)))
     {'w': Factor(path='w', layout='out_in')}
     """
+    return {path: factor for path, (factor, _) in _products(apply, params, args).items()}
+
+
+def _products(
+    apply: Callable[..., Any], params: Tree, args: tuple[Any, ...]
+) -> dict[str, tuple[Factor, Array]]:
     xp: Ops = registry.of(*tree.named(params).values()).ops
-    found: dict[str, Factor] = {}
+    found: dict[str, tuple[Factor, Array]] = {}
 
     def noted(factor: Factor, x: Array, w: Array) -> Array:
-        found[factor.path] = factor
+        found[factor.path] = factor, x
         return xp.matmul(x, w)
 
     apply(Products(xp, params, noted), params, *args)
