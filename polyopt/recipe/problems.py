@@ -58,8 +58,12 @@ def one_line(
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return InputError(f"{dotted(key) or 'recipe'} = {shown(found)}; expected a table")
     if kind == "literal_error":
-        choices = [part.strip("'") for part in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        return InputError(f"{dotted(key)} = {shown(found)}; {nearest(str(found), choices)}")
+        choices = first["ctx"]["expected"].replace(" or ", ", ").split(", ")
+        if isinstance(found, str) and all(choice.startswith("'") for choice in choices):
+            near = nearest(found, [choice.strip("'") for choice in choices])
+        else:
+            near = f"expected {first['ctx']['expected']}" + (" (without quotes)" if found in choices else "")
+        return InputError(f"{dotted(key)} = {shown(found)}; {near}")
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = "expected " + expected.replace(" valid ", " ").replace("a integer", "an integer")
     expected = expected.replace("a tuple", "a list")

@@ -60,7 +60,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         r"^phase\.0\.train: this key is missing",
     ),
     (recipe({"prune": {"sparsity": 0.5, "select": "("}}), r"^phase\.0\.prune\.select: '\(' is not a regular"),
-    (recipe({"quantize": {"bits": 5}}), r"^phase\.0\.quantize\.bits = 5; "),
+    (recipe({"quantize": {"bits": 5}}), r"^phase\.0\.quantize\.bits = 5; expected 4 or 8$"),
+    (recipe({"quantize": {"bits": "8"}}), r"\.bits = '8'; expected 4 or 8 \(without quotes\)$"),
+    (recipe({"quantize": {"method": 3}}), r"\.method = 3; expected 'nearest' or 'gptq'$"),
     (recipe({"quantize": {"per": "group"}}), r"^phase\.0\.quantize: per = 'group' with group_size = None"),
     (
         recipe({"quantize": {"dtype": "bfloat16", "bits": 8}}),
