@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, model_validator
@@ -18,6 +17,7 @@ from polyopt.distillation import (
     RelationalDistance,
     SoftTargets,
 )
+from polyopt.recipe.choices import check_own, filled
 from polyopt.recipe.problems import Problem, shown
 from polyopt.recipe.sections import Model, Section, _tuple
 
@@ -148,16 +148,11 @@ class Distil(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, table: Any) -> Any:
-        loss = table.get("loss", "soft_targets") if isinstance(table, Mapping) else None
-        return OWN[loss] | dict(table) if isinstance(loss, str) and loss in OWN else table
+        return filled(table, "loss", OWN, "soft_targets")
 
     @model_validator(mode="after")
     def _sound(self) -> Distil:
-        own = OWN[self.loss]
-        for loss, keys in OWN.items():
-            for key in keys:
-                if key not in own and getattr(self, key) is not None:
-                    raise Problem((key,), f": only for loss = {loss!r}; found {self.loss!r}")
+        check_own(self, "loss", OWN)
         if self.loss == "soft_targets" and self.alpha is not None and self.alpha > 1:
             raise Problem(("alpha",), f" = {self.alpha!r}; expected less than or equal to 1")
         if self.weights is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 from polyopt.federated import Server, fedavg, median, split_dirichlet, split_iid, split_labels, trimming
 from polyopt.federated.population import taking_part
 from polyopt.federated.robust import trimmed_away
+from polyopt.recipe.choices import check_own, filled
 from polyopt.recipe.component import Component
 from polyopt.recipe.problems import Problem
 from polyopt.recipe.rounds import Local, Rounds
@@ -53,22 +53,14 @@ class Federated(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, table: Any) -> Any:
-        if not isinstance(table, Mapping):
-            return table
-        filled: dict[str, Any] = {}
         for key, kinds in OWN.items():
-            chosen = table.get(key)
-            filled |= kinds.get(chosen, {}) if isinstance(chosen, str) else {}
-        return filled | dict(table)
+            table = filled(table, key, kinds)
+        return table
 
     @model_validator(mode="after")
     def _sound(self) -> Federated:
         for key, kinds in OWN.items():
-            chosen = getattr(self, key)
-            for kind, own in kinds.items():
-                for name in own:
-                    if kind != chosen and getattr(self, name) is not None:
-                        raise Problem((name,), f": only for {key} = {kind!r}; found {chosen!r}")
+            check_own(self, key, kinds)
         if self.split == "labels" and self.imbalance:
             raise Problem(("imbalance",), f" = {self.imbalance!r}: shards are of one size; leave it out")
         taking = taking_part(self.clients, self.fraction)

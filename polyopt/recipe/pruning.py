@@ -9,6 +9,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from polyopt.errors import nearest
 from polyopt.pruning import OneShot, SparsitySchedule
+from polyopt.recipe.choices import check_own, filled
 from polyopt.recipe.component import SCHEDULE_KEY, Component
 from polyopt.recipe.patterns import RegularExpression
 from polyopt.recipe.problems import Problem, shown
@@ -93,16 +94,12 @@ class Prune(Section):
         criterion = table.get("criterion", "magnitude") if isinstance(table, Mapping) else None
         if not isinstance(criterion, str) or criterion not in (*SCOPES, *WITHOUT_SPARSITY):
             return table
-        filled = {"scope": SCOPES[criterion][0]} if criterion in SCOPES else {}
-        return filled | OWN.get(criterion, {}) | dict(table)
+        scope = {"scope": SCOPES[criterion][0]} if criterion in SCOPES else {}
+        return scope | filled(dict(table), "criterion", OWN)
 
     @model_validator(mode="after")
     def _sound(self) -> Prune:
-        own = OWN.get(self.criterion, {})
-        for criterion, keys in OWN.items():
-            for key in keys:
-                if key not in own and getattr(self, key) is not None:
-                    raise Problem((key,), f": only for criterion = {criterion!r}; found {self.criterion!r}")
+        check_own(self, "criterion", OWN)
         if self.criterion in WITHOUT_SPARSITY:
             for key in ("sparsity", "scope"):
                 if getattr(self, key) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 from polyopt.errors import InputError
 from polyopt.quantization import Cast, Integer, Observer
 from polyopt.quantization.observers import OBSERVERS
+from polyopt.recipe.choices import check_own, filled
 from polyopt.recipe.patterns import RegularExpression
 from polyopt.recipe.problems import Problem
 from polyopt.recipe.sections import Count, Section
@@ -41,11 +41,11 @@ class Activations(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, table: Any) -> Any:
-        return _filled(table, "observer", BY_OBSERVER)
+        return filled(table, "observer", BY_OBSERVER)
 
     @model_validator(mode="after")
     def _sound(self) -> Activations:
-        _check_own(self, "observer", BY_OBSERVER)
+        check_own(self, "observer", BY_OBSERVER)
         return self
 
     def scheme(self) -> Integer:
@@ -90,7 +90,7 @@ class Quantize(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, table: Any) -> Any:
-        return _filled(table, "method", BY_METHOD)
+        return filled(table, "method", BY_METHOD)
 
     @model_validator(mode="after")
     def _sound(self) -> Quantize:
@@ -100,7 +100,7 @@ class Quantize(Section):
                     raise Problem((key,), f": dtype = {self.dtype!r} has none; give one of the two")
             if self.aware:
                 raise Problem(("aware",), " = True; only integers are trained through, leave dtype out")
-        _check_own(self, "method", BY_METHOD)
+        check_own(self, "method", BY_METHOD)
         if self.method != "nearest":
             if self.dtype is not None:
                 raise Problem(("dtype",), f": method = {self.method!r} gives integers; give one of the two")
@@ -124,17 +124,3 @@ class Quantize(Section):
         grouped = {"per": "group"} if self.group_size is not None else {}
         # Under every convention.
         return Integer(**({"layout": layout} | grouped | given))
-
-
-def _filled(table: Any, choice: str, own: Mapping[str, Mapping[str, Any]]) -> Any:
-    """With the defaults of the keys that what was chosen alone has."""
-    chosen = table.get(choice) if isinstance(table, Mapping) else None
-    return {**own[chosen], **table} if isinstance(chosen, str) and chosen in own else table
-
-
-def _check_own(section: Section, choice: str, own: Mapping[str, Mapping[str, Any]]) -> None:
-    found = getattr(section, choice)
-    for name, keys in own.items():
-        for key in keys:
-            if name != found and getattr(section, key) is not None:
-                raise Problem((key,), f": only for {choice} = {name!r}; found {found!r}")

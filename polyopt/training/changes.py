@@ -42,12 +42,12 @@ class Changes:
         if not step:
             self._prune(at)
 
-    def after(self, at: Progress, where: str) -> None:
-        """What is due after a batch; ``where`` that is, for errors."""
+    def after(self, at: Progress) -> None:
+        """What is due after a batch."""
         if at.step % self.accumulate == 0:
             self._prune(at)
             self._thaw(at)
-        self._hand_over(at, where)
+        self._hand_over(at)
 
     def masks(self, at: Progress) -> Masks:
         """Those that prune anything, on the host."""
@@ -79,7 +79,7 @@ class Changes:
         at.put(trained, transfer(at.state, trained, self.optimizer, self.optimizer))
         self._keep_masks(at)
 
-    def _hand_over(self, at: Progress, where: str) -> None:
+    def _hand_over(self, at: Progress) -> None:
         """To the next client, from the server's parameters, where one is done with its round."""
         federation = self.work.federation
         if federation is None or at.server is None:
@@ -87,7 +87,10 @@ class Changes:
         try:
             done = federation.receive(at.server, at.step, lambda: host(at.params))
         except InputError as e:
-            raise NonFiniteError(f"{self.backend.name}, phase {self.work.name!r}, {where}: {e}") from None
+            where = (
+                f"{self.backend.name}, phase {self.work.name!r}, round {federation.course.epoch(at.place)}"
+            )
+            raise NonFiniteError(f"{where}: {e}") from None
         if done:
             self._anew(at, at.server.params)
             self._keep_masks(at)

@@ -147,7 +147,7 @@ class Engine:
             where += self.federation.where(at.step) if self.federation else ""
             raise NonFiniteError(f"{where}step {at.step + 1}: {e}") from None
         at.place = self.course.after(at.place, len(rows), norms)
-        self._changes.after(at, f"round {self.epoch(at)}")
+        self._changes.after(at)
         self._waiting.append(loss)
         if self.record == "step":
             at.history.size.append(len(rows))

@@ -28,7 +28,7 @@ from polyopt.quantization import (
 )
 from polyopt.quantization.weights import selected
 from polyopt.recipe.quantization import Quantize
-from polyopt.training.units import by_layout
+from polyopt.training import units
 from polyopt.tree import Tree
 
 
@@ -50,7 +50,7 @@ class Quantizer:
         options = {key: getattr(section, key) for key in ("damping", "block", "order")}
         x = self._looked_at("samples", section.samples)
         # What no product tells the layout of lies as most of the model.
-        scheme = self._integers(str(getattr(self.model, "layout", "in_out")))
+        scheme = self._integers(units.layout(self.model))
         return gptq_layers(self.model.apply, params, x, scheme, select=section.select, masks=masks, **options)
 
     def rehearsed(self, params: Tree) -> Tree:
@@ -86,7 +86,7 @@ class Quantizer:
 
     def rounding(self, params: Tree) -> Callable[[Ops, Tree], Tree]:
         """The weights as they will be stored, with a gradient through the rounding."""
-        layouts = by_layout(self.model, self._chosen(params))
+        layouts = units.by_layout(self.model, self._chosen(params))
         schemes = {path: self._integers(layout) for layout, paths in layouts.items() for path in paths}
 
         def view(xp: Ops, params: Tree) -> Tree:
@@ -103,7 +103,7 @@ class Quantizer:
 
     def _nearest(self, params: Tree, chosen: set[str]) -> Tree:
         """Each weight rounded, with a scale of its own for what each output of the model's is made from."""
-        for layout, paths in by_layout(self.model, chosen).items():
+        for layout, paths in units.by_layout(self.model, chosen).items():
             params = quantize(params, self.section.scheme(layout), set(paths).__contains__)
         return params
 

@@ -140,7 +140,7 @@ class Task:
     def _parts(self, tuned: Finetune, start: Tree, anew: tuple[str, ...], masks: Masks | None) -> Parts:
         if tuned.lora is not None:
             return Adapters(
-                _lora(tuned.lora, start, anew, _layout(self.model)), anew, masks or {}, self.recipe.seed
+                _lora(tuned.lora, start, anew, units.layout(self.model)), anew, masks or {}, self.recipe.seed
             )
         frozen = finetuning.select(start, *tuned.freeze) if tuned.freeze else ()
         plan = None
@@ -230,11 +230,6 @@ class _named:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self.phase is not None and isinstance(error, InputError):
             raise InputError(f"phase {self.phase.name!r}: {error}") from None
-
-
-def _layout(model: Any) -> str:
-    """Which axis of a weight counts inputs."""
-    return str(getattr(model, "layout", "in_out"))
 
 
 def _start(fresh: Tree, last: Tree, anew: tuple[str, ...]) -> Tree:

@@ -54,11 +54,16 @@ def fresh(model: Any, seed: int, dtype: str, initial: Tree) -> Tree:
     return model.init(seed, dtype)
 
 
+def layout(model: Any) -> str:
+    """Which axis of a matrix of ``model`` counts inputs, of most of them."""
+    return str(getattr(model, "layout", "in_out"))
+
+
 def by_layout(model: Any, paths: Iterable[str]) -> dict[str, list[str]]:
     """``paths`` by which of their axes counts inputs: the last but one (in_out), or the second (out_in)."""
     found: dict[str, list[str]] = {}
     for path in paths:
-        own = "in_out" if path.startswith("head.") else getattr(model, "layout", "in_out")
+        own = "in_out" if path.startswith("head.") else layout(model)
         found.setdefault(own, []).append(path)
     return found
 
