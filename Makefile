@@ -35,7 +35,7 @@ test: .venv/.dev
 # Flower pins releases of protobuf, typer and rich that the four frameworks and the command can't live with.
 flower: .venv/.flower
 	FLWR_TELEMETRY_ENABLED=0 POLYOPT_REQUIRED_EXTRAS=flower \
-	.venv/flower/bin/python -m pytest -q tests/unit/test_federated_flower.py
+	.venv/flower/bin/python -m pytest -q tests/unit/federated/test_flower.py
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
-from polyopt import registry
-from polyopt.backend import Backend
-from polyopt.errors import BackendError
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core.errors import BackendError
 
 ALL = ("numpy", "torch", "tensorflow", "jax")
 REQUIRED = os.environ.get("POLYOPT_REQUIRED_BACKENDS", ",".join(ALL)).split(",")

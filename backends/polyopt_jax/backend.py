@@ -12,19 +12,19 @@ import jaxlib.version
 import ml_dtypes
 import numpy as np
 
-import polyopt.backend as protocol
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError, nearest
-from polyopt.handover import copied
-from polyopt.ops import DTYPES
-from polyopt.trace import Program
+import polyopt.backend.protocol as protocol
+from polyopt.backend.host.buffers import copied
+from polyopt.backend.protocol import LossFunction
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import DTYPES
+from polyopt.core.trace import Program
 from polyopt_jax import ops
+from polyopt_jax.compiled_update import whole
 from polyopt_jax.dtypes import allowed
+from polyopt_jax.flatten_concat import join, split
 from polyopt_jax.grad import value_and_grad
 from polyopt_jax.int8 import int8_matmul
-from polyopt_jax.joining import join, split
 from polyopt_jax.lift import compile_function, lift
-from polyopt_jax.whole import whole
 
 
 class JaxBackend:
@@ -67,7 +67,7 @@ class JaxBackend:
         return jax.device_put(jnp.asarray(host, dtype=host.dtype), self.device(device))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.handover.adopted`."""
+        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.backend.host.buffers.adopted`."""
         # Only where it is told the dtype does JAX share the memory.
         made = jnp.asarray(x, dtype=allowed(x.dtype))
         return made if self.device_name(made) == "cpu" else self.to_device(made, "cpu")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
 
 WIDE = ("float64", "int64", "uint64", "complex128")
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from polyopt.fencing import Fencing
+from polyopt.backend.fencing import Fencing
 from polyopt_jax import ops
 
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}

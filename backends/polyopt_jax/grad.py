@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from polyopt import tree
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError
+from polyopt.backend.protocol import LossFunction
+from polyopt.core import tree
+from polyopt.core.errors import InputError
 from polyopt_jax import ops
 
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from polyopt.backend import Arrays, Lifted, Scalars
-from polyopt.lifting import cast, evaluate_leaves
-from polyopt.trace import Program
+from polyopt.backend.evaluate import cast, evaluate_leaves
+from polyopt.backend.protocol import Arrays, Lifted, Scalars
+from polyopt.core.trace import Program
 from polyopt_jax import native, ops
 from polyopt_jax.fence import Fenced
 

@@ -1,7 +1,7 @@
 """On a CPU: a program over a large leaf as one kernel, in place, called from inside an XLA computation.
 
 XLA for CPUs gives each result a loop of its own: Adam reads and writes 40 bytes a parameter where 28 would
-do, and memory is the bottleneck. So where numba is installed a program's kernel (see :mod:`polyopt.native`)
+do, and memory is the bottleneck. So where numba is installed a program's kernel (see :mod:`polyopt.backend.host.numba_kernel`)
 is registered as a foreign function, whose in- and output share their memory. It has the
 program's bits, as the fenced computation has.
 """
@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polyopt import native
-from polyopt.hostkernel import scalar_names
-from polyopt.trace import Program
+from polyopt.backend.host import numba_kernel
+from polyopt.backend.host.numpy_kernel import scalar_names
+from polyopt.core.trace import Program
 
 LARGE = 1 << 16
 """Elements from which on the kernel pays: below, the caches hold what XLA's loops read twice."""
@@ -53,9 +53,9 @@ def runs(program: Program, arrays: Mapping[str, Any]) -> bool:
     return (
         _alone_on_cpu()
         and math.prod(arrays["p"].shape) >= LARGE
-        and kinds <= native.STORED
-        and native.supported(program)
-        and {i.op for i in program.body} <= native.EXPRESSIONS.keys()
+        and kinds <= numba_kernel.STORED
+        and numba_kernel.supported(program)
+        and {i.op for i in program.body} <= numba_kernel.EXPRESSIONS.keys()
     )
 
 
@@ -116,7 +116,7 @@ def _target(
     # A name that says what is computed: JAX may find the computation around it in a cache on disk.
     name = f"polyopt_{sha256(source.encode()).hexdigest()[:32]}"
     if name not in _kept:
-        kernel = native.compile_source(source, "kernel", "void(int64)", nogil=True)
+        kernel = numba_kernel.compile_source(source, "kernel", "void(int64)", nogil=True)
 
         @numba.cfunc("int64(int64)")
         def handler(frame: int) -> int:
@@ -155,7 +155,8 @@ def _source(
     lines += [f"    {name(s)} = scalars[{k}]" for k, s in enumerate(scalars)]
     known = scalar_names(program)
     steps = [
-        (i, f"{name(i.name)} = {native.EXPRESSIONS[i.op].format(*map(name, i.args))}") for i in program.body
+        (i, f"{name(i.name)} = {numba_kernel.EXPRESSIONS[i.op].format(*map(name, i.args))}")
+        for i in program.body
     ]
     lines += [f"    {text}" for i, text in steps if i.name in known]
     results = [n for n, _ in made]

@@ -59,7 +59,7 @@ from jax.numpy import take_along_axis as take_along_axis
 from jax.numpy import tanh as tanh
 from jax.numpy import uint8 as uint8
 
-from polyopt.ops import Axis, Shape
+from polyopt.core.ops import Axis, Shape
 from polyopt_jax.dtypes import allowed, common
 
 # Data types
@@ -219,7 +219,7 @@ def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Any:
     return jnp.stack(_promoted(*arrays), axis=axis)
 
 
-# Beyond the standard (see polyopt.ops)
+# Beyond the standard (see polyopt.core.ops)
 
 
 def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:

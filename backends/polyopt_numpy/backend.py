@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
-import polyopt.backend as protocol
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError, nearest
-from polyopt.hostnorm import with_sum_squares
-from polyopt.ops import DTYPES, Ops
-from polyopt.trace import Program
+import polyopt.backend.protocol as protocol
+from polyopt.backend.host.sum_squares import with_sum_squares
+from polyopt.backend.protocol import LossFunction
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import DTYPES, Ops
+from polyopt.core.trace import Program
 from polyopt_numpy import ops as _ops
-from polyopt_numpy.joining import join, split
+from polyopt_numpy.flatten_concat import join, split
 from polyopt_numpy.lift import NumpyMemory, lift
 
 NAMES = {np.dtype(bfloat16 if name == "bfloat16" else name): name for name in DTYPES}
@@ -53,7 +53,7 @@ class NumpyBackend:
         return np.array(x, dtype=None if dtype is None else self.dtype(dtype))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up: see :func:`polyopt.handover.adopted`."""
+        """The host array ``x``, which is given up: see :func:`polyopt.backend.host.buffers.adopted`."""
         return x
 
     def to_numpy(self, x: Any) -> Any:

@@ -11,10 +11,10 @@ from autograd.core import VJPNode, add_outgrads
 from autograd.extend import Box
 from autograd.tracer import isbox, new_box, toposort
 
-from polyopt import tree
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError
-from polyopt.tree import Tree
+from polyopt.backend.protocol import LossFunction
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.tree import Tree
 from polyopt_numpy import differentiable, ops
 
 _traces = count()
@@ -26,7 +26,7 @@ def value_and_grad(loss: LossFunction) -> Callable[..., tuple[Any, Tree]]:
 
     A parameter that the loss doesn't depend on has gradient zero, and a leaf that is ``None`` has ``None``.
 
-    Raises :class:`~polyopt.errors.InputError` for a leaf that isn't floating, and for a loss that isn't 0-d.
+    Raises :class:`~polyopt.core.errors.InputError` for a leaf that isn't floating, and for a loss that isn't 0-d.
     """
 
     def run(params: Tree, *args: Any) -> tuple[Any, Tree]:

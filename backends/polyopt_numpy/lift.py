@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from polyopt.backend import Arrays, Lifted, Scalars
-from polyopt.hostlift import HostLift, disjoint
-from polyopt.hostmemory import Shapes
-from polyopt.lifting import evaluate_leaves
-from polyopt.survey import Survey, numpy_survey
-from polyopt.teams import POOL, Team
-from polyopt.trace import Program
+from polyopt.backend.evaluate import evaluate_leaves
+from polyopt.backend.host.array_table import Survey, numpy_survey
+from polyopt.backend.host.lift import HostLift, disjoint
+from polyopt.backend.host.memory import Shapes
+from polyopt.backend.host.threads import POOL, Team
+from polyopt.backend.protocol import Arrays, Lifted, Scalars
+from polyopt.core.trace import Program
 from polyopt_numpy import ops
 
 if TYPE_CHECKING:

@@ -209,7 +209,7 @@ def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Any:
     return np.concat(tuple(arrays), axis=axis)
 
 
-# Beyond the standard (see polyopt.ops)
+# Beyond the standard (see polyopt.core.ops)
 
 
 def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-import polyopt.backend as protocol
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError, nearest
-from polyopt.handover import ALIGNMENT, LARGE, copied
-from polyopt.ops import DTYPES
-from polyopt.trace import Program
+import polyopt.backend.protocol as protocol
+from polyopt.backend.host.buffers import ALIGNMENT, LARGE, copied
+from polyopt.backend.protocol import LossFunction
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import DTYPES
+from polyopt.core.trace import Program
 from polyopt_tensorflow import ops
+from polyopt_tensorflow.compiled_update import whole
 from polyopt_tensorflow.compiling import compile_function, xla
+from polyopt_tensorflow.flatten_concat import join, split
 from polyopt_tensorflow.grad import value_and_grad
-from polyopt_tensorflow.host import host_kernels
 from polyopt_tensorflow.int8 import int8_matmul
-from polyopt_tensorflow.joining import join, split
 from polyopt_tensorflow.lift import lift
-from polyopt_tensorflow.whole import whole
+from polyopt_tensorflow.memory import host_kernels
 
 XLA_LEAVES = 32
 """Leaves up to which XLA compiles a loss of packed buffers: it takes a tenth of a second for each."""
@@ -80,7 +80,7 @@ class TensorFlowBackend:
             return tf.identity(tf.constant(host)) if device else tf.constant(host)
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.handover.adopted`."""
+        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.backend.host.buffers.adopted`."""
         half = x.dtype.name == "bfloat16"  # DLPack, as NumPy speaks it, has none
         with tf.device("cpu:0"):
             # Eigen ends the process where a kernel is given memory that isn't aligned.

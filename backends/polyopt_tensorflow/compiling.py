@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context
 
-from polyopt import tree
+from polyopt.core import tree
 from polyopt_tensorflow import ops
 from polyopt_tensorflow.dtypes import DEFAULT_FLOAT, DEFAULT_INT
 from polyopt_tensorflow.fence import Fenced

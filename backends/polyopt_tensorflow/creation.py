@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from polyopt.ops import Shape
+from polyopt.core.ops import Shape
 from polyopt_tensorflow.dtypes import DEFAULT_FLOAT, DEFAULT_INT
 
 

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from polyopt.ops import FLOATING
+from polyopt.core.ops import FLOATING
 
 DEFAULT_FLOAT = tf.float32
 DEFAULT_INT = tf.int64

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from polyopt.fencing import Fencing
+from polyopt.backend.fencing import Fencing
 from polyopt_tensorflow import ops
 from polyopt_tensorflow.dtypes import promoted
 

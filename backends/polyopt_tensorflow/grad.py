@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from polyopt import tree
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError
+from polyopt.backend.protocol import LossFunction
+from polyopt.core import tree
+from polyopt.core.errors import InputError
 from polyopt_tensorflow import ops
 from polyopt_tensorflow.compiling import Trees, tensors
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from polyopt.backend import Arrays, Lifted, Scalars
-from polyopt.fused import FusedLift
-from polyopt.lifting import cast, evaluate_leaves
-from polyopt.trace import Program
+from polyopt.backend.evaluate import cast, evaluate_leaves
+from polyopt.backend.host.fused import FusedLift
+from polyopt.backend.protocol import Arrays, Lifted, Scalars
+from polyopt.core.trace import Program
 from polyopt_tensorflow import ops
 from polyopt_tensorflow.compiling import xla
 from polyopt_tensorflow.fence import Fenced
-from polyopt_tensorflow.host import TensorFlowMemory
+from polyopt_tensorflow.memory import TensorFlowMemory
 from polyopt_tensorflow.packing import Packing
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def lift(backend: TensorFlowBackend, program: Program, compiled: bool) -> Lifted
 
 
 class TensorFlowLift:
-    """The program's own kernel over eager tensors on a CPU (see :mod:`~polyopt_tensorflow.host`).
+    """The program's own kernel over eager tensors on a CPU (see :mod:`~polyopt_tensorflow.memory`).
 
     Else one XLA computation over all leaves for each set of shapes, small leaves of one kind stacked (see
     :mod:`~polyopt_tensorflow.packing`).

@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from polyopt.backend import Arrays
+from polyopt.backend.protocol import Arrays
 from polyopt_tensorflow import variables
 
 SMALL = 32_768

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from polyopt.ops import Axis
+from polyopt.core.ops import Axis
 from polyopt_tensorflow.dtypes import DEFAULT_INT, common, promoted
 
 _HALF = (tf.float16, tf.bfloat16)

@@ -9,18 +9,18 @@ import ml_dtypes
 import numpy as np
 import torch
 
-import polyopt.backend as protocol
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Ops
-from polyopt.trace import Program
+import polyopt.backend.protocol as protocol
+from polyopt.backend.protocol import LossFunction
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Ops
+from polyopt.core.trace import Program
 from polyopt_torch import devices
 from polyopt_torch import ops as _ops
+from polyopt_torch.cpu.sum_squares import exact_ops
+from polyopt_torch.flatten_concat import join, split
+from polyopt_torch.host_views import DTYPES, NAMES, host_view, tensor_from_host
 from polyopt_torch.int8 import int8_matmul
-from polyopt_torch.joining import join, split
 from polyopt_torch.lift import lift
-from polyopt_torch.memory import DTYPES, NAMES, host_view, tensor_from_host
-from polyopt_torch.norm import exact_ops
 
 
 class TorchBackend:
@@ -69,7 +69,7 @@ class TorchBackend:
         return tensor_from_host(x, copy=True).to(self.device(device))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.handover.adopted`."""
+        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.backend.host.buffers.adopted`."""
         return tensor_from_host(x, copy=False)
 
     def to_numpy(self, x: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
 
 
 def usable() -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from polyopt import tree
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError
-from polyopt.tree import Tree
+from polyopt.backend.protocol import LossFunction
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.tree import Tree
 from polyopt_torch import ops
 
 
@@ -20,7 +20,7 @@ def value_and_grad(loss: LossFunction) -> Callable[..., tuple[torch.Tensor, Tree
     ``loss`` gets leaves of its own on the caller's memory, so nobody's ``.grad`` or history is touched. A
     parameter that the loss doesn't depend on has gradient zero, and a leaf that is ``None`` has ``None``.
 
-    Raises :class:`~polyopt.errors.InputError` for a leaf that isn't floating, and for a loss that isn't 0-d.
+    Raises :class:`~polyopt.core.errors.InputError` for a leaf that isn't floating, and for a loss that isn't 0-d.
     """
 
     def run(params: Tree, *args: Any) -> tuple[torch.Tensor, Tree]:

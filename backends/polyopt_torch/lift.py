@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from polyopt.backend import Arrays, Lifted, Scalars
-from polyopt.hostlift import HostLift
-from polyopt.lifting import evaluate_leaves
-from polyopt.trace import Program
+from polyopt.backend.evaluate import evaluate_leaves
+from polyopt.backend.host.lift import HostLift
+from polyopt.backend.protocol import Arrays, Lifted, Scalars
+from polyopt.core.trace import Program
 from polyopt_torch import ops
-from polyopt_torch.devicelift import DeviceLift
-from polyopt_torch.host import TorchMemory, transformed
+from polyopt_torch.cpu.memory import TorchMemory, transformed
+from polyopt_torch.gpu.lift import DeviceLift
 
 if TYPE_CHECKING:
     from polyopt_torch.backend import TorchBackend

@@ -59,7 +59,7 @@ from torch import zeros_like as zeros_like
 
 from polyopt_torch import exact
 from polyopt_torch.exact import sqrt as sqrt
-from polyopt_torch.memory import tensor_from_host
+from polyopt_torch.host_views import tensor_from_host
 
 Tensor = torch.Tensor
 _Scalar = int | float  # includes bool
@@ -257,7 +257,7 @@ def _from_start(indices: Tensor, length: int) -> Tensor:
     return torch.where(indices < 0, indices + length, indices)
 
 
-# Beyond the standard (see polyopt.ops)
+# Beyond the standard (see polyopt.core.ops)
 
 
 def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:

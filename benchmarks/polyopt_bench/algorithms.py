@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from polyopt.clipping import ClipByGlobalNorm
-from polyopt.errors import InputError, nearest
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.rule import Stage, chain
 from polyopt.optim import OPTIMIZERS
-from polyopt.rule import Stage, chain
+from polyopt.optim.clipping import ClipByGlobalNorm
 
 Framework = Literal["numpy", "torch", "optax", "keras"]
 LR = 1e-3

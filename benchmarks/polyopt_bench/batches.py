@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from polyopt import registry
+from polyopt.backend import registry
 from polyopt.recipe import Recipe
 from polyopt.training.run import prepare
 from polyopt_bench.cases import BACKENDS

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from polyopt.errors import InputError, nearest
+from polyopt.core.errors import InputError, nearest
 from polyopt_bench.algorithms import ALGORITHMS
 from polyopt_bench.contender import PEER_OF
 from polyopt_bench.sets import SETS

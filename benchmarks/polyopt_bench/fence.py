@@ -39,7 +39,7 @@ def _step(name: str, *, fenced: bool) -> Callable[[], None]:
     import numpy as np
 
     from polyopt import Adam, Packing
-    from polyopt.plan import plan, program
+    from polyopt.engine.plan import plan, program
     from polyopt_jax import backend, lift, native, ops
 
     on_device = {key: jnp.array(x) for key, x in arrays(shapes(name), 0).items()}

@@ -17,7 +17,7 @@ def load(ours: bool, keras: bool) -> None:
     import jax
 
     if ours:
-        from polyopt import registry
+        from polyopt.backend import registry
 
         registry.by_name("jax")
     else:

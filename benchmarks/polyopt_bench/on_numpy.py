@@ -17,7 +17,7 @@ PEER = PEER_OF["numpy"]
 
 def load(ours: bool, keras: bool) -> None:
     if ours:
-        from polyopt import registry
+        from polyopt.backend import registry
 
         registry.by_name("numpy")
 

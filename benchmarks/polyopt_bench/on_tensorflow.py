@@ -19,7 +19,7 @@ def load(ours: bool, keras: bool) -> None:
 
     tf.constant(0.0)
     if ours:
-        from polyopt import registry
+        from polyopt.backend import registry
 
         registry.by_name("tensorflow")
     if keras or not ours:

@@ -22,7 +22,7 @@ def load(ours: bool, keras: bool) -> None:
 
     torch.set_num_threads(threads())
     if ours:
-        from polyopt import registry
+        from polyopt.backend import registry
 
         registry.by_name("torch")
     if keras:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polyopt.files import write_atomic
-from polyopt.plots import COLOURS, STYLE
+from polyopt.core.files import write_atomic
+from polyopt.training.plots import COLOURS, STYLE
 from polyopt_bench.cases import BACKENDS, FLOOR_BOUND, TASKS
 from polyopt_bench.results import Results, Row
 from polyopt_bench.workload import NETS

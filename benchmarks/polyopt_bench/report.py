@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyopt.files import write_atomic
+from polyopt.core.files import write_atomic
 from polyopt_bench import pictures
 from polyopt_bench.cases import BACKENDS, FLOOR_BOUND, MAIN, TASKS
 from polyopt_bench.pictures import LABEL, standard

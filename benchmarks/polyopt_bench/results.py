@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from polyopt.errors import InputError
-from polyopt.files import read_bounded, write_atomic
+from polyopt.core.errors import InputError
+from polyopt.core.files import read_bounded, write_atomic
 
 Row: TypeAlias = dict[str, Any]
 """``{case, optimizer, backend, peer, seconds, peer_seconds, ratio, floor_ratio, …}``: see ``timed_row``."""

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polyopt.errors import InputError, nearest
+from polyopt.core.errors import InputError, nearest
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polyopt.errors import InputError
-from polyopt.plan import plan, program
-from polyopt.rule import Stage
+from polyopt.core.errors import InputError
+from polyopt.core.rule import Stage
+from polyopt.engine.plan import plan, program
 
 
 @dataclass(frozen=True)

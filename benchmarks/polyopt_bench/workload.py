@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from polyopt.losses import cross_entropy
-from polyopt.models import relu
+from polyopt.models.losses import cross_entropy
+from polyopt.models.networks import relu
 from polyopt_bench.sets import Arrays, Shapes, arrays, mlp, shapes
 
 NETS: dict[str, tuple[int, ...]] = {

@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from polyopt.errors import CheckpointError, InputError
-from polyopt.files import replacing
+from polyopt.core.errors import CheckpointError, InputError
+from polyopt.core.files import replacing
 
 MAX_NAME = 4096
 _DTYPES: dict[str, Any] = {
@@ -57,7 +57,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Any], text: str) -
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     """``(tensors, text)`` of a file, each tensor a new host array; ``""`` where :func:`write` wrote no text.
 
-    Raises :class:`~polyopt.errors.CheckpointError`.
+    Raises :class:`~polyopt.core.errors.CheckpointError`.
     """
     file = Path(path)
     try:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from polyopt.errors import CheckpointError, InputError
+from polyopt.core.errors import CheckpointError, InputError
 
 MAX_DEPTH = 32
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.backend import Backend
+from polyopt.backend import registry
+from polyopt.backend.convert import convert
+from polyopt.backend.protocol import Backend
 from polyopt.checkpoint.container import LABELS, as_bytes, read, write
 from polyopt.checkpoint.encoding import decode, encode, parse_json
-from polyopt.conversion import convert
-from polyopt.errors import CheckpointError, InputError, nearest
-from polyopt.tree import Tree
+from polyopt.core import tree
+from polyopt.core.errors import CheckpointError, InputError, nearest
+from polyopt.core.tree import Tree
 
 VERSION = 1
 
@@ -49,7 +50,7 @@ def save(
     params
         Parameters of any framework and dtype. Stored as ``"params/layers.0.weight"``.
     state
-        An :class:`~polyopt.optimizer.Optimizer`'s state: arrays are stored as
+        An :class:`~polyopt.engine.optimizer.Optimizer`'s state: arrays are stored as
         ``"slots/exp_avg/layers.0.weight"``, numbers in the header: integers of any size, floats exactly.
     meta
         Plain data: dicts with string keys, lists, tuples, numbers, strings, ``None``.

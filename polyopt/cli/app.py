@@ -247,7 +247,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     polyopt 0.1.0
     0
     """
-    from polyopt.errors import NonFiniteError, PolyoptError
+    from polyopt.core.errors import NonFiniteError, PolyoptError
 
     # TensorFlow's start-up remarks would bury a one-line error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -9,7 +9,7 @@ from polyopt.cli import output
 
 def backends(as_json: bool) -> int:
     """Every registered backend: whether it loads, its versions and devices, or what to install."""
-    from polyopt import registry
+    from polyopt.backend import registry
 
     with output.log().status("loading the frameworks …"):
         found = [describe(name) for name in registry.names()]
@@ -39,8 +39,8 @@ def backends(as_json: bool) -> int:
 
 def describe(name: str) -> dict[str, Any]:
     """One backend as plain data."""
-    from polyopt import registry
-    from polyopt.errors import BackendError
+    from polyopt.backend import registry
+    from polyopt.core.errors import BackendError
 
     known = name in registry.EXTRAS
     about: dict[str, Any] = {

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from polyopt.cli import folder, output
-from polyopt.errors import BackendError, InputError, nearest
+from polyopt.core.errors import BackendError, InputError, nearest
 
 INTERRUPTED = 130
 
@@ -129,7 +129,7 @@ def _backends(asked: Sequence[str], known: Sequence[str]) -> list[str]:
         if name not in known:
             raise BackendError(f"--backend: no benchmark for backend {name!r}; {nearest(name, known)}")
         if find_spec(name) is None:
-            from polyopt import registry
+            from polyopt.backend import registry
 
             registry.by_name(name)  # its error says what to install
     missing = [name for name in known if find_spec(name) is None]

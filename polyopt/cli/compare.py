@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from polyopt.cli import folder, output
 from polyopt.cli.start import Request
 from polyopt.cli.train import progress
-from polyopt.errors import BackendError, InputError, nearest
+from polyopt.core.errors import BackendError, InputError, nearest
 
 if TYPE_CHECKING:
     from polyopt.recipe import Recipe
@@ -33,7 +33,8 @@ class CompareRequest(Request):
 
 def compare(request: CompareRequest, as_json: bool) -> int:
     """Run, draw and show; 1 where a deviation is above the tolerance."""
-    from polyopt import registry, training
+    from polyopt import training
+    from polyopt.backend import registry
 
     if request.tolerance is not None and not request.tolerance >= 0:
         raise InputError(f"--tolerance {request.tolerance}: expected a number >= 0")
@@ -129,7 +130,7 @@ def _verdict(found: Comparison, tolerance: float | None) -> int:
 
 
 def _picture(picture: Path, recipe: Recipe, found: Comparison) -> None:
-    from polyopt.plots import comparison
+    from polyopt.training.plots import comparison
 
     pairs = _from_reference(found)
     comparison(

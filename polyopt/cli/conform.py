@@ -15,8 +15,8 @@ from polyopt.cli import output
 
 def conform(names: Sequence[str], required: Sequence[str], quick: bool, as_json: bool) -> int:
     """Check the backends ``names``, or all that are registered; 1 where anything failed or is missing."""
-    from polyopt import registry
-    from polyopt.errors import BackendError, nearest
+    from polyopt.backend import registry
+    from polyopt.core.errors import BackendError, nearest
     from polyopt.testing import conform as check
 
     required = required or os.environ.get("POLYOPT_REQUIRED_BACKENDS", "").replace(",", " ").split()

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyopt.cli import output
-from polyopt.errors import InputError, nearest
-from polyopt.rule import Rule
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.rule import Rule
 
 
 def explain(
     algorithm: str, convention: str | None, settings: Sequence[str], ascii: bool, as_json: bool
 ) -> int:
     """Print the formula of ``algorithm`` under ``convention`` with ``settings`` (``key=value``)."""
-    from polyopt.explanation import explain as formula
+    from polyopt.optim.explain import explain as formula
 
     rule = build(algorithm, convention, settings)
     text = formula(rule, ascii=ascii)
@@ -39,7 +39,7 @@ def explain(
 def build(algorithm: str, convention: str | None, settings: Sequence[str]) -> Rule:
     """The rule that a recipe would name ``algorithm``.
 
-    Raises :class:`~polyopt.errors.InputError` for an algorithm, convention or hyperparameter that is not one.
+    Raises :class:`~polyopt.core.errors.InputError` for an algorithm, convention or hyperparameter that is not one.
 
     >>> build("adam", None, ["eps=1e-3"]).eps
     0.001
@@ -65,9 +65,9 @@ def build(algorithm: str, convention: str | None, settings: Sequence[str]) -> Ru
 
 def known() -> Mapping[str, type[Rule]]:
     """Every rule by the name that recipes use, one that is a function of a recipe's table left out."""
-    from polyopt.clipping import CLIPPING
     from polyopt.federated import SERVER_RULES
     from polyopt.optim import OPTIMIZERS
+    from polyopt.optim.clipping import CLIPPING
 
     return {k: v for k, v in {**OPTIMIZERS, **CLIPPING, **SERVER_RULES}.items() if inspect.isclass(v)}
 

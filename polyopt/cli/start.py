@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from polyopt.cli import folder, output
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
 
 if TYPE_CHECKING:
     from polyopt.recipe import Recipe
@@ -50,7 +50,7 @@ class RunRequest(Request):
 
     def start(self, files: tuple[str, ...], kind: str = "") -> tuple[Recipe, str, Path]:
         """The recipe, the backend's name and the folder, which is checked for ``files`` of an earlier run."""
-        from polyopt import registry
+        from polyopt.backend import registry
 
         recipe = self.load()
         backend = registry.get_backend(self.backend).name

@@ -117,7 +117,7 @@ def _figures(event: Event) -> str:
 
 
 def _curve(picture: Path, recipe: Recipe, result: Result) -> None:
-    from polyopt.plots import training_curve
+    from polyopt.training.plots import training_curve
 
     tests = result.history.evaluations
     accuracy = [(e.step, e.test_accuracy) for e in tests if e.test_accuracy is not None]

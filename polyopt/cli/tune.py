@@ -12,10 +12,10 @@ from rich.text import Text
 
 from polyopt.cli import folder, output
 from polyopt.cli.start import RunRequest, bar
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
 
 if TYPE_CHECKING:
-    from polyopt import tuning
+    from polyopt.training import tuning
 
 PICTURE = "tune.png"
 SHOWN = 10
@@ -31,8 +31,8 @@ class TuneRequest(RunRequest):
 
 def tune(request: TuneRequest, as_json: bool) -> int:
     """Search, draw and show; 1 where no trial came to an end."""
-    from polyopt import tuning
-    from polyopt.tuning.sampling import optuna
+    from polyopt.training import tuning
+    from polyopt.training.tuning.sampling import optuna
 
     optuna()
     if request.trials is not None and request.trials < 1:
@@ -75,7 +75,7 @@ def tune(request: TuneRequest, as_json: bool) -> int:
 
 def summary(study: tuning.Study, out: Path) -> dict[str, Any]:
     """A study's figures, under the names that ``--json`` has."""
-    from polyopt.tuning import BEST, STUDY
+    from polyopt.training.tuning import BEST, STUDY
 
     best = study.best
     return {
@@ -126,7 +126,7 @@ def _figures(now: tuning.Progress) -> str:
 
 
 def _draw(path: Path, study: tuning.Study) -> str | None:
-    from polyopt.tuning.picture import picture
+    from polyopt.training.tuning.picture import picture
 
     if not any(t.value is not None for t in study.trials):
         return "no picture: no trial has a value"
@@ -134,7 +134,7 @@ def _draw(path: Path, study: tuning.Study) -> str | None:
 
 
 def _show(study: tuning.Study, out: Path, drawn: Path | None) -> None:
-    from polyopt.tuning import BEST, STUDY
+    from polyopt.training.tuning import BEST, STUDY
 
     keys = [key for key, _ in study.section.space]
     rows = [

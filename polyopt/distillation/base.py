@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from polyopt import registry
-from polyopt.errors import InputError
-from polyopt.losses import log_softmax
-from polyopt.ops import FLOATING, Array, Ops
-from polyopt.rule import check_fields
+from polyopt.backend import registry
+from polyopt.core.errors import InputError
+from polyopt.core.ops import FLOATING, Array, Ops
+from polyopt.core.rule import check_fields
+from polyopt.models.losses import log_softmax
 from polyopt.schedules import Schedule
 
 

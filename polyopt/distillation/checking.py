@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry
-from polyopt.errors import InputError
+from polyopt.backend import registry
+from polyopt.core.errors import InputError
 
 
 def check_target(target: Any, classes: int, *, tolerance: float = 1e-3, what: str = "target") -> None:
@@ -36,7 +36,7 @@ def check_target(target: Any, classes: int, *, tolerance: float = 1e-3, what: st
     >>> check_target(np.array([[0.5, 0.6]]), classes=2)
     Traceback (most recent call last):
         ...
-    polyopt.errors.InputError: target: sample 0 has probabilities with the sum 1.1; expected 1
+    polyopt.core.errors.InputError: target: sample 0 has probabilities with the sum 1.1; expected 1
     """
     host = np.asarray(registry.of(target).to_numpy(target))
     if host.ndim == 1 and host.dtype.kind in "iu":

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array, Ops
+from polyopt.core.rule import hyper, static
+from polyopt.core.sample_weights import weighted_mean
 from polyopt.distillation.base import (
     DistillationLoss,
     check_weights,
@@ -14,10 +18,7 @@ from polyopt.distillation.base import (
     logit_pair,
 )
 from polyopt.distillation.standardization import standardized
-from polyopt.errors import InputError
-from polyopt.losses import cross_entropy, log_softmax, one_hot, weighted_mean
-from polyopt.ops import Array, Ops
-from polyopt.rule import hyper, static
+from polyopt.models.losses import cross_entropy, log_softmax, one_hot
 
 HIDDEN = -1e30
 """A logit whose exponential is 0 beside any other's, and which is finite in float32."""
@@ -76,7 +77,7 @@ class DecoupledKD(DistillationLoss):
             Integer labels of shape (n,), or probabilities of shape (n, classes): the cross-entropy takes them
             as they are, and t is the likeliest class.
         weights
-            Of the samples, of shape (n,): all means are weighted (:func:`polyopt.losses.weighted_mean`).
+            Of the samples, of shape (n,): all means are weighted (:func:`polyopt.core.sample_weights.weighted_mean`).
 
         Raises
         ------

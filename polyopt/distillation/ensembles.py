@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array, Ops
+from polyopt.core.rule import static
 from polyopt.distillation.base import DistillationLoss, constant, logit_pair
 from polyopt.distillation.soft_targets import SoftTargets
-from polyopt.errors import InputError
-from polyopt.ops import Array, Ops
-from polyopt.rule import static
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array, Ops
+from polyopt.core.rule import static
+from polyopt.core.sample_weights import weighted_mean
 from polyopt.distillation.base import DistillationLoss, InnerLoss, check_weights, pair, safe_root
-from polyopt.errors import InputError
-from polyopt.losses import weighted_mean
-from polyopt.ops import Array, Ops
-from polyopt.rule import static
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class FeatureHint(DistillationLoss):
             What the features are called in errors.
         weights
             Of the samples, of shape (n,): the mean over them is weighted
-            (:func:`polyopt.losses.weighted_mean`).
+            (:func:`polyopt.core.sample_weights.weighted_mean`).
 
         Raises
         ------

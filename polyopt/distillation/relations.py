@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from polyopt.core.ops import Array, Ops
+from polyopt.core.rule import static
 from polyopt.distillation.base import InnerLoss, safe_root
-from polyopt.ops import Array, Ops
-from polyopt.rule import static
 
 
 @dataclass(frozen=True)

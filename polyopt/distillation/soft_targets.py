@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array, Ops
+from polyopt.core.rule import hyper, static
+from polyopt.core.sample_weights import weighted_mean
 from polyopt.distillation.base import (
     DistillationLoss,
     check_weights,
@@ -16,10 +20,7 @@ from polyopt.distillation.base import (
     wide,
 )
 from polyopt.distillation.standardization import standardized
-from polyopt.errors import InputError
-from polyopt.losses import cross_entropy, weighted_mean
-from polyopt.ops import Array, Ops
-from polyopt.rule import hyper, static
+from polyopt.models.losses import cross_entropy
 
 _PAPER: Mapping[str, Any] = {"alpha_weighs": "soft", "reduction": "batchmean", "floor": 0.0}
 
@@ -104,7 +105,7 @@ class SoftTargets(DistillationLoss):
             Integer labels of shape (n,), or probabilities of shape (n, classes); ``None`` where the labels
             have no weight.
         weights
-            Of the samples, of shape (n,): both means are weighted (:func:`polyopt.losses.weighted_mean`).
+            Of the samples, of shape (n,): both means are weighted (:func:`polyopt.core.sample_weights.weighted_mean`).
 
         Raises
         ------

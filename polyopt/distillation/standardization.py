@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array, Ops
 from polyopt.distillation.base import safe_root, wide
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Array, Ops
 
 CONVENTIONS = {"paper": (0, 0.0), "torch": (1, 1e-7)}
 """``(degrees of freedom taken off, ε)`` of the deviation."""

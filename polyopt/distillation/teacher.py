@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.backend import Backend
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array
+from polyopt.core.tree import Tree
 from polyopt.distillation.exchange import transfer
-from polyopt.errors import InputError
-from polyopt.ops import Array
-from polyopt.tree import Tree
 
 Progress = Callable[[int, int], None]
 """``progress(samples done, samples in all)``."""

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.backend import Backend
-from polyopt.errors import InputError
-from polyopt.ops import FLOATING, Array
-from polyopt.tree import Flat, Tree
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.ops import FLOATING, Array
+from polyopt.core.tree import Flat, Tree
 
 
 @dataclass(frozen=True)

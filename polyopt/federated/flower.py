@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.errors import BackendError, InputError, nearest
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.errors import BackendError, InputError, nearest
+from polyopt.core.tree import Tree
 from polyopt.federated.clients import Client
 from polyopt.federated.server import Server
-from polyopt.tree import Tree
 
 
 def flower_strategy(server: Server, **options: Any) -> Any:

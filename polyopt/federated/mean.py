@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from polyopt.core.tree import Tree
 from polyopt.federated.clients import Client, gather, weights
-from polyopt.tree import Tree
 
 
 def fedavg(server: Tree, clients: Sequence[Client]) -> Tree:

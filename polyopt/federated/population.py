@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import random
-from polyopt.errors import InputError
+from polyopt.core import random
+from polyopt.core.errors import InputError
 
 
 def split_iid(samples: int, clients: int, *, seed: int = 0, imbalance: float = 0.0) -> tuple[Any, ...]:

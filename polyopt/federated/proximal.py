@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt import lifting, registry, tree
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Array
-from polyopt.optimizer import State
-from polyopt.rule import Elementwise, Slot, Slots, hyper
-from polyopt.tree import Tree
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.rule import Elementwise, Slot, Slots, hyper
+from polyopt.core.tree import Tree
+from polyopt.engine.lift import initial
+from polyopt.engine.optimizer import State
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,6 @@ def anchored(state: State, params: Tree) -> State:
                     f"{tuple(old.shape)}"
                 )
             backend = registry.of(leaves[path], old)
-            values[path] = lifting.initial(
-                backend, leaves[path], Slot(name, init="param"), backend.dtype_name(old)
-            )
+            values[path] = initial(backend, leaves[path], Slot(name, init="param"), backend.dtype_name(old))
         new[name] = values
     return {**state, "slots": new}

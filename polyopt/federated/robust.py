@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
+from polyopt.core.tree import Tree
 from polyopt.federated.clients import Client, Round, gather
-from polyopt.tree import Tree
 
 
 def median(server: Tree, clients: Sequence[Client]) -> Tree:

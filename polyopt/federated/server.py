@@ -7,13 +7,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from polyopt import tree
-from polyopt.errors import InputError
-from polyopt.execution import compute_dtype
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.tree import Tree
+from polyopt.engine.execution import compute_dtype
+from polyopt.engine.optimizer import Optimizer, State
 from polyopt.federated.clients import Client, gather
 from polyopt.federated.mean import fedavg
-from polyopt.optimizer import Optimizer, State
-from polyopt.tree import Tree
 
 Aggregate: TypeAlias = Callable[[Tree, Sequence[Client]], Tree]
 """``aggregate(server, clients) -> params``: :func:`fedavg`, :func:`median`, ``trimming(0.1)`` or your own."""

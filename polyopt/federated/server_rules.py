@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar
 
-from polyopt.errors import InputError
-from polyopt.ops import Array
-from polyopt.rule import Elementwise, Slot, Slots, hyper, static
-from polyopt.scalar import one_minus_power
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array
+from polyopt.core.rule import Elementwise, Slot, Slots, hyper, static
+from polyopt.core.scalars import one_minus_power
 
 _FLOWER_SHIFT = 1
 """Flower corrects the bias of round t with the exponent t + 1."""

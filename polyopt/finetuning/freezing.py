@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyopt import registry, tree
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError
+from polyopt.backend import registry
+from polyopt.backend.protocol import LossFunction
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array
+from polyopt.core.rule import Partition, Pattern, Stage, partition
+from polyopt.core.tree import Tree
 from polyopt.finetuning.selection import select
-from polyopt.ops import Array
-from polyopt.rule import Partition, Pattern, Stage, partition
-from polyopt.tree import Tree
 
 
 def freeze(rule: Stage, *patterns: Pattern) -> Partition:
@@ -28,7 +29,7 @@ def freeze(rule: Stage, *patterns: Pattern) -> Partition:
         A rule, a chain or a partition.
     patterns
         Regular expressions or predicates on the path. One that matches no parameter is an
-        :class:`~polyopt.errors.InputError` of ``Optimizer.init``, which names the nearest paths.
+        :class:`~polyopt.core.errors.InputError` of ``Optimizer.init``, which names the nearest paths.
 
     Examples
     --------

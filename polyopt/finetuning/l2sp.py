@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt.ops import Array
-from polyopt.rule import Elementwise, Pattern, Rule, Slot, Slots, compiled, hyper, matches, static
+from polyopt.core.ops import Array
+from polyopt.core.rule import Elementwise, Pattern, Rule, Slot, Slots, compiled, hyper, matches, static
 
 
 @dataclass(frozen=True)

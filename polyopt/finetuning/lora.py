@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
-from polyopt import registry, tree
-from polyopt.backend import LossFunction
-from polyopt.errors import InputError, nearest
+from polyopt.backend import registry
+from polyopt.backend.protocol import LossFunction
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.rule import Pattern
+from polyopt.core.tree import Tree
 from polyopt.finetuning.freezing import constant
 from polyopt.finetuning.placing import beside
 from polyopt.finetuning.selection import select
-from polyopt.initializers import He, Initializer, Zeros
-from polyopt.ops import Array
-from polyopt.rule import Pattern
-from polyopt.tree import Tree
+from polyopt.models.initializers import He, Initializer, Zeros
 
 Adapters: TypeAlias = dict[str, dict[str, Array]]
 """``{path: {"A": array, "B": array}}``: a tree whose leaves are called ``layers.0.weight.A``, …"""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyopt import registry
-from polyopt.ops import Array
+from polyopt.backend import registry
+from polyopt.core.ops import Array
 
 
 def beside(like: Array, values: Any, dtype: str | None = None) -> Array:

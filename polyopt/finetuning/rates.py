@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import polyopt.scalar as host
-from polyopt.errors import InputError
-from polyopt.rule import Chain, Global, Pattern, Rule, Stage, chain, partition, rules_of
+import polyopt.core.scalars as host
+from polyopt.core.errors import InputError
+from polyopt.core.rule import Chain, Global, Pattern, Rule, Stage, chain, partition, rules_of
+from polyopt.core.schedule import finite, number
 from polyopt.schedules import Measured, Schedule
-from polyopt.schedules.base import finite, number
 
 Members = Mapping[str, float] | Sequence[tuple[Pattern, float]]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyopt import registry, tree
-from polyopt.errors import InputError
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.rule import Pattern
+from polyopt.core.tree import Tree
 from polyopt.finetuning.placing import beside
 from polyopt.finetuning.selection import assigned
-from polyopt.initializers import Initializer
-from polyopt.rule import Pattern
-from polyopt.tree import Tree
+from polyopt.models.initializers import Initializer
 
 
 def reinitialize(
@@ -21,7 +22,7 @@ def reinitialize(
 ) -> Tree:
     """``params`` with the leaves that a pattern matches drawn anew; the others are the same arrays.
 
-    A draw is keyed by (``seed``, path), as :meth:`Initializer.init <polyopt.initializers.Initializer.init>`
+    A draw is keyed by (``seed``, path), as :meth:`Initializer.init <polyopt.models.initializers.Initializer.init>`
     does it, so it is the same bits on every backend, whatever else is drawn. Shape, dtype and
     device stay. Reset the leaves' slots by :func:`~polyopt.finetuning.reset`.
 
@@ -42,7 +43,7 @@ def reinitialize(
     Examples
     --------
     >>> import numpy as np
-    >>> from polyopt.initializers import Constant, Glorot
+    >>> from polyopt.models.initializers import Constant, Glorot
     >>> params = {"head": {"weight": np.zeros((3, 2)), "bias": np.ones(2)}}
     >>> new = reinitialize(params, {"bias$": Constant(0.5), "weight$": Glorot()}, seed=1)
     >>> new["head"]["bias"].tolist(), new["head"]["weight"].shape

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyopt import tree
-from polyopt.errors import InputError, nearest
-from polyopt.rule import Pattern, compiled, matches
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.rule import Pattern, compiled, matches
 
 
 def select(params: Any, *patterns: Pattern) -> tuple[str, ...]:

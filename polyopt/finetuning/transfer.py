@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from polyopt import tree
-from polyopt.errors import InputError
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.rule import Pattern
+from polyopt.core.tree import Tree
+from polyopt.engine.optimizer import Optimizer, State
+from polyopt.engine.plan import Part, Segment, plan
 from polyopt.finetuning.selection import select
-from polyopt.optimizer import Optimizer, State
-from polyopt.plan import Part, Segment, plan
-from polyopt.rule import Pattern
 from polyopt.schedules import Measured
-from polyopt.tree import Tree
 
 Pipeline = tuple[Segment, ...] | None
 

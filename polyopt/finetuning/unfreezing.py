@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
+from polyopt.core.rule import Pattern, Stage
+from polyopt.core.schedule import increasing
+from polyopt.core.tree import Tree
+from polyopt.engine.optimizer import Optimizer, State
 from polyopt.finetuning.freezing import freeze, split
 from polyopt.finetuning.selection import select
 from polyopt.finetuning.transfer import transfer
-from polyopt.optimizer import Optimizer, State
-from polyopt.rule import Pattern, Stage
-from polyopt.schedules.base import increasing
-from polyopt.tree import Tree
 
 
 @dataclass(frozen=True)

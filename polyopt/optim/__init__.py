@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polyopt.core.rule import Rule
 from polyopt.optim.adadelta import Adadelta as Adadelta
 from polyopt.optim.adagrad import AdaGrad as AdaGrad
 from polyopt.optim.adam import Adam as Adam
@@ -14,7 +15,6 @@ from polyopt.optim.nadam import NAdam as NAdam
 from polyopt.optim.radam import RAdam as RAdam
 from polyopt.optim.rmsprop import RMSprop as RMSprop
 from polyopt.optim.sgd import SGD as SGD
-from polyopt.rule import Rule
 
 OPTIMIZERS: dict[str, type[Rule]] = {
     "adadelta": Adadelta,

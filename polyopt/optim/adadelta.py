@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt.ops import Array
+from polyopt.core.ops import Array
+from polyopt.core.rule import Slot, Slots, hyper
 from polyopt.optim.base import Descent, quotient
-from polyopt.rule import Slot, Slots, hyper
 
 _PAPER: dict[str, Any] = {"lr": 1.0, "rho": 0.95, "eps": 1e-6, "weight_decay": 0.0, "decay": "l2"}
 

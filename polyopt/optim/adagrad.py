@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar
 
-from polyopt.errors import InputError
-from polyopt.ops import Array
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array
+from polyopt.core.rule import Slot, Slots, hyper, static
 from polyopt.optim.base import Descent, is_zero, quotient, root
-from polyopt.rule import Slot, Slots, hyper, static
 
 _TORCH: dict[str, Any] = {
     "lr": 1e-2,

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt.errors import InputError
-from polyopt.ops import Array
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array
+from polyopt.core.rule import Slot, Slots, hyper, static
+from polyopt.core.scalars import one_minus_power
 from polyopt.optim.base import Descent, is_zero, quotient, root
-from polyopt.rule import Slot, Slots, hyper, static
-from polyopt.scalar import one_minus_power
 
 _PAPER: dict[str, Any] = {
     "lr": 1e-3,

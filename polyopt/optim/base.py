@@ -7,9 +7,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt.errors import InputError
-from polyopt.ops import Array
-from polyopt.rule import Elementwise, Pattern, Slots, compiled, hyper, matches, static
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array
+from polyopt.core.rule import Elementwise, Pattern, Slots, compiled, hyper, matches, static
 
 
 @dataclass(frozen=True, kw_only=True)

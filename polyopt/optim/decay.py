@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt.ops import Array
+from polyopt.core.ops import Array
+from polyopt.core.rule import Elementwise, Pattern, Slots, compiled, hyper, matches, static
 from polyopt.optim.base import is_zero
-from polyopt.rule import Elementwise, Pattern, Slots, compiled, hyper, matches, static
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt.ops import Array
+from polyopt.core.ops import Array
+from polyopt.core.rule import Slot, Slots, hyper, static
+from polyopt.core.scalars import one_minus_power
 from polyopt.optim.base import Descent, is_zero, quotient, root
-from polyopt.rule import Slot, Slots, hyper, static
-from polyopt.scalar import one_minus_power
 
 _PAPER: dict[str, Any] = {
     "lr": 2e-3,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt.ops import Array
+from polyopt.core.ops import Array
+from polyopt.core.rule import Slot, Slots, hyper, static
 from polyopt.optim.base import Descent, is_zero, quotient, root
-from polyopt.rule import Slot, Slots, hyper, static
 
 _PAPER: dict[str, Any] = {
     "lr": 1e-3,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt.errors import InputError
-from polyopt.ops import Array
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array
+from polyopt.core.rule import Slot, Slots, hyper, static
 from polyopt.optim.base import Descent, is_zero
-from polyopt.rule import Slot, Slots, hyper, static
 
 _PAPER: dict[str, Any] = {
     "lr": 1e-2,

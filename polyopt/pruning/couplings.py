@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import tree
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Array
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.tree import Tree
 from polyopt.pruning.criteria import LAYOUTS
-from polyopt.tree import Tree
 
 
 @dataclass(frozen=True)

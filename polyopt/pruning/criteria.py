@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import random
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Array
+from polyopt.core import random
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.rule import Pattern
+from polyopt.core.tree import Tree
 from polyopt.pruning.leaves import Masks, Selected, check_sparsity, host_masks, selected
 from polyopt.pruning.ranking import keep_highest, keep_highest_in_rows
-from polyopt.rule import Pattern
-from polyopt.tree import Tree
 
 SCOPES = ("leaf", "global", "row")
 LAYOUTS = ("in_out", "out_in")

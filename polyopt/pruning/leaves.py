@@ -13,14 +13,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.backend import Backend
-from polyopt.errors import InputError, nearest
-from polyopt.handover import adopted, aligned
-from polyopt.ops import FLOATING, Array, Ops
-from polyopt.pieces import each
-from polyopt.rule import Pattern, matches
-from polyopt.tree import Flat, Tree
+from polyopt.backend import registry
+from polyopt.backend.host.buffers import adopted, aligned
+from polyopt.backend.host.pieces import each
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import FLOATING, Array, Ops
+from polyopt.core.rule import Pattern, matches
+from polyopt.core.tree import Flat, Tree
 
 BLOCK = 1 << 16
 """Elements that are handled together: what stays in the cache."""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from polyopt.ops import Array
-from polyopt.optimizer import Optimizer, State
+from polyopt.core.ops import Array
+from polyopt.core.tree import Tree
+from polyopt.engine.optimizer import Optimizer, State
 from polyopt.pruning.criteria import magnitude_masks
 from polyopt.pruning.leaves import Masks, pruned
 from polyopt.pruning.masking import masks_of, with_masks
 from polyopt.pruning.schedules import Iterative, SparsitySchedule
-from polyopt.tree import Tree
 
 Criterion: TypeAlias = Callable[..., Masks]
 """``criterion(params, sparsity, within=masks)``: :func:`~polyopt.pruning.magnitude_masks`, say."""

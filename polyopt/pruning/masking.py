@@ -12,17 +12,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from polyopt import lifting, registry, tree
-from polyopt.backend import Backend
-from polyopt.errors import InputError, nearest
-from polyopt.execution import compute_dtype
-from polyopt.ops import Array
-from polyopt.optimizer import Optimizer, State
-from polyopt.outcome import written
-from polyopt.plan import Part, plan
+from polyopt.backend import registry
+from polyopt.backend.evaluate import full_like
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.rule import Chain, Elementwise, Partition, Rule, Slot, Slots, Stage, rules_of
+from polyopt.core.tree import Flat, Tree
+from polyopt.engine.execution import compute_dtype
+from polyopt.engine.optimizer import Optimizer, State
+from polyopt.engine.outcome import written
+from polyopt.engine.plan import Part, plan
 from polyopt.pruning.leaves import Masks, aligned_masks, without
-from polyopt.rule import Chain, Elementwise, Partition, Rule, Slot, Slots, Stage, rules_of
-from polyopt.tree import Flat, Tree
 
 SLOT = "mask"
 
@@ -221,7 +223,7 @@ def _prune_slots(
 ) -> None:
     """Put ``mask`` into ``slots`` and zero what it prunes in those called ``names``."""
     dtype = compute_dtype(backend.dtype_name(leaf))
-    whole = lifting.full_like(backend, leaf, 1.0, dtype)
+    whole = full_like(backend, leaf, 1.0, dtype)
     slots.setdefault(SLOT, {})[path] = whole if mask is None else without(whole, mask)
     for name in {*names, "grad_accumulator"} - {SLOT}:
         if path in (values := slots.get(name, {})):

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polyopt.errors import InputError
-from polyopt.handover import aligned
-from polyopt.pieces import each, scratch
+from polyopt.backend.host.buffers import aligned
+from polyopt.backend.host.pieces import each, scratch
+from polyopt.core.errors import InputError
 
 BLOCK = 1 << 16
 """Elements looked at together: what stays in the cache."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.ops import Array
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.ops import Array
+from polyopt.core.tree import Tree
 from polyopt.pruning.leaves import aligned_masks
-from polyopt.tree import Tree
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
+from polyopt.core.schedule import level, number
 from polyopt.schedules import Polynomial, Schedule
-from polyopt.schedules.base import level, number
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Array
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.rule import Elementwise, Pattern, Slot, Slots, hyper
+from polyopt.core.tree import Tree
 from polyopt.pruning.criteria import LAYOUTS
 from polyopt.pruning.leaves import Selected, host, selected
-from polyopt.rule import Elementwise, Pattern, Slot, Slots, hyper
-from polyopt.tree import Tree
 
 
 def snip_scores(params: Tree, grads: Tree, *, select: Pattern | None = None) -> dict[str, Array]:

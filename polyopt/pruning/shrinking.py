@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.errors import InputError
-from polyopt.ops import Array
-from polyopt.optimizer import State
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array
+from polyopt.core.tree import Tree
+from polyopt.engine.optimizer import State
 from polyopt.pruning.couplings import Coupling, check_coupling
 from polyopt.pruning.leaves import aligned_masks, pruned
-from polyopt.tree import Tree
 
 
 def kept_units(params: Tree, masks: Mapping[str, Array], couplings: Sequence[Coupling]) -> dict[str, Any]:

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.backend import Backend
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Array
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.tree import Tree
 from polyopt.pruning.couplings import Coupling, Member, check_coupling
 from polyopt.pruning.leaves import Masks, check_sparsity, host, mask_like
 from polyopt.pruning.ranking import keep_highest
-from polyopt.tree import Tree
 
 
 def unit_scores(params: Tree, couplings: Sequence[Coupling], *, norm: float = 2) -> dict[str, Any]:

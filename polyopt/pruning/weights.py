@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Array
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.rule import Pattern
+from polyopt.core.tree import Tree
 from polyopt.pruning.criteria import check_limits, random_masks
 from polyopt.pruning.leaves import pruned, selected
-from polyopt.rule import Pattern
-from polyopt.tree import Tree
 
 
 def clip_weights(

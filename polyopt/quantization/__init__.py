@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyopt.products import layer_inputs as layer_inputs
+from polyopt.models.linear_inputs import layer_inputs as layer_inputs
 from polyopt.quantization.activations import quantize_inputs as quantize_inputs
 from polyopt.quantization.calibration import Calibration as Calibration
 from polyopt.quantization.calibration import Grid as Grid

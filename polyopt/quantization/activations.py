@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Array, Ops
-from polyopt.products import Factor, Products
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array, Ops
+from polyopt.core.tree import Tree
+from polyopt.models.linear_inputs import Factor, Products
 from polyopt.quantization.calibration import Grid
 from polyopt.quantization.fake import fake_quantize
-from polyopt.tree import Tree
 
 
 def quantize_inputs(

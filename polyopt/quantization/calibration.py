@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.errors import InputError
-from polyopt.ops import FLOATING
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.ops import FLOATING
+from polyopt.core.tree import Tree
 from polyopt.quantization.host import choose
 from polyopt.quantization.observers import Histogram, MinMax, Observer, histogram, merged
 from polyopt.quantization.scheme import Integer
-from polyopt.tree import Tree
 
 ACTIVATIONS = Integer(per="tensor", symmetric=False)
 """The usual scheme of activations: 8 bits, one scale, affine."""

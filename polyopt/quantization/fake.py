@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from polyopt import registry
-from polyopt.errors import InputError, nearest
-from polyopt.ops import Array, Ops
+from polyopt.backend import registry
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array, Ops
 from polyopt.quantization.host import KERAS_EPSILON, TORCH_EPSILON
 from polyopt.quantization.scheme import CONVENTIONS, Integer, blocks
 

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from polyopt.errors import InputError
-from polyopt.handover import aligned
-from polyopt.pieces import each, scratch
+from polyopt.backend.host.buffers import aligned
+from polyopt.backend.host.pieces import each, scratch
+from polyopt.core.errors import InputError
 from polyopt.quantization.scheme import Blocks, Integer
 
 BLOCK = 1 << 16

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from polyopt import registry, tree
-from polyopt.errors import InputError
-from polyopt.ops import Array, Ops
-from polyopt.products import Factor, Products
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.ops import Array, Ops
+from polyopt.core.rule import Pattern
+from polyopt.core.tree import Tree
+from polyopt.models.linear_inputs import Factor, Products
 from polyopt.quantization.record import Quantized, restored
 from polyopt.quantization.scheme import Integer
 from polyopt.quantization.second_order import gptq
 from polyopt.quantization.weights import quantize, selected
-from polyopt.rule import Pattern
-from polyopt.tree import Tree
 
 
 def gptq_layers(

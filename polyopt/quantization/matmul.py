@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyopt import registry
-from polyopt.errors import InputError
-from polyopt.ops import FLOATING, Array, Ops
+from polyopt.backend import registry
+from polyopt.core.errors import InputError
+from polyopt.core.ops import FLOATING, Array, Ops
 from polyopt.quantization.calibration import Grid
 from polyopt.quantization.record import Quantized, codes_of
 from polyopt.quantization.scheme import Integer

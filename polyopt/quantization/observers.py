@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
+from polyopt.core.rule import check_fields, hyper, static
 from polyopt.quantization.scheme import Integer
-from polyopt.rule import check_fields, hyper, static
 
 HALF = 4096
 """Bins of a histogram on each side of 0."""

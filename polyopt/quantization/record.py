@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt import registry
-from polyopt.ops import Array
+from polyopt.backend import registry
+from polyopt.core.ops import Array
 from polyopt.quantization.scheme import Cast, Scheme, blocks
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.errors import InputError
+from polyopt.backend import registry
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.tree import Tree
 from polyopt.quantization.record import ITEMSIZE, Quantized, restored
 from polyopt.quantization.scheme import Cast, Scheme
-from polyopt.tree import Tree
 
 WIDTHS = {**ITEMSIZE, "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8}
 
@@ -64,7 +65,7 @@ def report(before: Tree, after: Tree) -> Report:
     before, after
         Trees of the same paths; leaves of ``after`` may be :class:`Quantized`.
 
-    Errors are in float64. Raises :class:`~polyopt.errors.InputError`, naming the leaf, where the two don't
+    Errors are in float64. Raises :class:`~polyopt.core.errors.InputError`, naming the leaf, where the two don't
     belong together.
 
     >>> from polyopt.quantization import Integer, quantize

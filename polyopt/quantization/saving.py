@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import checkpoint, registry, tree
-from polyopt.backend import Backend
-from polyopt.conversion import convert
-from polyopt.errors import CheckpointError, InputError
-from polyopt.ops import FLOATING
+from polyopt import checkpoint
+from polyopt.backend import registry
+from polyopt.backend.convert import convert
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
+from polyopt.core.errors import CheckpointError, InputError
+from polyopt.core.ops import FLOATING
+from polyopt.core.tree import Tree
 from polyopt.quantization.calibration import Grid
 from polyopt.quantization.record import Quantized
 from polyopt.quantization.scheme import Cast, Integer, blocks, from_plain, to_plain
-from polyopt.tree import Tree
 
 PARTS = ("codes", "scale", "zero_point")
 LARGEST = float(np.finfo(np.float32).max)
@@ -54,7 +56,7 @@ def to_arrays(params: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
 def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any], like: Tree = None) -> Tree:
     """What :func:`to_arrays` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
 
-    Raises :class:`~polyopt.errors.InputError`, naming the leaf, where the two don't belong together.
+    Raises :class:`~polyopt.core.errors.InputError`, naming the leaf, where the two don't belong together.
     """
     leaves: dict[str, Any] = {}
     used = set()

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
-from polyopt.errors import InputError, nearest
-from polyopt.rule import check_fields, static
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.rule import check_fields, static
 
 CONVENTIONS: Mapping[str, Mapping[str, Any]] = {
     "paper": {"layout": "in_out"},
@@ -198,7 +198,7 @@ def to_plain(scheme: Scheme) -> dict[str, Any]:
 
 
 def from_plain(data: Any, path: str = "") -> Scheme:
-    """What :func:`to_plain` gave; anything else is an :class:`~polyopt.errors.InputError`."""
+    """What :func:`to_plain` gave; anything else is an :class:`~polyopt.core.errors.InputError`."""
     if not isinstance(data, Mapping) or str(data.get("kind")) not in SCHEMES:
         raise InputError(f"leaf {path!r}: {data!r:.80} is no quantization scheme")
     fields = {k: v for k, v in data.items() if k != "kind"}

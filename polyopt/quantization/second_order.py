@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry
-from polyopt.errors import InputError, nearest
-from polyopt.ops import FLOATING, Array
+from polyopt.backend import registry
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import FLOATING, Array
 from polyopt.quantization.host import bounds, choose, compute_dtype, encode
 from polyopt.quantization.record import Quantized
 from polyopt.quantization.scheme import Blocks, Integer, blocks

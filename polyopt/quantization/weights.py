@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.backend import Backend
-from polyopt.errors import InputError, nearest
-from polyopt.handover import adopted
-from polyopt.ops import FLOATING
+from polyopt.backend import registry
+from polyopt.backend.host.buffers import adopted
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import FLOATING
+from polyopt.core.rule import Pattern, matches
+from polyopt.core.tree import Flat, Tree
 from polyopt.quantization.host import bounds, choose, compute_dtype, encode, narrowed, pack
 from polyopt.quantization.record import Quantized, restored
 from polyopt.quantization.scheme import Blocks, Cast, Integer, Scheme, blocks
-from polyopt.rule import Pattern, matches
-from polyopt.tree import Flat, Tree
 
 OVERFLOWS = {"float16": 65520.0, "bfloat16": (2 - 2.0**-8) * 2.0**127}
 """The least magnitudes that round to infinity."""

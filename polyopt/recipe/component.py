@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt.averaging import AVERAGING
-from polyopt.clipping import CLIPPING
-from polyopt.errors import InputError, nearest
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.rule import compiled
 from polyopt.federated import SERVER_RULES
-from polyopt.initializers import INITIALIZERS
+from polyopt.models.initializers import INITIALIZERS
 from polyopt.optim import OPTIMIZERS
+from polyopt.optim.averaging import AVERAGING
+from polyopt.optim.clipping import CLIPPING
 from polyopt.pruning import SPARSITY_SCHEDULES
 from polyopt.recipe.problems import Problem, shown, within
-from polyopt.rule import compiled
 from polyopt.schedules import SCHEDULES
 
 REGISTRIES: dict[str, Mapping[str, Any]] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from polyopt import data
-from polyopt.data import DATASETS, Dataset, Task
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
+from polyopt.models import datasets
+from polyopt.models.datasets import DATASETS, Dataset, Task
 
 SNIPPETS = 2000
 """How many of the snippets a recipe uses, for training and testing together."""
@@ -29,13 +29,13 @@ def load(
     shift: str | None = None,
     labels: Sequence[int] | None = None,
 ) -> Dataset:
-    """As :func:`polyopt.data.load`; ``"vader"`` is :func:`polyopt.pretrained.vader.dataset`.
+    """As :func:`polyopt.models.datasets.load`; ``"vader"`` is :func:`polyopt.models.pretrained.vader.dataset`.
 
     Its embeddings are computed once in a process, by NumPy, so that they are the same bits for every backend:
     about a minute. ``"vader_tokens"`` are the same snippets as token numbers: int32 of shape (texts, 48).
     """
     if name not in ("vader", "vader_tokens"):
-        return data.load(
+        return datasets.load(
             name,
             test_fraction=test_fraction,
             standardize=standardize,
@@ -60,7 +60,7 @@ def load(
 
 @lru_cache(maxsize=2)
 def _snippets(test: int, split_seed: int) -> Dataset:
-    from polyopt.pretrained import minilm, vader
+    from polyopt.models.pretrained import minilm, vader
 
     snippets = vader.load(SNIPPETS - test, test, split_seed=split_seed)
     return vader.dataset(minilm.load("numpy"), snippets)
@@ -68,7 +68,7 @@ def _snippets(test: int, split_seed: int) -> Dataset:
 
 @lru_cache(maxsize=2)
 def _tokens(test: int, split_seed: int) -> Dataset:
-    from polyopt.pretrained import minilm, vader
+    from polyopt.models.pretrained import minilm, vader
 
     snippets = vader.load(SNIPPETS - test, test, split_seed=split_seed)
     x, held = (

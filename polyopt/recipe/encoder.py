@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polyopt.models import OUTPUT, Initializer
-from polyopt.ops import Array, Ops
-from polyopt.tree import Tree
+from polyopt.core.ops import Array, Ops
+from polyopt.core.tree import Tree
+from polyopt.models.networks import OUTPUT, Initializer
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class MiniLM:
 
     Its samples are rows of ``inputs`` token numbers, int32, 0 for padding. Parameters are named
     ``body.encoder.layer.0…`` as they were published, and ``head.weight``, ``head.bias``. The body starts as
-    it was published, the head as the recipe's initializers draw it. See :mod:`polyopt.pretrained.minilm` for
+    it was published, the head as the recipe's initializers draw it. See :mod:`polyopt.models.pretrained.minilm` for
     what must be installed.
 
     Its layers give hidden states of shape (n, tokens, 384), 0 for padding: ``body.encoder.layer.0``, …; their
@@ -32,13 +32,13 @@ class MiniLM:
     bias: Initializer
 
     def init(self, seed: int, dtype: str) -> Tree:
-        from polyopt.pretrained import minilm
+        from polyopt.models.pretrained import minilm
 
         return self.under_new_head(minilm.load("numpy", dtype=dtype), seed, dtype)
 
     def under_new_head(self, body: Tree, seed: int, dtype: str) -> Tree:
         """The parameters ``body``, and a head as the initializers draw it."""
-        from polyopt.pretrained import minilm
+        from polyopt.models.pretrained import minilm
 
         shape = (minilm.WIDTH, self.outputs)
         return {
@@ -50,14 +50,14 @@ class MiniLM:
         }
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
-        from polyopt.pretrained import minilm
+        from polyopt.models.pretrained import minilm
 
         there = self._there(xp, params, x)
         return self._head(xp, params, minilm.features(xp, params["body"], x, there))
 
     def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
-        from polyopt.pretrained import minilm
-        from polyopt.pretrained.bert import mean_pool
+        from polyopt.models.pretrained import minilm
+        from polyopt.models.pretrained.bert import mean_pool
 
         there = self._there(xp, params, x)
         hidden = list(minilm.MINILM.hidden(xp, params["body"], x, there))

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from polyopt.federated import Server, fedavg, median, split_dirichlet, split_iid, split_labels, trimming
 from polyopt.federated.population import taking_part
 from polyopt.federated.robust import trimmed_away
+from polyopt.federated.rounds import Local, Rounds
 from polyopt.recipe.choices import check_own, filled
 from polyopt.recipe.component import Component
 from polyopt.recipe.problems import Problem
-from polyopt.recipe.rounds import Local, Rounds
 from polyopt.recipe.sections import Count, Section, _reads, _writes
 from polyopt.recipe.train import Train
 
@@ -88,7 +88,7 @@ class Federated(Section):
 
     def build_server(self) -> Server:
         """See :class:`polyopt.federated.Server`."""
-        from polyopt.optimizer import Optimizer
+        from polyopt.engine.optimizer import Optimizer
 
         aggregates = {"fedavg": fedavg, "median": median}
         aggregate = aggregates.get(self.aggregate) or trimming(self.trim or 0.1)

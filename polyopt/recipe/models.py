@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from polyopt import models
-from polyopt.models import MLP, Linear
+from polyopt.models import networks
+from polyopt.models.networks import MLP, Linear
 from polyopt.recipe.encoder import MiniLM
 
 AnyModel: TypeAlias = MLP | Linear | MiniLM
-MODELS: dict[str, type[Linear] | type[MLP] | type[MiniLM]] = {**models.MODELS, "minilm": MiniLM}
+MODELS: dict[str, type[Linear] | type[MLP] | type[MiniLM]] = {**networks.MODELS, "minilm": MiniLM}
 """By name."""
 TOKENS = "vader_tokens"
 """The data of token numbers; all others are numbers."""

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from polyopt.data import SHIFTS
-from polyopt.errors import nearest
+from polyopt.core.errors import nearest
+from polyopt.models.datasets import SHIFTS
 from polyopt.recipe.component import Component
 from polyopt.recipe.datasets import TASKS
 from polyopt.recipe.distillation import PREVIOUS, Distil

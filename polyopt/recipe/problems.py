@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from polyopt.errors import InputError, nearest
+from polyopt.core.errors import InputError, nearest
 
 
 class Problem(ValueError):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
-from polyopt.errors import nearest
+from polyopt.core.errors import nearest
 from polyopt.pruning import OneShot, SparsitySchedule
 from polyopt.recipe.choices import check_own, filled
 from polyopt.recipe.component import SCHEDULE_KEY, Component

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
 from polyopt.quantization import Cast, Integer, Observer
 from polyopt.quantization.observers import OBSERVERS
 from polyopt.recipe.choices import check_own, filled

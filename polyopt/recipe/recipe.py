@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from polyopt.batch_size import Feed
-from polyopt.data import Dataset
-from polyopt.errors import InputError, nearest
-from polyopt.losses import default_loss
-from polyopt.models import MLP
+from polyopt.core.errors import InputError, nearest
+from polyopt.engine.batches import Feed
+from polyopt.engine.batches.plan import Course, Even
+from polyopt.models.datasets import Dataset
+from polyopt.models.losses import default_loss
+from polyopt.models.networks import MLP
 from polyopt.recipe import text
 from polyopt.recipe.component import Component
-from polyopt.recipe.course import Course, Even
 from polyopt.recipe.datasets import TASKS
 from polyopt.recipe.distillation import Angle, Attention, Distance, Distil, Hint
 from polyopt.recipe.federated import Federated
@@ -43,8 +43,8 @@ from polyopt.recipe.train import BatchSizes, Noise, Train
 from polyopt.recipe.tuning import Tune, assigned, check_space
 
 if TYPE_CHECKING:
-    from polyopt.optimizer import Optimizer
-    from polyopt.rule import Stage
+    from polyopt.core.rule import Stage
+    from polyopt.engine.optimizer import Optimizer
 
 TRAIN_KEYS = ("epochs", "steps", "batch_size")
 
@@ -53,7 +53,7 @@ class Recipe(Section):
     """Everything that decides the numbers of a run; immutable, and the same as TOML, JSON, dict and object.
 
     Read one with :meth:`load`, :meth:`parse` or :meth:`from_dict`: they raise
-    :class:`~polyopt.errors.InputError` with one line that names the key, what was found and the remedy.
+    :class:`~polyopt.core.errors.InputError` with one line that names the key, what was found and the remedy.
 
     Examples
     --------
@@ -321,8 +321,8 @@ class Recipe(Section):
 
         ``within`` makes another one of the optimizers, ``around`` of all but the average.
         """
-        from polyopt.optimizer import Optimizer
-        from polyopt.rule import Pattern, chain, partition
+        from polyopt.core.rule import Pattern, chain, partition
+        from polyopt.engine.optimizer import Optimizer
 
         def built(component: Component) -> Stage:
             rule: Stage = component.build()

@@ -17,14 +17,14 @@ from pydantic import (
     model_validator,
 )
 
-from polyopt.data import SHIFTS, Dataset
-from polyopt.errors import InputError, nearest
-from polyopt.models import ACTIVATIONS
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.rule import compiled
+from polyopt.models.datasets import SHIFTS, Dataset
+from polyopt.models.networks import ACTIVATIONS
 from polyopt.recipe import datasets
 from polyopt.recipe.component import Component
 from polyopt.recipe.models import MODELS
 from polyopt.recipe.problems import Problem, shown
-from polyopt.rule import compiled
 
 MAX_INTEGER = 2**63 - 1
 """The largest integer that every TOML reader takes."""
@@ -105,7 +105,7 @@ class Data(Section):
     """The samples of these classes alone."""
 
     def load(self) -> Dataset:
-        """The samples; raises :class:`~polyopt.errors.InputError` for what doesn't fit them."""
+        """The samples; raises :class:`~polyopt.core.errors.InputError` for what doesn't fit them."""
         return datasets.load(
             self.name,
             test_fraction=self.test_fraction,

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from polyopt.errors import InputError, nearest
-from polyopt.files import read_bounded
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.files import read_bounded
 
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 16

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WrapValidator, model_validator
 
-from polyopt.batch_size import Batches, BatchSize, Buckets, DynamicSize, Feed, RateForSize, RateOfSize
-from polyopt.errors import InputError
+from polyopt.core.errors import InputError
+from polyopt.core.rule import Stage
+from polyopt.engine.batches import Batches, BatchSize, Buckets, DynamicSize, Feed, RateForSize, RateOfSize
+from polyopt.engine.batches.plan import Adaptive, Uneven
 from polyopt.recipe.component import Component
-from polyopt.recipe.course import Adaptive, Uneven
 from polyopt.recipe.problems import Problem, shown
 from polyopt.recipe.sections import MAX_INTEGER, Count, Section, _reads, _tuple, _writes
-from polyopt.rule import Stage
 
 
 def _batch(value: Any, section: Any) -> Any:

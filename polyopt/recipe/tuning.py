@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator
 
-from polyopt.errors import InputError, nearest
+from polyopt.core.errors import InputError, nearest
 from polyopt.recipe.problems import Problem, shown, within
 from polyopt.recipe.sections import MAX_INTEGER, Count, Section, Seed
 
@@ -209,7 +209,7 @@ def _space_table(space: Space) -> dict[str, Any]:
 
 
 class Tune(Section):
-    """``[tune]``: how hyperparameters are looked for; see :func:`polyopt.tuning.tune`."""
+    """``[tune]``: how hyperparameters are looked for; see :func:`polyopt.training.tuning.tune`."""
 
     trials: Count = 20
     """Runs in all."""

@@ -6,8 +6,8 @@ names that recipes use to the classes.
 
 from __future__ import annotations
 
-from polyopt.schedules.base import Measured as Measured
-from polyopt.schedules.base import Schedule as Schedule
+from polyopt.core.schedule import Measured as Measured
+from polyopt.core.schedule import Schedule as Schedule
 from polyopt.schedules.compose import Joined as Joined
 from polyopt.schedules.compose import Warmup as Warmup
 from polyopt.schedules.compose import WarmupCosine as WarmupCosine

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt.errors import InputError
-from polyopt.schedules.base import Schedule, blend, choice, falling, increasing, inner, level, number, unit
+from polyopt.core.errors import InputError
+from polyopt.core.schedule import Schedule, blend, choice, falling, increasing, inner, level, number, unit
 from polyopt.schedules.cycle import Cosine
 
 

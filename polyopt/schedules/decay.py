@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt.errors import InputError
-from polyopt.schedules.base import Schedule, blend, choice, increasing, level, number, unit
+from polyopt.core.errors import InputError
+from polyopt.core.schedule import Schedule, blend, choice, increasing, level, number, unit
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import polyopt.scalar as host
-from polyopt.schedules.base import Measured, choice, level, number
+import polyopt.core.scalars as host
+from polyopt.core.schedule import Measured, choice, level, number
 
 
 @dataclass(frozen=True)

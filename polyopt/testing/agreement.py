@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from polyopt import registry, tree
-from polyopt.backend import Backend
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
 from polyopt.testing.ops_inputs import info
 
 Place: TypeAlias = Callable[[Any], Any]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from polyopt.backend import API_VERSION
-from polyopt.errors import InputError
-from polyopt.ops import DTYPES
+from polyopt.backend.protocol import API_VERSION
+from polyopt.core.errors import InputError
+from polyopt.core.ops import DTYPES
 from polyopt.testing import function_checks, whole_checks
 from polyopt.testing.case import Case, Context
 from polyopt.testing.compare_arrays import check_values

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
-from polyopt import registry
-from polyopt.rule import Elementwise
+from polyopt.backend import registry
+from polyopt.core.rule import Elementwise
 from polyopt.testing import trajectories
 from polyopt.testing.agreement import same_bits
 from polyopt.testing.case import Case, Context

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry
-from polyopt.backend import Backend
-from polyopt.errors import BackendError
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core.errors import BackendError
 from polyopt.testing.report import Outcome, Row
 
 STEPS, STEPS_QUICK = 200, 20

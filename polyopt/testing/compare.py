@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry
+from polyopt.backend import registry
 
 
 def host(x: Any) -> Any:

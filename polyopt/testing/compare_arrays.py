@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from polyopt.backend import Backend
-from polyopt.ops import FLOATING
+from polyopt.backend.protocol import Backend
+from polyopt.core.ops import FLOATING
 from polyopt.testing.ops_inputs import host_dtype, tiny
 
 

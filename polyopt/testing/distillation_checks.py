@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from polyopt import tree, value_and_grad
+from polyopt import value_and_grad
+from polyopt.core import tree
 from polyopt.distillation import (
     AttentionTransfer,
     DecoupledKD,

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from polyopt import SGD, Optimizer, chain, tree
+from polyopt import SGD, Optimizer, chain
+from polyopt.core import tree
 from polyopt.federated import (
     Client,
     FedAdagrad,

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from polyopt import SGD, Adam, AdamW, Optimizer, chain, tree, value_and_grad
-from polyopt.batch_size import AccumulatedStep
+from polyopt import SGD, Adam, AdamW, Optimizer, chain, value_and_grad
+from polyopt.core import tree
+from polyopt.engine.batches import AccumulatedStep
 from polyopt.finetuning import (
     L2SP,
     LoRA,
@@ -19,7 +20,7 @@ from polyopt.finetuning import (
     reinitialize,
     unmerge,
 )
-from polyopt.initializers import He
+from polyopt.models.initializers import He
 from polyopt.testing.agreement import Place, in_numpys_bits, same_bits, unit, within
 from polyopt.testing.case import Case, Context
 from polyopt.testing.reference import reference

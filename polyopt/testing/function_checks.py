@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from polyopt import registry
-from polyopt.backend import Backend
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
 from polyopt.testing.case import Context
 from polyopt.testing.compare_arrays import check_values
 
@@ -164,7 +164,7 @@ def exact_compilation(context: Context) -> None:
 
 def randomness(context: Context) -> None:
     """Keyed draws give the same bits as on the host, whatever was drawn before."""
-    from polyopt.random import generator
+    from polyopt.core.random import generator
 
     backend = context.backend
     for d in ("float32", "float64"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from polyopt import registry
-from polyopt.backend import Backend
-from polyopt.errors import PolyoptError
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core.errors import PolyoptError
 from polyopt.testing.case import Case, Context, hypothesis, one_line, run_case
 from polyopt.testing.report import CHECKS, Report, Row
 
@@ -54,7 +54,7 @@ def conform(
     Parameters
     ----------
     backends
-        A name that is registered, a :class:`~polyopt.backend.Backend` object (registered or not), or several.
+        A name that is registered, a :class:`~polyopt.backend.protocol.Backend` object (registered or not), or several.
     required
         Names that have to load, and whose own optimizers have to be there: what is absent is ``missing``,
         never ``skipped``.

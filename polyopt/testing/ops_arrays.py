@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from polyopt.ops import FLOATING, INTEGER
+from polyopt.core.ops import FLOATING, INTEGER
 from polyopt.testing.case import Context, for_all, hypothesis
 from polyopt.testing.compare_arrays import check_values, result
 from polyopt.testing.ops_inputs import (

@@ -1,4 +1,4 @@
-"""A case for every operation of :class:`polyopt.ops.Ops`: one without a check is *missing*, not forgotten."""
+"""A case for every operation of :class:`polyopt.core.ops.Ops`: one without a check is *missing*, not forgotten."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from polyopt.ops import Ops
+from polyopt.core.ops import Ops
 from polyopt.testing import ops_arrays, ops_creation, ops_elementwise, ops_shapes
 from polyopt.testing.case import Case, Context, Missing
 from polyopt.testing.ops_inputs import dtypes_of
@@ -39,7 +39,7 @@ def cases(protocol: type = Ops) -> Iterator[Case]:
 
 def _run(name: str, check: Check | None, context: Context) -> str | None:
     if check is None:
-        raise Missing(f"polyopt.ops.Ops declares {name!r}, but the kit has no check for it")
+        raise Missing(f"polyopt.core.ops.Ops declares {name!r}, but the kit has no check for it")
     if not hasattr(context.backend.ops, name):
         raise Missing(f"backend {context.backend.name!r} has no ops.{name}")
     return check(context, name)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from polyopt.ops import DTYPES, FLOATING, INTEGER
+from polyopt.core.ops import DTYPES, FLOATING, INTEGER
 from polyopt.testing.case import Context
 from polyopt.testing.compare_arrays import check_values, result
 from polyopt.testing.ops_inputs import dtypes_of, host_dtype, info, lay, rounded, sample, specials

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from polyopt.backend import Backend
-from polyopt.ops import INTEGER
+from polyopt.backend.protocol import Backend
+from polyopt.core.ops import INTEGER
 from polyopt.testing.case import Context, for_all, hypothesis
 from polyopt.testing.compare_arrays import check_values, result
 from polyopt.testing.ops_inputs import (

@@ -9,9 +9,9 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
-from polyopt.backend import Backend
-from polyopt.errors import InputError
-from polyopt.ops import FLOATING, INTEGER
+from polyopt.backend.protocol import Backend
+from polyopt.core.errors import InputError
+from polyopt.core.ops import FLOATING, INTEGER
 
 NUMERIC: Final = (*FLOATING, *INTEGER)
 SIGNED: Final = (*FLOATING, "int8", "int16", "int32", "int64")

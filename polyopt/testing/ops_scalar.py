@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from polyopt.ops import FLOATING
+from polyopt.core.ops import FLOATING
 from polyopt.testing.ops_inputs import NUMERIC, SIGNED
 
 ALL: Final = (*NUMERIC, "bool")

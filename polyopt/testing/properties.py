@@ -12,8 +12,8 @@ import numpy as np
 
 import polyopt
 from polyopt import Optimizer
-from polyopt.backend import Backend
-from polyopt.ops import FLOATING
+from polyopt.backend.protocol import Backend
+from polyopt.core.ops import FLOATING
 from polyopt.testing.case import Case, Context, Skip, for_all, hypothesis
 from polyopt.testing.ops_inputs import dtypes_of, host_dtype
 from polyopt.testing.rules_cases import RATE, Setting, pairs, settings

@@ -9,7 +9,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from polyopt import SGD, Adam, AdamW, chain, pruning, random, tree
+from polyopt import SGD, Adam, AdamW, chain, pruning
+from polyopt.core import random, tree
 from polyopt.testing.agreement import Place, in_numpys_bits, same_bits
 from polyopt.testing.case import Case, Context
 from polyopt.testing.ops_inputs import dtypes_of, host_dtype

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from polyopt import value_and_grad
-from polyopt.backend import Backend
+from polyopt.backend.protocol import Backend
 from polyopt.quantization import (
     MSE,
     Calibration,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from polyopt.rule import Rule
+from polyopt.core.rule import Rule
 from polyopt.schedules import Schedule
 
 CONVENTIONS: Final = ("paper", "torch", "optax", "keras")

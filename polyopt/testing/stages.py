@@ -9,10 +9,11 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from polyopt import Optimizer, registry
-from polyopt.backend import Backend
+from polyopt import Optimizer
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core.rule import Stage
 from polyopt.pruning import with_masks
-from polyopt.rule import Stage
 from polyopt.testing import trajectories
 from polyopt.testing.agreement import same_bits, within
 from polyopt.testing.case import Case, Context

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from polyopt import Optimizer, registry
-from polyopt.backend import Backend
-from polyopt.ops import FLOATING
+from polyopt import Optimizer
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core.ops import FLOATING
 from polyopt.testing.ops_inputs import dtypes_of, host_dtype
 from polyopt.testing.rules_cases import RATE, Halved, Setting
 

@@ -10,8 +10,8 @@ from polyopt.training.events import Event as Event
 from polyopt.training.events import History as History
 from polyopt.training.events import PhaseResult as PhaseResult
 from polyopt.training.events import Result as Result
-from polyopt.training.folder import CHECKPOINT as CHECKPOINT
-from polyopt.training.folder import HISTORY as HISTORY
-from polyopt.training.folder import MODEL as MODEL
-from polyopt.training.folder import RECIPE as RECIPE
 from polyopt.training.run import train as train
+from polyopt.training.run_folder import CHECKPOINT as CHECKPOINT
+from polyopt.training.run_folder import HISTORY as HISTORY
+from polyopt.training.run_folder import MODEL as MODEL
+from polyopt.training.run_folder import RECIPE as RECIPE

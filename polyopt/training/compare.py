@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import registry
-from polyopt.backend import Backend
-from polyopt.errors import InputError
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core.errors import InputError
 from polyopt.recipe import Recipe
 from polyopt.training.events import Result
 from polyopt.training.loop import Listener

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from polyopt import tree
-from polyopt.training.engine import Engine
+from polyopt.core import tree
 from polyopt.training.events import Event, Kind
-from polyopt.training.folder import Folder
-from polyopt.training.progress import Progress
-from polyopt.training.work import host
+from polyopt.training.phases.setup import host
+from polyopt.training.run_folder import Folder
+from polyopt.training.run_state import Progress
+from polyopt.training.trainer import Engine
 
 Listener: TypeAlias = Callable[[Event], None]
 

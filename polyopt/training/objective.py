@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import losses
-from polyopt.ops import Array, Ops
-from polyopt.tree import Tree
+from polyopt.core.ops import Array, Ops
+from polyopt.core.tree import Tree
+from polyopt.models import losses
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from polyopt import registry
-from polyopt.backend import Backend
-from polyopt.errors import InputError
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core.errors import InputError
 from polyopt.recipe import Recipe
-from polyopt.training.chain import Chain
-from polyopt.training.engine import Engine
 from polyopt.training.events import Event, Result
 from polyopt.training.loop import Listener
-from polyopt.training.tasks import tasks
+from polyopt.training.phase_runner import Chain
+from polyopt.training.phases.plan import tasks
+from polyopt.training.trainer import Engine
 
 
 def train(

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from conftest import ALL, REQUIRED
 from polyopt.testing import trajectories
 from polyopt.testing.case import Case, Context, run_case
 from polyopt.testing.kit import all_cases, load
 from polyopt.testing.report import Row
-from tests.conftest import ALL, REQUIRED
 
 # XLA compiles every setting of every algorithm, about a second each. `polyopt conform` runs them all.
 # Runs of 60 steps: those are what the reference is compared with; test_bits goes on to 200.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from polyopt.cli import folder, output
-from polyopt.errors import BackendError, InputError, nearest
-from polyopt.files import read_bounded, write_atomic
+from polyopt.core.errors import BackendError, InputError, nearest
+from polyopt.core.files import read_bounded, write_atomic
 
 PAGE, PICTURE, RESULTS = "compression.md", "compression.svg", "compression.json"
 MAX_BYTES = 16 << 20
@@ -61,7 +61,7 @@ def compression(request: Request, as_json: bool) -> int:
 
 
 def _checked(request: Request, parts: Sequence[str]) -> list[str]:
-    from polyopt import registry
+    from polyopt.backend import registry
 
     for part in request.only:
         if part not in parts:

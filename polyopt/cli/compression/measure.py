@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import __version__, registry, tree
-from polyopt.conversion import convert
-from polyopt.errors import BackendError
+from polyopt import __version__
+from polyopt.backend import registry
+from polyopt.backend.convert import convert
+from polyopt.core import tree
+from polyopt.core.errors import BackendError
 from polyopt.pruning import magnitude_masks, n_of_m_masks, pruned, random_masks
 from polyopt.quantization import Cast, Integer, quantize, to_arrays
 from polyopt.quantization.reporting import label

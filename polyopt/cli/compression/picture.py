@@ -8,8 +8,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from polyopt.files import write_atomic
-from polyopt.plots import COLOURS, STYLE
+from polyopt.core.files import write_atomic
+from polyopt.training.plots import COLOURS, STYLE
 
 MARKERS = ("o", "s", "^", "D")
 

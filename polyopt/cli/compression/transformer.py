@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from polyopt import tree
-from polyopt.conversion import convert
-from polyopt.pretrained import minilm, vader
+from polyopt.backend.convert import convert
+from polyopt.core import tree
+from polyopt.core.tree import Tree
+from polyopt.models.pretrained import minilm, vader
 from polyopt.pruning import magnitude_masks, pruned, sparsity_report
 from polyopt.quantization import Integer, dequantize, quantize
 from polyopt.recipe import Recipe
 from polyopt.recipe.datasets import SNIPPETS
 from polyopt.training import train
-from polyopt.training.chain import stored_bytes
-from polyopt.tree import Tree
+from polyopt.training.phase_runner import stored_bytes
 
 RECIPE = "minilm_vader"
 MATRICES = r"^encoder\..*(query|key|value|dense)\.weight$"
@@ -85,7 +85,7 @@ class _Judge:
 
 def _fast(params: Tree) -> Tree:
     """On the backend that is quickest at it, if it is there."""
-    from polyopt import registry
+    from polyopt.backend import registry
 
     names = registry.installed()
     return convert(params, next(name for name in ("jax", "torch", "tensorflow", "numpy") if name in names))

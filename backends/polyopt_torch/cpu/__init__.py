@@ -1,0 +1,1 @@
+"""Update tensors that lie in host memory."""

@@ -1,0 +1,1 @@
+"""Update tensors on a device: foreach operations and traced Triton kernels."""

@@ -1,0 +1,1 @@
+"""Connect frameworks: the protocol of a backend, the registry, conversion, gradients."""

@@ -1,0 +1,38 @@
+"""Arrays and whole runs from one framework to another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
+from polyopt.core.errors import InputError
+from polyopt.core.tree import Tree
+
+
+def convert(values: Tree, backend: str | Backend, *, device: str | None = None) -> Tree:
+    """A copy of ``values`` with every array on ``backend``: same dtypes, same bits.
+
+    ``values`` may be parameters, gradients or an optimizer's state; what is no array (a step count, ``None``)
+    stays as it is. So a run moves in mid-training: convert its parameters and its state, and go on.
+
+    Raises :class:`~polyopt.core.errors.InputError`, naming the leaf, where the framework lacks its dtype.
+
+    >>> import numpy as np
+    >>> convert({"w": np.ones(2), "step": 3}, "numpy")
+    {'w': array([1., 1.]), 'step': 3}
+    """
+    target = registry.by_name(backend) if isinstance(backend, str) else backend
+    flat = tree.flatten(values)
+
+    def one(path: str, x: Any) -> Any:
+        if x is None or isinstance(x, bool | int | float | str):
+            return x
+        source = registry.of(x)
+        try:
+            return target.from_numpy(source.to_numpy(x), dtype=source.dtype_name(x), device=device)
+        except InputError as e:
+            raise InputError(f"leaf {path!r}: {e}") from e
+
+    return flat.unflatten(one(path, x) for path, x in zip(flat.paths, flat.leaves, strict=True))

@@ -1,0 +1,1 @@
+"""Run traced programs over host memory: threads, kernels and the arrays' addresses."""

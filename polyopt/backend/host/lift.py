@@ -1,0 +1,230 @@
+"""The compiled lift for arrays in host memory: NumPy's own, and other frameworks' that share theirs.
+
+Large leaves go through a :class:`~polyopt.backend.host.numpy_kernel.Kernel` one by one, in blocks. Small ones of equal
+dtypes are packed: gathered into one block, computed together and scattered, so that the cost of a Python call
+is paid once for many leaves. The bits are those of :func:`polyopt.backend.evaluate.evaluate_leaves`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from polyopt.backend.host.fused import FusedLift
+from polyopt.backend.host.memory import Memory, Shapes
+from polyopt.backend.host.numpy_kernel import BLOCK, Kernel, scalar_values
+from polyopt.backend.protocol import Arrays, Scalars
+from polyopt.core.ops import Array
+from polyopt.core.trace import Program
+
+SMALL = 1 << 12
+"""Elements up to which a leaf is packed."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Leaves that are computed together."""
+
+    indices: tuple[int, ...]
+    shapes: Shapes
+    size: int
+    kind: int
+    """The same for packs of the same shapes."""
+
+    def of(self, leaves: Sequence[Array]) -> list[Array]:
+        return [leaves[i] for i in self.indices]
+
+
+@dataclass
+class Layout:
+    """What is packed and what runs alone, for leaves of certain shapes and dtypes."""
+
+    packs: list[Pack]
+    alone: list[tuple[int, Kernel]]
+    pool: deque[Workspace] = field(default_factory=lambda: deque(maxlen=16))
+
+
+class Workspace:
+    """Block buffers for one call's packs, and the shaped views of them."""
+
+    def __init__(self, memory: Memory, names: Sequence[str], dtype: str) -> None:
+        self._memory = memory
+        self.buffers = {name: np.empty(BLOCK, dtype) for name in names}
+        self._views: dict[tuple[str, int], Sequence[Any]] = {}
+
+    def views(self, name: str, pack: Pack) -> Sequence[Any]:
+        key = (name, pack.kind)
+        if key not in self._views:
+            self._views[key] = self._memory.views(self.buffers[name][: pack.size], pack.shapes)
+        return self._views[key]
+
+
+class HostLift:
+    """``program`` over leaves in host memory: a :data:`polyopt.backend.protocol.Lifted`."""
+
+    def __init__(self, program: Program, memory: Memory) -> None:
+        self.program, self.memory = program, memory
+        self._read = tuple(n for n in program.arrays if n in program.used)
+        self._written = tuple(name for name, _ in program.outputs)
+        self._replaced = tuple(n for n in self._written if n in program.arrays)
+        self._touched = tuple(dict.fromkeys((*self._read, *self._replaced)))
+        self._layout = lru_cache(maxsize=32)(self._make_layout)
+        self._kernel = lru_cache(maxsize=64)(self._make_kernel)
+        self.fused = FusedLift(program, memory)
+
+    def __call__(
+        self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
+    ) -> dict[str, list[Array]]:
+        fused = self.fused(arrays, scalars, dtype, donate)
+        return self.in_blocks(arrays, scalars, dtype, donate) if fused is None else fused
+
+    def in_blocks(self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool) -> dict[str, list[Array]]:
+        """By NumPy: what the compiled kernel can't take."""
+        shapes = tuple([tuple(x.shape) for x in arrays["p"]])
+        if donate:
+            targets = [x for name in self._replaced for x in arrays[name]]
+            donate = self.memory.writable(targets)
+            others = [x for name in self._read if name not in self._replaced for x in arrays[name]]
+            if donate and not self.memory.disjoint(targets, others):
+                return self._in_order(arrays, scalars, dtype)
+        kinds = tuple([tuple([x.dtype for x in arrays[name]]) for name in self._touched])
+        layout = self._layout(shapes, kinds, dtype, donate)
+        out: dict[str, list[Array]] = {name: [None] * len(shapes) for name in self._written}
+        with np.errstate(all="ignore"):
+            values = scalar_values(self.program, scalars, dtype)
+            self._run_packs(layout, arrays, values, dtype, donate, out)
+            for i, kernel in layout.alone:
+                leaf = {name: arrays[name][i] for name in self._touched}
+                self._run_alone(kernel, leaf, shapes[i], values, dtype, donate, out, i)
+        return out
+
+    def _in_order(self, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
+        """Leaves that share memory: compute all from the old values, then write one after the other."""
+        out = self.in_blocks(arrays, scalars, dtype, donate=False)
+        for name in self._replaced:
+            for target, value in zip(arrays[name], out[name], strict=True):
+                self.memory.assign(target, value)
+            out[name] = list(arrays[name])
+        return out
+
+    # Small leaves
+
+    def _run_packs(
+        self,
+        layout: Layout,
+        arrays: Arrays,
+        values: Mapping[str, Any],
+        dtype: str,
+        donate: bool,
+        out: dict[str, list[Array]],
+    ) -> None:
+        if not layout.packs:
+            return
+        kernel = self._kernel(tuple(np.dtype(dtype) for _ in self._touched), dtype, True)
+        names = tuple(dict.fromkeys((*self._read, *self._written)))
+        try:
+            work = layout.pool.pop()
+        except IndexError:
+            work = Workspace(self.memory, names, dtype)
+        for pack in layout.packs:
+            for name in self._read:
+                buffer = work.buffers[name][: pack.size]
+                self.memory.gather(buffer, work.views(name, pack), pack.of(arrays[name]))
+            flat = [work.buffers[name][: pack.size] for name in (*self._read, *self._written)]
+            kernel.run(flat, values)
+            for name in self._written:
+                views = work.views(name, pack)
+                old = pack.of(arrays[name]) if name in self._replaced else None
+                if donate and old is not None:
+                    self.memory.scatter(views, old)
+                    new = old
+                else:
+                    new = self.memory.fresh(views, old)
+                for i, x in zip(pack.indices, new, strict=True):
+                    out[name][i] = x
+        layout.pool.append(work)
+
+    # Large leaves
+
+    def _run_alone(
+        self,
+        kernel: Kernel,
+        leaf: Mapping[str, Array],
+        shape: tuple[int, ...],
+        values: Mapping[str, Any],
+        dtype: str,
+        donate: bool,
+        out: dict[str, list[Array]],
+        index: int,
+    ) -> None:
+        memory = self.memory
+        hosts = {name: memory.host(x) for name, x in leaf.items()}
+        flat = {name: x.reshape(-1) for name, x in hosts.items()}  # a copy where it isn't contiguous
+        results: dict[str, Any] = {}
+        for name in self._written:
+            if donate and name in self._replaced:
+                results[name] = flat[name]
+            else:
+                storage = hosts[name].dtype if name in hosts else np.dtype(dtype)
+                results[name] = np.empty(math.prod(shape), storage)
+        kernel.run([flat[n] for n in self._read] + [results[n] for n in self._written], values)
+        for name in self._written:
+            if not (donate and name in self._replaced):
+                out[name][index] = memory.wrap(results[name].reshape(shape), leaf.get(name))
+                continue
+            if not hosts[name].flags.c_contiguous:
+                hosts[name][...] = results[name].reshape(shape)
+            out[name][index] = leaf[name]
+            memory.changed([leaf[name]])
+
+    # What to run how
+
+    def _make_layout(
+        self, shapes: Shapes, kinds: tuple[tuple[Any, ...], ...], dtype: str, donate: bool
+    ) -> Layout:
+        groups: list[list[int]] = []
+        alone: list[tuple[int, Kernel]] = []
+        filled = 0
+        for i, shape in enumerate(shapes):
+            size = math.prod(shape)
+            if size > SMALL:
+                storage = tuple(self.memory.dtype(kind[i]) for kind in kinds)
+                alone.append((i, self._kernel(storage, dtype, donate)))
+                continue
+            if filled + size > BLOCK or not groups:
+                groups.append([])
+                filled = 0
+            groups[-1].append(i)
+            filled += size
+        kinds_of: dict[Shapes, int] = {}
+        packs = []
+        for indices in groups:
+            own = tuple(shapes[i] for i in indices)
+            total = sum(math.prod(shape) for shape in own)
+            packs.append(Pack(tuple(indices), own, total, kinds_of.setdefault(own, len(kinds_of))))
+        return Layout(packs, alone)
+
+    def _make_kernel(self, storage: tuple[np.dtype[Any], ...], dtype: str, in_place: bool) -> Kernel:
+        return Kernel(self.program, dtype, dict(zip(self._touched, storage, strict=True)), in_place=in_place)
+
+
+def disjoint(targets: Any, others: Any) -> bool:
+    """Whether no interval ``[start, stop)`` of ``targets`` meets another one or one of ``others``.
+
+    >>> disjoint([(0, 4), (8, 12)], [(4, 8)]), disjoint([(0, 4)], [(3, 5)])
+    (True, False)
+    """
+    mine, theirs = (np.array(x, np.int64).reshape(-1, 2) for x in (targets, others))
+    mine = mine[mine[:, 0] < mine[:, 1]]
+    theirs = theirs[theirs[:, 0] < theirs[:, 1]]
+    mine = mine[np.argsort(mine[:, 0])]
+    if (mine[1:, 0] < mine[:-1, 1]).any():
+        return False
+    before = np.searchsorted(mine[:, 0], theirs[:, 1])  # the targets that start before each one ends
+    return not (mine[before - 1, 1] > theirs[:, 0])[before > 0].any() if len(mine) else True

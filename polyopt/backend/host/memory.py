@@ -1,0 +1,70 @@
+"""How a framework's arrays are reached as host memory: what a backend gives to the host lifts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from polyopt.backend.host.array_table import Facts
+from polyopt.backend.host.threads import Team
+from polyopt.core.ops import Array
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Surveyed(Protocol):
+    """How many of a framework's arrays are reached at once: what the compiled kernel asks for."""
+
+    def survey(self) -> Facts | None:
+        """What reads many arrays at once, if there is such a thing here; asked for only with numba."""
+
+    def team(self) -> Team:
+        """The threads that the compiled kernel runs on."""
+
+    def storage(self, kind: int) -> np.dtype[Any] | None:
+        """The host dtype that the survey codes by ``kind``, ``None`` for others."""
+
+    def plain(self) -> bool:
+        """Whether arrays are now what lies in their memory."""
+
+    def empty(self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[Array] | None) -> list[Array]:
+        """New arrays, to replace the leaves ``like`` if there are any."""
+
+    def changed(self, leaves: Sequence[Array]) -> None:
+        """Tell the framework that these were written to."""
+
+
+class Memory(Surveyed, Protocol):
+    """How a framework's arrays are reached as host memory. All arrays given to it are leaves."""
+
+    def dtype(self, kind: Any) -> np.dtype[Any]:
+        """The host dtype of an array whose ``.dtype`` is ``kind``."""
+
+    def host(self, x: Array) -> Any:
+        """The memory of ``x`` as a host array, of any strides."""
+
+    def wrap(self, x: Any, like: Array | None) -> Array:
+        """A new contiguous host array as an array of the framework, to replace ``like`` if there is one."""
+
+    def assign(self, target: Array, value: Array) -> None:
+        """Write ``value`` into ``target``."""
+
+    def views(self, buffer: Any, shapes: Shapes) -> Sequence[Any]:
+        """Consecutive parts of the flat ``buffer`` in these shapes, for :meth:`gather` and the like."""
+
+    def gather(self, buffer: Any, views: Sequence[Any], leaves: Sequence[Array]) -> None:
+        """Copy ``leaves`` into ``views``, which are all of ``buffer``, casting."""
+
+    def scatter(self, views: Sequence[Any], leaves: Sequence[Array]) -> None:
+        """Copy ``views`` into ``leaves``, casting."""
+
+    def fresh(self, views: Sequence[Any], like: Sequence[Array] | None) -> list[Array]:
+        """New arrays with the values of ``views``, of the dtypes of ``like`` or of the buffer."""
+
+    def writable(self, leaves: Sequence[Array]) -> bool:
+        """Whether all these can be written to."""
+
+    def disjoint(self, targets: Sequence[Array], others: Sequence[Array]) -> bool:
+        """Whether no target shares memory with another target or any of ``others``."""

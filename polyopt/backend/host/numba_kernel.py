@@ -1,0 +1,367 @@
+"""One fused kernel for a program over all leaves in host memory, compiled by numba (the extra ``numba``).
+
+The program becomes straight-line scalar code inside a loop over a *table*: a row holds the addresses of a
+chunk's arrays and its length, so leaves of any number and size are one call, in place where they are given
+up. Nothing is contracted, approximated or reordered (no fast-math), at any number of threads: the bits are
+those of the program op by op.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyopt.backend.host import threads
+from polyopt.backend.host.numpy_kernel import scalar_names
+from polyopt.backend.host.threads import HEAD, PREAMBLE, Team
+from polyopt.core.trace import PREDICATES, Program
+
+CHUNK = 1 << 14
+"""Elements of a row at the most: what threads share out."""
+
+STORED = frozenset(np.dtype(name) for name in ("float32", "float64"))
+"""Dtypes that the kernel reads and writes; others are left to NumPy."""
+
+# Correctly rounded, or only comparing and selecting: LLVM's bits are NumPy's. exp, log, pow, cos and tanh
+# are not among them.
+EXPRESSIONS: Mapping[str, str] = {
+    "abs": "abs({0})",
+    "add": "{0} + {1}",
+    "divide": "{0} / {1}",
+    "equal": "{0} == {1}",
+    "greater": "{0} > {1}",
+    "greater_equal": "{0} >= {1}",
+    "isfinite": "np.isfinite({0})",
+    "isinf": "np.isinf({0})",
+    "isnan": "np.isnan({0})",
+    "less": "{0} < {1}",
+    "less_equal": "{0} <= {1}",
+    "logical_and": "{0} & {1}",
+    "logical_not": "not {0}",
+    "logical_or": "{0} | {1}",
+    # NaN if one is; of two zeros the second, as NumPy's vector code has it.
+    "maximum": "{0} if {0} > {1} or {0} != {0} else {1}",
+    "minimum": "{0} if {0} < {1} or {0} != {0} else {1}",
+    "multiply": "{0} * {1}",
+    "negative": "-{0}",
+    "not_equal": "{0} != {1}",
+    "sqrt": "np.sqrt({0})",
+    "square": "{0} * {0}",
+    "subtract": "{0} - {1}",
+    "where": "{1} if {0} else {2}",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """An array of every leaf: ``given`` by the caller, ``written``, or both: then in place."""
+
+    name: str
+    storage: np.dtype[Any]
+    given: bool
+    written: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How leaves of certain sizes are cut: for each row its leaf, its offset in elements and its length."""
+
+    leaf: Any
+    offset: Any
+    length: Any
+    total: int
+    whole: bool
+    """Whether every leaf is one row."""
+    cuts: dict[int, Any] = field(default_factory=dict, compare=False)
+    """What :meth:`bounds` gave."""
+
+    def bounds(self, parts: int) -> Any:
+        """The first row of each of ``parts`` of about the same work, and the number of rows."""
+        if parts not in self.cuts:
+            ends = np.cumsum(self.length)
+            inner: Any = np.searchsorted(ends, np.arange(1, parts) * (self.total / parts))
+            self.cuts[parts] = np.array([0, *inner, len(ends)], np.int64)
+        return self.cuts[parts]
+
+
+def rows(sizes: Any) -> Rows:
+    """Chunks of at most :data:`CHUNK` elements of leaves with these ``sizes``, an int64 array.
+
+    >>> rows(np.array([3, 0, CHUNK + 1])).length.tolist() == [3, CHUNK, 1]
+    True
+    """
+    return _rows(sizes.tobytes())
+
+
+@lru_cache(maxsize=64)
+def _rows(sizes: bytes) -> Rows:
+    numbers = np.frombuffer(sizes, np.int64).tolist()
+    cut = [(i, start, min(CHUNK, n - start)) for i, n in enumerate(numbers) for start in range(0, n, CHUNK)]
+    leaf, offset, length = np.array(cut, np.int64).reshape(-1, 3).T.copy()
+    return Rows(leaf, offset, length, sum(numbers), leaf.tolist() == list(range(len(numbers))))
+
+
+@lru_cache(maxsize=1)
+def _numba() -> Any:
+    try:
+        import numba
+    except ImportError:
+        return None
+    return numba
+
+
+def available() -> bool:
+    """Whether numba is installed."""
+    return _numba() is not None
+
+
+def supported(program: Program) -> bool:
+    """Whether numba is installed and the kernel can have the program's bits."""
+    scalars = scalar_names(program)
+    used = {i.op for i in program.body if i.name not in scalars}
+    return used <= EXPRESSIONS.keys() and available()
+
+
+class Kernel:
+    """``program`` in the compute dtype ``dtype`` over ``columns``."""
+
+    def __init__(self, program: Program, dtype: str, columns: tuple[Column, ...]) -> None:
+        self.columns = columns
+        self.given = tuple(c.name for c in columns if c.given)
+        self.in_place = frozenset(c.name for c in columns if c.given and c.written)
+        self.dtype = np.dtype(dtype)
+        self.scalars = tuple(sorted(scalar_names(program) & program.used))
+        self.function = compile_kernel(_source(program, dtype, columns, self.scalars))
+
+    def over(self, cut: Rows) -> Call:
+        """The kernel for leaves that are cut so."""
+        return Call(self, cut)
+
+
+class Call:
+    """A kernel over leaves of certain sizes, to be run many times, by one thread at a time."""
+
+    def __init__(self, kernel: Kernel, cut: Rows) -> None:
+        self._kernel, self._cut = kernel, cut
+        self._table = np.empty((len(cut.leaf), len(kernel.columns) + 1), np.int64)
+        self._table[:, -1] = cut.length
+        self._places = self._table[:, :-1]
+        self._offsets = cut.offset[:, None] * np.array([c.storage.itemsize for c in kernel.columns], np.int64)
+        self._values = np.empty(len(kernel.scalars), kernel.dtype)
+        self._calls: dict[tuple[Team, int], Callable[[], None]] = {}
+
+    def run(self, addresses: Any, scalars: Mapping[str, Any], team: Team) -> None:
+        """Compute all leaves. ``addresses``: for each column those of every leaf, int64."""
+        if self._cut.whole:
+            self._places[...] = addresses.T
+        else:
+            np.add(addresses[:, self._cut.leaf].T, self._offsets, out=self._places)
+        self._values[:] = [float(scalars[name]) for name in self._kernel.scalars]
+        parts = threads.parts(team, self._cut.total)
+        call = self._calls.get((team, parts))
+        if call is None:
+            bounds = self._cut.bounds(parts)
+            words = (*(x.ctypes.data for x in (self._table, self._values, bounds)), parts)
+            call = self._calls[team, parts] = threads.call(team, self._kernel.function, words, parts)
+        call()
+
+
+def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: tuple[str, ...]) -> str:
+    """The kernel as Python source, which says all that it depends on: equal sources are equal kernels."""
+    names: dict[str, str] = {}
+
+    def name(value: str) -> str:
+        return names.setdefault(value, f"x{len(names)}")
+
+    known = scalar_names(program)
+    predicates = {i.name for i in program.body if i.op in PREDICATES}
+    lines = ["def kernel(job):", PREAMBLE.format(words=HEAD + 4).strip("\n")]
+    lines.append(f"    table, scalars, bounds, parts = words[{HEAD}:]")
+    lines.append(f"    scalars = carray(address(scalars), {len(scalars)}, np.{dtype})")
+    lines.append("    bounds = carray(address(bounds), parts + 1, np.int64)")
+    lines.append(f"    table = carray(address(table), (bounds[parts], {len(columns) + 1}), np.int64)")
+    for k, scalar in enumerate(scalars):
+        lines.append(f"    {name(scalar)} = scalars[{k}]" + (" != 0" if scalar in predicates else ""))
+    lines.append("    for p in range(part, parts, step):")
+    lines.append("      for row in range(bounds[p], bounds[p + 1]):")
+    lines.append(f"        n = table[row, {len(columns)}]")
+    for k, column in enumerate(columns):
+        lines.append(f"        a{k} = carray(address(table[row, {k}]), n, np.{column.storage.name})")
+    lines.append("        for i in range(n):")
+    for k, column in enumerate(columns):
+        if column.given and column.name in program.used:
+            lines.append(f"            {name(column.name)} = np.{dtype}(a{k}[i])")
+    for i in program.body:
+        if i.name not in known:
+            value = EXPRESSIONS[i.op].format(*(name(a) for a in i.args))
+            lines.append(f"            {name(i.name)} = {value}")
+    results = dict(program.outputs)
+    for k, column in enumerate(columns):
+        if column.written:
+            lines.append(f"            a{k}[i] = {name(results[column.name])}")
+    return "\n".join(lines) + "\n"
+
+
+@lru_cache(maxsize=256)
+def compile_kernel(source: str) -> int:
+    """The address of the function ``kernel`` of ``source``: see :mod:`polyopt.backend.host.threads`."""
+    scope, cached = _scope(f"{source}# kernel\n")
+    compiled = _numba().cfunc("void(int64)", error_model="numpy", cache=cached)(scope["kernel"])
+    _kept.append(compiled)
+    return int(compiled.address)
+
+
+_kept: list[Any] = []
+"""What addresses were given of."""
+
+
+def compile_source(source: str, name: str, signature: str, *, nogil: bool = False) -> Callable[..., Any]:
+    """The function ``name`` of ``source``, compiled; from the second process on, loaded from a file."""
+    scope, cached = _scope(f"{source}# {signature}\n")
+    # Not fast-math: every operation is rounded by itself.
+    compiled = _numba().njit(signature, nogil=nogil, error_model="numpy", cache=cached)
+    function: Callable[..., Any] = compiled(scope[name])
+    return function
+
+
+def _scope(source: str) -> tuple[dict[str, Any], bool]:
+    """What ``source`` defines, and whether there is a file beside which numba may keep it compiled."""
+    file = _cache_file(source)
+    # The name is that of a module which can be imported: numba looks it up when it loads from its cache.
+    scope: dict[str, Any] = {
+        "__name__": __name__,
+        "np": np,
+        "carray": _numba().carray,
+        "address": _address(),
+        "load": _load(),
+        "store": _store(),
+        "call": _call(),
+        "invoke": _invoke(),
+    }
+    exec(compile(source, str(file or "<polyopt kernel>"), "exec"), scope)
+    return scope, file is not None
+
+
+def _cache_file(source: str) -> Path | None:
+    """A file with the source, beside which numba keeps what it compiles; ``None`` where none can be had.
+
+    In ``POLYOPT_CACHE_DIR``, else ``XDG_CACHE_HOME``/polyopt, else ``~/.cache/polyopt``.
+    """
+    own, shared = os.environ.get("POLYOPT_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        home = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "polyopt"
+        folder = home / "kernels"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"k{hashlib.sha256(source.encode()).hexdigest()[:32]}.py"
+        if not file.exists():
+            from polyopt.core.files import write_atomic
+
+            write_atomic(file, [source.encode()])
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return file
+
+
+@lru_cache(maxsize=1)
+def _address() -> Any:
+    """An intrinsic that takes an integer for a pointer."""
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def address(typingctx: Any, number: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+        return types.voidptr(number), code
+
+    return address
+
+
+@lru_cache(maxsize=1)
+def _load() -> Any:
+    """An intrinsic: the 64-bit word at an address."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def load(typingctx: Any, where: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+
+        return types.int64(types.int64), code
+
+    return load
+
+
+@lru_cache(maxsize=1)
+def _store() -> Any:
+    """An intrinsic that writes a 64-bit word to an address."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def store(typingctx: Any, where: Any, word: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), code
+
+    return store
+
+
+@lru_cache(maxsize=1)
+def _call() -> Any:
+    """An intrinsic that calls ``int f(void *, void *)`` at an address; an error (not 0) is dropped."""
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def call(typingctx: Any, function: Any, first: Any, second: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t, cgutils.voidptr_t])
+            pointer = builder.inttoptr(args[0], kind.as_pointer())
+            result = builder.call(pointer, [builder.inttoptr(a, cgutils.voidptr_t) for a in args[1:]])
+            with builder.if_then(builder.icmp_signed("!=", result, ir.Constant(ir.IntType(32), 0))):
+                context.get_python_api(builder).err_clear()
+            return result
+
+        return types.int32(function, first, second), code
+
+    return call
+
+
+@lru_cache(maxsize=1)
+def _invoke() -> Any:
+    """An intrinsic that calls ``intptr_t f(intptr_t, intptr_t)`` at an address.
+
+    It serves functions of fewer, and of narrower, arguments and results too; the caller knows what of the
+    result means something.
+    """
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def invoke(typingctx: Any, function: Any, first: Any, second: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            word = ir.IntType(64)
+            pointer = builder.inttoptr(args[0], ir.FunctionType(word, [word, word]).as_pointer())
+            return builder.call(pointer, args[1:])
+
+        return types.int64(types.int64, types.int64, types.int64), code
+
+    return invoke

@@ -1,0 +1,176 @@
+"""A name or an array -> its backend: the only look-up. Nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from polyopt.backend.protocol import Backend, check_api
+from polyopt.core.errors import BackendError, InputError, nearest
+
+EXTRAS = {"numpy": "NumPy", "torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
+
+_scoped: ContextVar[str | None] = ContextVar("polyopt_backend", default=None)
+_forced: ContextVar[Backend | None] = ContextVar("polyopt_forced_backend", default=None)
+_process: list[str] = []
+_by_name: dict[str, Backend] = {}
+_by_type: dict[type, Backend] = {}
+
+
+@lru_cache(maxsize=1)
+def _entries() -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group="polyopt.backends")}
+
+
+@lru_cache(maxsize=1)
+def _roots() -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group="polyopt.array_types")}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all registered backends, whether their framework is installed or not."""
+    return tuple(sorted(_entries()))
+
+
+def installed() -> tuple[str, ...]:
+    """Names of the backends that load here (this imports their frameworks)."""
+    found = []
+    for name in names():
+        try:
+            by_name(name)
+        except BackendError:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def by_name(name: str) -> Backend:
+    """The backend called ``name``.
+
+    Raises :class:`~polyopt.core.errors.BackendError` where there is none of that name, or where its framework is
+    not installed: it says what to install.
+
+    >>> by_name("numpy").name
+    'numpy'
+    """
+    if name not in _by_name:
+        entry = _entries().get(name)
+        if entry is None:
+            raise BackendError(f"unknown backend {name!r}; {nearest(name, _entries())}")
+        _by_name[name] = _load(entry, name)
+    return _by_name[name]
+
+
+def of(*arrays: Any) -> Backend:
+    """The backend of the arrays: everything follows them. Mixing frameworks is an error.
+
+    >>> import numpy as np
+    >>> of(np.zeros(3)).name
+    'numpy'
+    """
+    forced = _forced.get()
+    if forced is not None and all(map(forced.is_array, arrays)):
+        return forced
+    found: Backend | None = None
+    for x in {type(x): x for x in arrays}.values():
+        backend = _by_type.get(type(x)) or _find(x)
+        if found is not None and backend is not found:
+            raise InputError(
+                f"arrays of two frameworks in one call: {found.name} and {backend.name}; "
+                "convert one with polyopt.convert(tree, backend)"
+            )
+        found = backend
+    return default() if found is None else found
+
+
+def get_backend(which: Any = None) -> Backend:
+    """The backend of a name or of an array; without one, the default.
+
+    >>> get_backend("numpy").devices()
+    ('cpu',)
+    """
+    if which is None:
+        return default()
+    return by_name(which) if isinstance(which, str) else of(which)
+
+
+def default() -> Backend:
+    """The backend for code that creates arrays.
+
+    The innermost :func:`backend_context`, else :func:`set_backend`, else ``POLYOPT_BACKEND``, else NumPy.
+    """
+    chosen = _scoped.get() or (_process[0] if _process else None)
+    return by_name(chosen or os.environ.get("POLYOPT_BACKEND") or "numpy")
+
+
+def set_backend(name: str | None) -> None:
+    """Set the process-wide default backend; ``None`` goes back to ``POLYOPT_BACKEND`` or NumPy."""
+    if name is not None:
+        by_name(name)
+    _process[:] = [name] if name else []
+
+
+@contextmanager
+def backend_context(name: str) -> Iterator[Backend]:
+    """A default backend for the body, in this thread and task alone.
+
+    >>> with backend_context("numpy") as backend:
+    ...     backend.name
+    'numpy'
+    """
+    backend = by_name(name)
+    token = _scoped.set(name)
+    try:
+        yield backend
+    finally:
+        _scoped.reset(token)
+
+
+@contextmanager
+def forced(backend: Backend) -> Iterator[Backend]:
+    """Take arrays that ``backend`` calls its own for its, in the body, in this thread and task alone.
+
+    For a backend object that is not registered, or stands in for a registered one (the conformance kit's
+    use).
+    """
+    token = _forced.set(backend)
+    try:
+        yield backend
+    finally:
+        _forced.reset(token)
+
+
+def _find(x: Any) -> Backend:
+    for root in _module_roots(type(x)):
+        entry = _roots().get(root)
+        if entry is not None:
+            loaded = _load(entry, entry.value.split(":")[0].removeprefix("polyopt_"))
+            backend = _by_name.setdefault(loaded.name, loaded)
+            if backend.is_array(x):
+                _by_type[type(x)] = backend
+                return backend
+    raise InputError(
+        f"{type(x).__module__}.{type(x).__qualname__} is not an array of a known framework; "
+        f"known: {', '.join(names())}"
+    )
+
+
+def _module_roots(kind: type) -> Iterable[str]:
+    return dict.fromkeys(base.__module__.split(".")[0] for base in kind.__mro__)
+
+
+def _load(entry: EntryPoint, name: str) -> Backend:
+    try:
+        backend: Backend = entry.load()
+    except ImportError as e:
+        label = EXTRAS.get(name, name)
+        raise BackendError(
+            f"backend {name!r} needs {label}, which can't be imported ({e}): pip install 'polyopt[{name}]'"
+        ) from e
+    check_api(backend)
+    return backend

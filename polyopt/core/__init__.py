@@ -1,0 +1,1 @@
+"""Define what every algorithm is written in: array operations, rules, trees, errors."""

@@ -1,0 +1,288 @@
+"""What an algorithm is: a frozen dataclass whose fields are its hyperparameters.
+
+A rule declares its slots, computes its scalars once a step (:meth:`Rule.coefficients`) and gives a pure leaf
+function (:meth:`Rule.leaf`) from the gradient and the parameter to the **update to add**. Rules are put
+together by :func:`chain` (the update of one is the gradient of the next) and :func:`partition` (by
+parameter path). How they run, on which framework and how fast, is not their business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.schedule import Schedule, finite
+
+Slots: TypeAlias = Mapping[str, Array]
+Pattern: TypeAlias = str | Callable[[str], bool]
+"""Selects parameters by path: a regular expression that is searched for, or a predicate."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """State that a rule keeps for every leaf.
+
+    ``init`` is the initial value, or ``"param"`` for a copy of the parameter. ``shape="like"`` has the
+    leaf's shape; ``"scalar"`` is one number a leaf that depends on the step and the hyperparameters alone: it
+    is updated by :meth:`Rule.coefficients`. ``dtype=None`` is the compute dtype: float64 for float64
+    parameters, else float32. ``constant`` is only read, by an elementwise rule: its leaf function does not
+    return it, and all rules of a leaf that name it share one array.
+    """
+
+    name: str
+    init: float | Literal["param"] = 0.0
+    shape: Literal["like", "scalar"] = "like"
+    dtype: str | None = None
+    constant: bool = False
+
+
+def hyper(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> Any:
+    """A hyperparameter field with its valid range; a ``None`` default is filled in by the convention."""
+    return dataclasses.field(
+        default=default,
+        metadata={"range": (low, high, open_low, open_high)},
+    )
+
+
+def static(default: Any = None, *choices: Any) -> Any:
+    """A switch: a field that is never traced nor scheduled, one of ``choices`` where they are given."""
+    return dataclasses.field(default=default, metadata={"static": True, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """Base of every algorithm: abstract; a subclass is final (wrap it, don't override it)."""
+
+    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """For each named convention, the values of the fields that the user left at ``None``."""
+
+    LAST: ClassVar[bool] = False
+    """Whether what it gets must be what the parameter will move by, so that only its like may follow."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots, from the switches alone: never from an array."""
+        return ()
+
+    def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """The scalars of step ``t`` (from 1). ``h`` holds the hyperparameters and the scalar slots.
+
+        ``xp`` is :mod:`polyopt.core.scalars`, in double precision, or the framework's where the step is traced.
+        A value under a scalar slot's name is that slot's next value.
+        """
+        return dict(vars(h))
+
+    @abstractmethod
+    def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """``(update to add, next slots)`` for one leaf; ``c`` holds the coefficients as attributes."""
+
+    def at(self, path: str) -> Rule:
+        """The rule for the leaf at ``path``: itself, unless a mask leaves something out there."""
+        return self
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The numeric fields by name: numbers, 0-d arrays or schedules."""
+        values = ((name, getattr(self, name)) for name in _numeric(type(self)))
+        return {name: value for name, value in values if value is not None}
+
+
+@lru_cache(maxsize=256)
+def _numeric(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind) if "range" in f.metadata)
+
+
+@dataclass(frozen=True)
+class Elementwise(Rule):
+    """A rule whose leaf function works element by element, so leaves may be flattened, packed and fused."""
+
+
+@dataclass(frozen=True)
+class Leafwise(Rule):
+    """A rule that needs its leaf's shape (reductions, products of matrices): it is never flattened."""
+
+
+@dataclass(frozen=True)
+class Global(Elementwise):
+    """An elementwise rule with scalars measured over all the leaves it gets (a global norm, say)."""
+
+    NORM_ALONE: ClassVar[bool] = False
+    """Whether all that ``measure`` wants of the leaves is ``reductions.root_sum_squares(xp, leaves)``.
+
+    Then it may be given no leaves, but an ``xp`` that knows the norm, taken along with something else.
+    """
+
+    @abstractmethod
+    def measure(self, xp: Any, leaves: Sequence[Array], c: Any) -> dict[str, Array]:
+        """0-d arrays by name, which :meth:`leaf` finds in ``c``. Products through ``xp.multiply``.
+
+        ``leaves`` (at least one) are of one dtype, the widest compute dtype among them; ``c`` holds the
+        hyperparameters as 0-d arrays of it.
+        """
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages one after the other: the update of one is the gradient of the next. Made by :func:`chain`."""
+
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Rules by parameter path. Made by :func:`partition`."""
+
+    members: tuple[tuple[Pattern, Stage | None], ...]
+
+
+Stage: TypeAlias = Rule | Chain | Partition
+
+
+def chain(*stages: Stage) -> Chain:
+    """Compose rules: each one gets the update of the one before as its gradient.
+
+    >>> from polyopt import SGD, ClipByGlobalNorm, chain
+    >>> len(chain(ClipByGlobalNorm(1.0), SGD(lr=0.1)).stages)
+    2
+    """
+    for i, stage in enumerate(stages):
+        if not isinstance(stage, Rule | Chain | Partition):
+            raise InputError(f"chain: stage {i} is {stage!r}; expected a rule, a chain or a partition")
+    if not stages:
+        raise InputError("chain: expected at least one stage, found none")
+    return Chain(stages)
+
+
+def partition(
+    members: Mapping[str, Stage | None] | Sequence[tuple[Pattern, Stage | None]],
+) -> Partition:
+    """Give each parameter the rule of the first pattern that matches its path; ``None`` freezes it.
+
+    Every parameter must be matched and every pattern must match one, or ``init`` says which does not.
+
+    >>> from polyopt import SGD, Adam, partition
+    >>> rule = partition({r"bias$": SGD(lr=0.1), r"^embed": None, r".*": Adam(lr=1e-3)})
+    """
+    pairs = list(members.items()) if isinstance(members, Mapping) else list(members)
+    for pattern, stage in pairs:
+        if isinstance(pattern, str):
+            compiled(pattern)
+        if stage is not None and not isinstance(stage, Rule | Chain | Partition):
+            raise InputError(
+                f"partition: {pattern!r} has {stage!r}; expected a rule, a chain, a partition or None"
+            )
+    return Partition(tuple(pairs))
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """The regular expression, or an error that quotes it."""
+    try:
+        return re.compile(pattern)
+    except re.error as e:
+        raise InputError(f"{pattern!r} is not a regular expression: {e}") from None
+
+
+def matches(pattern: Pattern, path: str) -> bool:
+    """Whether ``pattern`` selects ``path``.
+
+    >>> matches(r"bias$", "layers.0.bias")
+    True
+    """
+    if isinstance(pattern, str):
+        return compiled(pattern).search(path) is not None
+    if not callable(pattern):
+        raise InputError(
+            f"pattern = {pattern!r:.80}; expected a regular expression or a predicate of the path"
+        )
+    return bool(pattern(path))
+
+
+def rules_of(stage: Stage, key: str = "") -> Iterator[tuple[str, Rule]]:
+    """Every rule inside ``stage`` with its key: its positions, dotted and ending in a dot."""
+    if isinstance(stage, Rule):
+        yield key, stage
+    elif isinstance(stage, Chain):
+        for i, part in enumerate(stage.stages):
+            yield from rules_of(part, f"{key}{i}.")
+    else:
+        for i, (_, member) in enumerate(stage.members):
+            if member is not None:
+                yield from rules_of(member, f"{key}{i}.")
+
+
+def check_fields(instance: Any) -> None:
+    """Fill in the fields that the convention decides, then hold each to its range or its choices."""
+    owner = type(instance).__name__
+    if instance.CONVENTIONS:
+        name: Any = getattr(instance, "convention", None)
+        if not isinstance(name, str) or name not in instance.CONVENTIONS:
+            raise InputError(
+                f"{owner}: convention = {name!r} is not one of this algorithm's; "
+                f"{nearest(str(name), instance.CONVENTIONS)}"
+            )
+        for key, value in instance.CONVENTIONS[name].items():
+            if getattr(instance, key) is None:
+                object.__setattr__(instance, key, value)
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if "range" in field.metadata and not isinstance(value, bool) and isinstance(value, Real):
+            # A NumPy scalar would drag the arithmetic down to its own precision.
+            value = int(value) if isinstance(value, Integral) else float(value)
+            object.__setattr__(instance, field.name, value)
+        choices = field.metadata.get("choices", ())
+        if value in choices:
+            # 8.0 is 8, and 1 is true: files and messages say it in one way.
+            object.__setattr__(instance, field.name, choices[choices.index(value)])
+        _check(owner, field, value)
+
+
+def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        names = [c for c in choices if isinstance(c, str)]
+        close = isinstance(value, str) and names
+        known = nearest(value, names) if close else "expected one of " + ", ".join(map(repr, choices))
+        raise InputError(f"{owner}: {field.name} = {value!r}; {known}")
+    if "range" not in field.metadata or value is None:
+        return
+    low, high, open_low, open_high = field.metadata["range"]
+    if isinstance(value, Schedule):
+        # Closed: some schedules only approach their end.
+        for key, x in value.levels():
+            if not low <= x <= high:
+                raise InputError(
+                    f"{owner}: {field.name}.{key} = {x!r}; expected a finite number in [{low}, {high}]"
+                )
+        return
+    if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")):
+        raise InputError(f"{owner}: {field.name} = {value!r}; expected a number or a schedule")
+    if not isinstance(value, int | float):
+        if getattr(value, "shape", None) != ():
+            raise InputError(
+                f"{owner}: {field.name} = {value!r}; expected a number, a 0-d array or a schedule"
+            )
+        return  # an array: it may be traced, so its value can't be looked at
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    if not (above and below and finite(value)):
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise InputError(
+            f"{owner}: {field.name} = {value!r}; expected a finite number in {left}{low}, {high}{right}"
+        )

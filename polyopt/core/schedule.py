@@ -1,0 +1,177 @@
+"""What a schedule is, and how its fields are checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
+
+import polyopt.core.scalars as host
+from polyopt.core.errors import InputError, nearest
+
+
+def number(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    whole: bool = False,
+    many: bool = False,
+    optional: bool = False,
+) -> Any:
+    """A numeric field with its valid range; ``many`` takes a sequence of them, ``whole`` integers alone."""
+    limits = (low, high, open_low, whole, many, optional)
+    return dataclasses.field(default=default, metadata={"limits": limits})
+
+
+def level(default: Any = dataclasses.MISSING, **limits: Any) -> Any:
+    """A numeric field that the schedule's own value starts from, ends at or lies between."""
+    field: Any = number(default, **limits)
+    return dataclasses.field(default=default, metadata={**field.metadata, "level": True})
+
+
+def choice(default: Any, *choices: Any) -> Any:
+    """A switch: one of ``choices``."""
+    return dataclasses.field(default=default, metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """A pure function of the number of updates made so far (0 for the first update)."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _checked(type(self).__name__, field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    @abstractmethod
+    def value(self, xp: Any, t: Any) -> Any:
+        """The value before update ``t + 1``; ``xp`` is the host's scalars or a framework's operations."""
+
+    def __call__(self, step: int) -> float:
+        """The value at ``step`` as a float."""
+        return float(self.value(host, step))
+
+    def levels(self) -> Iterator[tuple[str, float]]:
+        """The numbers between which its value lies, each with its key, for whoever has a range to hold it to.
+
+        >>> from polyopt.schedules import Constant, Warmup
+        >>> list(Warmup(Constant(0.1), steps=5).levels())
+        [('then.initial', 0.1), ('initial', 0.0)]
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for key, item in _items(field.name, value):
+                if isinstance(item, Schedule):
+                    yield from ((f"{key}.{inside}", x) for inside, x in item.levels())
+                elif field.metadata.get("level") and item is not None:
+                    yield key, item
+
+
+@dataclass(frozen=True)
+class Measured(Schedule):
+    """A schedule driven by what the user reports, not by the step alone."""
+
+    @property
+    def awaits(self) -> str:
+        """What it is told, ``"metric"`` as a rule: reports of anything else are not for it."""
+        return "metric"
+
+    def value(self, xp: Any, t: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} depends on a {self.awaits}: ask an Optimizer's state for it")
+
+    @abstractmethod
+    def initial_state(self) -> dict[str, float]:
+        """Its state before anything was reported: plain finite numbers."""
+
+    @abstractmethod
+    def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
+        """Its state after ``metric`` was reported."""
+
+    @abstractmethod
+    def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
+        """The value in ``state``, before update ``t + 1``: ``xp`` and ``t`` as in :meth:`value`."""
+
+
+def blend(xp: Any, first: Any, last: Any, weight: Any) -> Any:
+    """``first`` where ``weight`` is 1, ``last`` where it is 0, both exactly, and between them elsewhere."""
+    return first * weight + last * (1.0 - weight)
+
+
+def falling(xp: Any, fraction: Any, shape: str) -> Any:
+    """From 1 at ``fraction`` 0 to 0 at 1: ``"linear"``, ``"cosine"``, or ``"sqrt"``, 1 - √fraction."""
+    if shape == "linear":
+        return 1.0 - fraction
+    if shape == "sqrt":
+        return 1.0 - xp.sqrt(fraction)
+    return 0.5 * (1.0 + xp.cos(xp.pi * fraction))
+
+
+def unit(xp: Any, fraction: Any) -> Any:
+    """``fraction`` held inside [0, 1]."""
+    return xp.minimum(xp.maximum(fraction, 0.0), 1.0)
+
+
+def inner(owner: str, name: str, value: Any) -> Schedule:
+    """A schedule inside another one: a :class:`Measured` one has no clock to be run by."""
+    if not isinstance(value, Schedule) or isinstance(value, Measured):
+        raise InputError(f"{owner}: {name} = {value!r}; expected a schedule that depends on the step alone")
+    return value
+
+
+def increasing(owner: str, name: str, values: Sequence[float]) -> None:
+    """Refuse boundaries that are out of order."""
+    for i, (a, b) in enumerate(pairwise(values)):
+        if not a <= b:
+            raise InputError(f"{owner}: {name}[{i + 1}] = {b!r} is below {name}[{i}] = {a!r}")
+
+
+def _items(name: str, value: Any) -> list[tuple[str, Any]]:
+    many = isinstance(value, tuple)
+    return [(f"{name}[{i}]", x) for i, x in enumerate(value)] if many else [(name, value)]
+
+
+def finite(value: float) -> bool:
+    """Whether ``value`` is a number that a float can hold: an integer may be too large for that."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _checked(owner: str, field: dataclasses.Field[Any], value: Any) -> Any:
+    choices = field.metadata.get("choices")
+    if choices and not any(type(value) is type(c) and value == c for c in choices):
+        raise InputError(f"{owner}: {field.name} = {value!r}; {nearest(str(value), map(str, choices))}")
+    limits = field.metadata.get("limits")
+    if limits is None:
+        return value
+    *_, many, optional = limits
+    if value is None and optional:
+        return None
+    if not many:
+        return _number(owner, field.name, value, limits)
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InputError(f"{owner}: {field.name} = {value!r}; expected a sequence of numbers")
+    return tuple(_number(owner, f"{field.name}[{i}]", x, limits) for i, x in enumerate(value))
+
+
+def _number(owner: str, name: str, value: Any, limits: tuple[Any, ...]) -> float | int:
+    low, high, open_low, whole, *_ = limits
+    kind = "an integer" if whole else "a finite number"
+    left = "(" if open_low else "["
+    expected = f"expected {kind} in {left}{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise InputError(f"{owner}: {name} = {value!r}; {expected}")
+    # A NumPy scalar would drag the arithmetic down to its own precision.
+    plain = int(value) if isinstance(value, Integral) else float(value)
+    inside = (plain > low if open_low else plain >= low) and plain <= high
+    if not inside or not finite(plain):
+        raise InputError(f"{owner}: {name} = {value!r}; {expected}")
+    return plain

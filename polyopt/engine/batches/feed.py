@@ -1,0 +1,140 @@
+"""Which samples an update takes: index batches that are a function of the seed and the step alone.
+
+Each epoch takes every sample once, in an order of its own; its last batch is short rather than dropped.
+Nothing is kept that a run would have to save but a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from polyopt.core import random
+from polyopt.core.errors import InputError
+from polyopt.engine.batches.sizes import BatchSize
+
+
+@dataclass(frozen=True)
+class Feed:
+    """An endless row of samples, epoch after epoch, from which batches of any size are taken.
+
+    A *position* is the number of samples taken since the beginning: all that a run must save.
+
+    Parameters
+    ----------
+    samples
+        Number of samples in the data set.
+    seed
+        Of the orders; epoch e has that of ``polyopt.core.random.permutation(samples, seed, name, e)``.
+    shuffle
+        ``False`` takes them as they stand.
+    name
+        Of the draws, where one seed serves several feeds.
+
+    Examples
+    --------
+    >>> feed = Feed(5, shuffle=False)
+    >>> feed.take(0, 3).tolist(), feed.take(3, 3).tolist(), feed.take(5, 3).tolist()
+    ([0, 1, 2], [3, 4], [0, 1, 2])
+    >>> sorted(int(i) for position in (0, 2, 4) for i in Feed(5, seed=1).take(position, 2))
+    [0, 1, 2, 3, 4]
+    """
+
+    samples: int
+    seed: int = 0
+    shuffle: bool = True
+    name: str = "shuffle"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise InputError(f"Feed: samples = {self.samples!r}; expected an integer >= 1")
+
+    def take(self, position: int, size: int) -> Any:
+        """The indices from ``position`` on: ``size`` of them, or as many as the epoch has left.
+
+        An int64 host array. The next position is ``position + len(indices)``.
+        """
+        if position < 0 or size < 1:
+            raise InputError(f"Feed: position = {position!r}, size = {size!r}; expected >= 0 and >= 1")
+        epoch, start = divmod(position, self.samples)
+        order = _order(self.samples, self.seed, self.name, epoch if self.shuffle else -1)
+        return order[start : start + size].copy()
+
+    def epoch(self, position: int) -> int:
+        """The epoch, from 0, that ``position`` lies in."""
+        return position // self.samples
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Index batches whose sizes follow a schedule: a pure function of (seed, step).
+
+    Parameters
+    ----------
+    feed
+        Where the samples come from.
+    size
+        How many an update takes; the last batch of an epoch may have fewer.
+
+    Examples
+    --------
+    >>> from polyopt.schedules import Step
+    >>> batches = Batches(Feed(10, shuffle=False), BatchSize(Step(2, steps=2, rate=2.0)))
+    >>> [batch.tolist() for _, batch in zip(range(4), batches.start())]
+    [[0, 1], [2, 3], [4, 5, 6, 7], [8, 9]]
+    >>> batches.batch(2).tolist(), next(batches.start(2)).tolist()
+    ([4, 5, 6, 7], [4, 5, 6, 7])
+    >>> batches.steps(epochs=1), batches.position(4), batches.epoch(4)
+    (4, 10, 1)
+    """
+
+    feed: Feed
+    size: BatchSize
+
+    def start(self, step: int = 0) -> Iterator[Any]:
+        """The batches from ``step`` on, without end; each is an int64 host array of shape (size,)."""
+        position = self.position(step)
+        while True:
+            batch = self.feed.take(position, self.size(step))
+            yield batch
+            position, step = position + len(batch), step + 1
+
+    def batch(self, step: int) -> Any:
+        """The batch of the update after ``step`` were made."""
+        return self.feed.take(self.position(step), self.size(step))
+
+    def position(self, step: int) -> int:
+        """How many samples the first ``step`` updates take: it counts them, in time proportional to step."""
+        if step < 0:
+            raise InputError(f"Batches: step = {step!r}; expected an integer >= 0")
+        position = 0
+        for t in range(step):
+            position = self.after(position, t)
+        return position
+
+    def after(self, position: int, step: int) -> int:
+        """The position behind the batch at ``position`` that is taken after ``step`` updates."""
+        return position + min(self.size(step), self.feed.samples - position % self.feed.samples)
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that the update after ``step`` were made belongs to."""
+        return self.feed.epoch(self.position(step))
+
+    def steps(self, epochs: int) -> int:
+        """How many updates the first ``epochs`` take: what schedules of the rate want to know."""
+        position = step = 0
+        while position < epochs * self.feed.samples:
+            position, step = self.after(position, step), step + 1
+        return step
+
+
+@lru_cache(maxsize=4)
+def _order(samples: int, seed: int, name: str, epoch: int) -> Any:
+    """The order of an epoch, not to be changed; -1: as they stand."""
+    import numpy as np
+
+    order = np.arange(samples) if epoch < 0 else random.permutation(samples, seed, name, epoch)
+    order.setflags(write=False)
+    return order

@@ -1,0 +1,360 @@
+"""The driver: runs a rule, a chain or a partition over a tree of parameters, on whatever framework they are.
+
+Pure functions of plain data: :meth:`Optimizer.init`, :meth:`Optimizer.update`, :func:`apply`, and
+:meth:`Optimizer.step` for update and apply in one fused kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, Literal, TypeAlias
+
+import polyopt.core.scalars as host
+from polyopt.backend import registry
+from polyopt.backend.evaluate import full_like
+from polyopt.backend.protocol import Backend
+from polyopt.core import tree
+from polyopt.core.errors import InputError, NonFiniteError
+from polyopt.core.ops import FLOATING, Array
+from polyopt.core.rule import Chain, Partition, Rule, Stage, rules_of
+from polyopt.core.tree import Tree
+from polyopt.engine import accumulate, repeat_step
+from polyopt.engine.execution import Execution, Resolve, compute_dtype
+from polyopt.engine.lift import all_finite, initial
+from polyopt.engine.outcome import select, written
+from polyopt.engine.plan import Plan, plan
+from polyopt.engine.reading import Reading
+from polyopt.engine.repeat_step import Replay
+from polyopt.schedules import Measured, Schedule
+
+State: TypeAlias = dict[str, Any]
+"""``{"step": int, "missed": {path: int}, "slots": {slot: {path: array}}, …}``: plain data, see ``init``."""
+
+Policy: TypeAlias = Literal["propagate", "skip", "raise"]
+
+
+class Optimizer:
+    """A rule at work.
+
+    Parameters
+    ----------
+    rule
+        A :class:`~polyopt.core.rule.Rule`, a :func:`~polyopt.core.rule.chain` or a :func:`~polyopt.core.rule.partition`.
+    accumulate
+        Number of gradients to average before each update (1: none is held back). Schedules and bias
+        corrections count updates, not gradients.
+    reduce
+        ``"mean"`` of the accumulated gradients (optax, Keras) or their ``"sum"`` (torch's ``backward``).
+    nonfinite
+        What an inf or NaN in any gradient does: ``"propagate"`` computes on, ``"skip"`` leaves parameters,
+        state and step bit-identical, ``"raise"`` raises :class:`~polyopt.core.errors.NonFiniteError` naming
+        the leaf.
+    compiled
+        ``False`` runs op by op, in the same bits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, Optimizer
+    >>> opt = Optimizer(SGD(lr=0.5))
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> state = opt.init(params)
+    >>> params, state = opt.step(params, {"w": np.array([1.0, -1.0])}, state)
+    >>> params["w"].tolist(), state["step"]
+    ([0.5, 2.5], 1)
+    """
+
+    def __init__(
+        self,
+        rule: Stage,
+        *,
+        accumulate: int = 1,
+        reduce: Literal["mean", "sum"] = "mean",
+        nonfinite: Policy = "propagate",
+        compiled: bool = True,
+    ) -> None:
+        if not isinstance(rule, Rule | Chain | Partition):
+            raise InputError(f"Optimizer: expected a rule, a chain or a partition, found {rule!r}")
+        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+            raise InputError(f"Optimizer: accumulate = {accumulate!r}; expected an integer >= 1")
+        if nonfinite not in ("propagate", "skip", "raise"):
+            raise InputError(f"Optimizer: nonfinite = {nonfinite!r}; expected 'propagate', 'skip' or 'raise'")
+        if reduce not in ("mean", "sum"):
+            raise InputError(f"Optimizer: reduce = {reduce!r}; expected 'mean' or 'sum'")
+        self.rule = rule
+        self.accumulate = accumulate
+        self.reduce = reduce
+        self.nonfinite: Policy = nonfinite
+        self.compiled = compiled
+        self._plan = lru_cache(maxsize=16)(lambda paths: plan(rule, paths))
+        self._replay: Replay | None = None
+
+    def init(self, params: Tree) -> State:
+        """The state before the first update: a dict of plain data.
+
+        ``step`` counts the updates made; ``missed`` how many of them each leaf had no gradient for (its own
+        bias corrections count without them, as torch's do); ``slots`` holds ``{slot: {path: array}}``.
+        """
+        flat = tree.flatten(params)
+        backend = registry.of(*(x for x in flat.leaves if x is not None))
+        slots: dict[str, dict[str, Any]] = {}
+        pipelines = self._plan(flat.paths).pipelines
+        for path, leaf, pipeline in zip(flat.paths, flat.leaves, pipelines, strict=True):
+            if leaf is None or pipeline is None:
+                continue
+            dtype = compute_dtype(_floating(backend, path, leaf))
+            for part in (part for segment in pipeline for part in segment.parts):
+                for name, slot in part.names:
+                    value = initial(backend, leaf, slot, slot.dtype or dtype)
+                    slots.setdefault(name, {})[path] = value
+            if self.accumulate > 1:
+                zeros = full_like(backend, leaf, 0.0, dtype)
+                slots.setdefault("grad_accumulator", {})[path] = zeros
+        state: State = {"step": 0, "missed": {}, "slots": slots}
+        if self.accumulate > 1:
+            state |= {"micro_step": 0, "accumulated": dict.fromkeys(slots.get("grad_accumulator", {}), 0)}
+        observed = {name: schedule.initial_state() for name, schedule in self._measured()}
+        return state | ({"observed": observed} if observed else {})
+
+    def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
+        """``(updates to add, next state)``; a leaf without a gradient has the update ``None``.
+
+        Updates are in the compute dtype (float32, or float64 for float64 parameters): add them with
+        :func:`apply`, which rounds once.
+        """
+        return self._run(params, grads, state, "update", donate=False)
+
+    def step(self, params: Tree, grads: Tree, state: State, *, donate: bool = False) -> tuple[Tree, State]:
+        """``(next params, next state)``: update and apply in one.
+
+        The caller's arrays are left as they are unless ``donate=True``, which gives them up: they are
+        changed in place where the framework can (NumPy, PyTorch, ``tf.Variable``) or their memory is
+        reused (JAX).
+        """
+        if donate and self._replay is not None:
+            done = self._again(self._replay, params, grads, state)
+            if done is not None:
+                return done
+        return self._run(params, grads, state, "p", donate=donate)
+
+    def observe(self, state: State, value: float, what: str = "metric") -> State:
+        """The state after ``value`` was reported to the schedules that wait for ``what``.
+
+        A plateau waits for a ``"metric"``, a :class:`~polyopt.engine.batches.RateOfSize` for a ``"size"``.
+        """
+        told = {
+            name: schedule.observe(state["observed"][name], float(value))
+            for name, schedule in self._measured()
+            if schedule.awaits == what
+        }
+        return state | ({"observed": state["observed"] | told} if told else {})
+
+    def hyperparameters(self, state: State) -> dict[str, float]:
+        """``{"lr": value}`` at the coming update; names are qualified by position inside a composition."""
+        values: dict[str, float] = {}
+        for key, rule in rules_of(self.rule):
+            resolved = self._resolve(key, rule, host, int(state["step"]), state)
+            values |= {f"{key}{name}": float(value) for name, value in vars(resolved).items()}
+        return values
+
+    # How it runs
+
+    def _measured(self) -> list[tuple[str, Measured]]:
+        return [
+            (f"{key}{name}", value)
+            for key, rule in rules_of(self.rule)
+            for name, value in rule.hyperparameters().items()
+            if isinstance(value, Measured)
+        ]
+
+    def _resolve(self, key: str, rule: Rule, xp: Any, step: Any, state: State) -> SimpleNamespace:
+        values = rule.hyperparameters()
+        for name, value in values.items():
+            if type(value) is float:
+                continue
+            if isinstance(value, Measured):
+                values[name] = value.current(state["observed"][f"{key}{name}"], xp, step)
+            elif isinstance(value, Schedule):
+                values[name] = value.value(xp, step)
+        return SimpleNamespace(**values)
+
+    def _run(
+        self, params: Tree, grads: Tree, state: State, output: str, *, donate: bool
+    ) -> tuple[Tree, State]:
+        flat = tree.flatten(params)
+        gradients = tree.aligned(grads, flat, "gradients")
+        backend = registry.of(*(x for x in (*flat.leaves, *gradients) if x is not None))
+        plan_ = self._plan(flat.paths)
+        frozen = plan_.pipelines
+        g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
+        _check(backend, flat.paths, flat.leaves, g)
+        unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
+        reading = self._read(backend, flat, g)
+        ok = self._finite(reading, flat.paths, g)
+        if ok is False:
+            return flat.unflatten(unchanged), state
+        execution = Execution(backend, flat, state, self.resolver(state), self.compiled, reading)
+        # Where a traced flag decides, only the outcome may be written into what is given up.
+        flags = (ok, state.get("micro_step") if self.accumulate > 1 else None)
+        decided = not any(backend.is_array(x) and backend.is_traced(x) for x in flags)
+        give = donate and decided
+        if self.accumulate == 1:
+            leaves, new = execution.advance(plan_, g, output, give)
+        else:
+            leaves, new = self._accumulated(execution, plan_, g, output, give, unchanged)
+        if ok is not None and ok is not True:
+            leaves = select(backend, ok, leaves, unchanged)
+            new = select(backend, ok, new, state)
+        if donate and not decided:
+            leaves = written(backend, flat.leaves, leaves)
+            new = new | {"slots": written(backend, state["slots"], new["slots"])}
+        if give and output == "p" and self.accumulate == 1 and self.compiled:
+            self._replay = repeat_step.record(backend, params, flat, g, execution.groups, new)
+        return flat.unflatten(leaves), new
+
+    def _again(self, last: Replay, params: Tree, grads: Tree, state: State) -> tuple[Tree, State] | None:
+        """The step done as the last one was, ``None`` where it differs."""
+        if not last.lock.acquire(blocking=False):
+            return None
+        try:
+            ready = last.ready(params, grads, state)
+            if ready is None:
+                return None
+            backend, flat = last.backend, ready.flat
+            reading = self._read(backend, flat, ready.g)
+            if self._finite(reading, flat.paths, ready.g) is False:
+                return params, state
+            execution = Execution(backend, flat, state, self.resolver(state), self.compiled, reading)
+            return params, last.run(ready, execution)
+        finally:
+            last.lock.release()
+
+    def resolver(self, state: State) -> Resolve:
+        """What gives a rule's hyperparameters at a step, ``state`` having what schedules were told."""
+        return lambda key, rule, xp, step: self._resolve(key, rule, xp, step, state)
+
+    def _accumulated(
+        self,
+        execution: Execution,
+        plan_: Plan,
+        g: list[Array | None],
+        output: str,
+        donate: bool,
+        unchanged: list[Array | None],
+    ) -> tuple[list[Array | None], State]:
+        """Hold the gradients back, or use those held at the end of a round."""
+        backend, paths, state = execution.backend, execution.flat.paths, execution.state
+        if "micro_step" not in state:
+            raise InputError(
+                "the state has no 'micro_step': its optimizer did not accumulate; expected one from the init "
+                f"of an optimizer with accumulate = {self.accumulate}"
+            )
+        before = state["slots"].get("grad_accumulator", {})  # none where every leaf is frozen
+        held = accumulate.add(backend, paths, g, before, self.compiled)
+        counts = dict(state["accumulated"])
+        for path, x in zip(paths, g, strict=True):
+            if x is not None:
+                counts[path] = counts[path] + 1
+        micro = state["micro_step"] + 1
+        slots = state["slots"] | {"grad_accumulator": held}
+        waiting = state | {"micro_step": micro, "accumulated": counts, "slots": slots}
+        traced = backend.is_array(micro) and backend.is_traced(micro)
+        if not traced and int(micro) < self.accumulate:
+            return unchanged, waiting
+        # A traced count has no value; but a leaf with a gradient in this trace gets one at every step.
+        present = {path for path, x in zip(paths, g, strict=True) if x is not None}
+        active = [path for path in paths if (path in present if traced else counts.get(path, 0) > 0)]
+        total = self.accumulate if self.reduce == "mean" else 1
+        usable = accumulate.mean(backend, active, held, total, self.compiled)
+        zeros = {path: backend.ops.zeros_like(x) for path, x in held.items()}
+        execution.state = waiting | {
+            "micro_step": micro - self.accumulate,
+            "accumulated": {path: count - count for path, count in counts.items()},
+            "slots": slots | {"grad_accumulator": zeros},
+        }
+        leaves, new = execution.advance(plan_, [usable.get(p) for p in paths], output, donate)
+        if not traced:
+            return leaves, new
+        ready = backend.ops.equal(micro, self.accumulate)
+        if output == "update":
+            unchanged = [None if x is None else backend.ops.zeros_like(x) for x in leaves]
+        return select(backend, ready, leaves, unchanged), select(backend, ready, new, waiting)
+
+    def _read(self, backend: Backend, flat: tree.Flat, g: Sequence[Array | None]) -> Reading | None:
+        """The pass over the gradients that is due before anything else, if one is."""
+        if self.nonfinite == "propagate":
+            return None
+        norm = None
+        if self.accumulate == 1 and self._plan(flat.paths).norm_first:
+            kinds = {p.dtype: p for p, x in zip(flat.leaves, g, strict=True) if x is not None}
+            norm = "float64" if "float64" in map(backend.dtype_name, kinds.values()) else "float32"
+        return Reading(backend, [x for x in g if x is not None], norm, self.compiled)
+
+    def _finite(self, reading: Reading | None, paths: Sequence[str], g: Sequence[Array | None]) -> Any:
+        """``None``: not asked; ``True``/``False``: known; a traced bool: not known yet."""
+        if reading is None:
+            return None
+        flag, backend = reading.finite(), reading.backend
+        if backend.is_traced(flag):
+            if self.nonfinite == "raise":
+                raise InputError(
+                    'nonfinite="raise" can\'t look at values inside a traced function; use "skip"'
+                )
+            return flag
+        if bool(flag):
+            return True
+        if self.nonfinite == "raise":
+            present = ((path, x) for path, x in zip(paths, g, strict=True) if x is not None)
+            bad = next(path for path, x in present if not bool(all_finite(backend, [x])))
+            raise NonFiniteError(f"the gradient of {bad!r} holds inf or NaN; nothing was changed")
+        return False
+
+
+def apply(params: Tree, updates: Tree) -> Tree:
+    """``params + updates``, rounded once to each parameter's dtype; a leaf whose update is ``None`` stays.
+
+    >>> import numpy as np
+    >>> apply({"w": np.array([1.0])}, {"w": np.array([-0.25])})["w"].tolist()
+    [0.75]
+    """
+    flat = tree.flatten(params)
+    u = tree.aligned(updates, flat, "updates")
+    backend = registry.of(*(x for x in (*flat.leaves, *u) if x is not None))
+    _check(backend, flat.paths, flat.leaves, u)
+    present = {p: x for p, x in zip(flat.paths, flat.leaves, strict=True) if x is not None}
+    moves = [x if path in present else None for path, x in zip(flat.paths, u, strict=True)]
+    moved = accumulate.add(backend, flat.paths, moves, present, compiled=True)
+    return flat.unflatten(moved.get(path) for path in flat.paths)
+
+
+def _floating(backend: Backend, path: str, leaf: Array) -> str:
+    dtype = backend.dtype_name(leaf)
+    if dtype not in FLOATING:
+        raise InputError(
+            f"parameter {path!r} has dtype {dtype}; expected one of {', '.join(FLOATING)} "
+            "(leave it out, or freeze it with partition)"
+        )
+    return dtype
+
+
+def _check(
+    backend: Backend,
+    paths: Sequence[str],
+    params: Sequence[Array | None],
+    given: Sequence[Array | None],
+) -> None:
+    for path, p, x in zip(paths, params, given, strict=True):
+        if p is None or x is None or (x.dtype is p.dtype and x.shape == p.shape):
+            continue
+        if tuple(p.shape) != tuple(x.shape):
+            raise InputError(
+                f"leaf {path!r}: its gradient or update has shape {tuple(x.shape)}; "
+                f"expected the parameter's {tuple(p.shape)}"
+            )
+        if x.dtype != p.dtype and (dtype := backend.dtype_name(x)) not in FLOATING:
+            raise InputError(
+                f"leaf {path!r}: its gradient or update has dtype {dtype}; "
+                f"expected one of {', '.join(FLOATING)}"
+            )

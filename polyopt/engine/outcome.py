@@ -1,0 +1,38 @@
+"""Which of two outcomes holds, where a traced condition decides, and writing it into the caller's arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from polyopt.backend.evaluate import cast
+from polyopt.backend.protocol import Backend
+from polyopt.core.ops import Array
+
+
+def select(backend: Backend, condition: Array, new: Any, old: Any) -> Any:
+    """``new`` where the traced ``condition`` holds, else ``old``: for arrays anywhere in plain data."""
+    if isinstance(new, Mapping):
+        # A leaf without a gradient is counted from its first miss on: before it there is no count.
+        return {key: select(backend, condition, value, old.get(key, 0)) for key, value in new.items()}
+    if isinstance(new, list):
+        return [select(backend, condition, n, o) for n, o in zip(new, old, strict=True)]
+    if new is None or new is old:
+        return new
+    xp = backend.ops
+    if not backend.is_array(new):
+        new = xp.asarray(new)
+    if not backend.is_array(old):
+        old = xp.zeros_like(new) if old is None else xp.asarray(old)
+    return xp.where(condition, new, cast(backend, old, backend.dtype_name(new)))
+
+
+def written(backend: Backend, old: Any, new: Any) -> Any:
+    """``new`` in the arrays ``old`` where the framework can write into them: plain data of arrays."""
+    if isinstance(new, Mapping):
+        return {key: written(backend, old[key], value) for key, value in new.items()}
+    if isinstance(new, list):
+        return [written(backend, o, n) for n, o in zip(new, old, strict=True)]
+    if new is old or not (backend.is_array(old) and backend.is_array(new)):
+        return new
+    return backend.assign(old, new)

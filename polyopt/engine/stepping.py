@@ -1,0 +1,145 @@
+"""The three ways of a training step: leaf by leaf, over packed buffers, or as one compiled function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from polyopt.backend.protocol import Backend, WholeStep
+from polyopt.core import tree
+from polyopt.core.ops import Array
+from polyopt.core.tree import Tree
+from polyopt.engine.compiled_update import WholeUpdate
+from polyopt.engine.optimizer import Optimizer, State
+from polyopt.engine.packing import Packing
+
+Gradient = Callable[..., tuple[Array, Any]]
+
+
+@dataclass
+class Carry:
+    """What a :class:`~polyopt.TrainStep` goes on from; its arrays are given up at each step, so it is one
+    alone.
+
+    Made by ``TrainStep.init`` or ``TrainStep.load``, read by ``TrainStep.unload``.
+    """
+
+    backend: Backend
+    params: Any
+    state: dict[str, Any]
+    way: Way
+    gradients: Any = None
+    """Those of the last step, until the next one begins: memory that is given back to the system between an
+    update and a forward pass comes again page by page."""
+
+
+class Way(Protocol):
+    """How a carry moves on."""
+
+    def step(self, carry: Carry, args: tuple[Any, ...]) -> Array:
+        """One step; gives the loss before it."""
+
+    def by_path(self, carry: Carry) -> tuple[Tree, State]:
+        """Parameters and state as ``Optimizer.step`` has them."""
+
+    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+        """Report ``value`` to the schedules that wait for ``what``."""
+
+
+@dataclass
+class Leaves:
+    """Gradients, then the update in place: leaf by leaf."""
+
+    gradient: Gradient
+    optimizer: Optimizer
+
+    def step(self, carry: Carry, args: tuple[Any, ...]) -> Array:
+        carry.gradients = None
+        loss, carry.gradients = self.gradient(carry.params, *args)
+        carry.params, carry.state = self.optimizer.step(
+            carry.params, carry.gradients, carry.state, donate=True
+        )
+        return loss
+
+    def by_path(self, carry: Carry) -> tuple[Tree, State]:
+        return carry.params, carry.state
+
+    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+        carry.state = optimizer.observe(carry.state, value, what)
+
+
+@dataclass
+class Buffers:
+    """The same over packed buffers: ``gradient`` and ``optimizer`` are those of the buffers."""
+
+    leaves: Leaves
+    packing: Packing
+
+    def step(self, carry: Carry, args: tuple[Any, ...]) -> Array:
+        return self.leaves.step(carry, args)
+
+    def by_path(self, carry: Carry) -> tuple[Tree, State]:
+        return self.packing.unpack(carry.params), self.packing.unpack_state(carry.state)
+
+    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+        self.leaves.observe(carry, optimizer, value, what)
+
+
+@dataclass
+class Whole:
+    """Loss, gradients and update in one compiled function over packed buffers.
+
+    ``before`` is the host's part as it was before the last step, as long as it is not known whether that
+    one was made: ``ok`` is the flag that the device has.
+    """
+
+    packing: Packing
+    update: WholeUpdate
+    run: WholeStep
+    scalar_slots: list[dict[str, float]]
+    before: tuple[dict[str, Any], list[dict[str, float]]] | None = None
+    ok: Array | None = None
+    ahead: tuple[dict[str, Any], list[dict[str, float]]] | None = None
+    """What the host has for the coming step already, where it knows."""
+
+    def step(self, carry: Carry, args: tuple[Any, ...]) -> Array:
+        self._settle(carry)
+        vectors, scalar_slots = self.ahead or self.update.host(carry.state, self.scalar_slots)
+        arrays = {"params": carry.params, "slots": carry.state["slots"]}
+        loss, out = self.run(arrays, vectors, args)
+        self.before, self.ok = (carry.state, self.scalar_slots), out.get("ok")
+        carry.params = out["arrays"]["params"]
+        carry.state = carry.state | {"step": carry.state["step"] + 1, "slots": out["arrays"]["slots"]}
+        self.scalar_slots = scalar_slots
+        # The device is at work now: the next step's numbers cost nothing meanwhile.
+        self.ahead = self.update.host(carry.state, scalar_slots)
+        return loss
+
+    def by_path(self, carry: Carry) -> tuple[Tree, State]:
+        self._settle(carry)
+        slots = {**carry.state["slots"], **self.update.by_leaf(self.scalar_slots)}
+        state = self.packing.unpack_state({**carry.state, "slots": slots})
+        return self.packing.unpack(carry.params), state
+
+    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+        self._settle(carry)
+        self.ahead = None
+        carry.state = optimizer.observe(carry.state, value, what)
+
+    def _settle(self, carry: Carry) -> None:
+        """Take back the host's part of a step that was not made."""
+        if self.ok is not None and self.before is not None and not bool(carry.backend.to_numpy(self.ok)):
+            before, self.scalar_slots = self.before
+            carry.state = before | {"slots": carry.state["slots"]}
+            self.ahead = None
+        self.before = self.ok = None
+
+
+def copied(backend: Backend, values: Any) -> Any:
+    """Plain data with new arrays; what is no array stays."""
+
+    def one(x: Any) -> Any:
+        return backend.ops.asarray(backend.stop_gradient(x), copy=True) if backend.is_array(x) else x
+
+    return tree.map_leaves(one, values)

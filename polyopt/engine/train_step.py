@@ -1,0 +1,175 @@
+"""A whole training step: loss, gradients and update, in one compiled function where there is a compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from polyopt.backend import registry
+from polyopt.backend.protocol import Backend, LossFunction
+from polyopt.core import tree
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import Array
+from polyopt.core.tree import Tree
+from polyopt.engine.compiled_update import WholeUpdate
+from polyopt.engine.optimizer import Optimizer, State
+from polyopt.engine.packing import Packing
+from polyopt.engine.plan import plan
+from polyopt.engine.stepping import Buffers, Gradient, Leaves, Whole, copied
+from polyopt.engine.stepping import Carry as Carry
+
+
+class TrainStep:
+    """Loss, gradients and update in one call.
+
+    On JAX it is one compiled function over packed buffers, which gives up its arrays; so it is on TensorFlow
+    with a GPU or without numba. On TensorFlow otherwise it is a compiled function for loss and gradients
+    and then the in-place ``Optimizer.step``, over packed buffers; on NumPy and PyTorch, where nothing would
+    be gained by packing, :func:`polyopt.value_and_grad` and that step, leaf by leaf. So it is too with
+    ``accumulate``, with ``nonfinite="raise"``, which must know the leaf, and with ``compiled=False``. In all
+    cases the update has the bits of ``Optimizer.step`` for the same gradients.
+
+    Parameters
+    ----------
+    loss
+        ``loss(xp, params, *args)``, a 0-d array; ``params`` in the tree that :meth:`init` was given.
+    optimizer
+        Its rule, and what it does about gradients that are not finite. With ``nonfinite="skip"`` each step
+        waits until it is known whether the one before was made.
+    gradient
+        ``gradient(params, *args) -> (loss, gradients)``, made by hand: what there is instead of
+        ``value_and_grad(loss)``, leaf by leaf. What it gives as the loss is handed on as it is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, Optimizer, TrainStep
+    >>> step = TrainStep(lambda xp, params, x: xp.sum(params["w"] * x), Optimizer(SGD(lr=0.5)))
+    >>> carry = step.init({"w": np.array([1.0, 2.0])})
+    >>> carry, loss = step(carry, np.array([2.0, 4.0]))
+    >>> params, state = step.unload(carry)
+    >>> float(loss), params["w"].tolist(), state["step"]
+    (10.0, [0.0, 0.0], 1)
+    """
+
+    def __init__(self, loss: LossFunction, optimizer: Optimizer, gradient: Gradient | None = None) -> None:
+        self.loss, self.optimizer, self.gradient = loss, optimizer, gradient
+        self._made: dict[Hashable, Any] = {}
+
+    def init(self, params: Tree) -> Carry:
+        """The beginning: ``params``, which are copied, and a fresh state."""
+        return self._carry(params, None)
+
+    def load(self, params: Tree, state: State) -> Carry:
+        """Go on from parameters and a state by path, which are copied.
+
+        Raises
+        ------
+        InputError
+            Where they don't belong together or to the optimizer; it names the leaf.
+        """
+        return self._carry(params, state)
+
+    def _carry(self, params: Tree, state: State | None) -> Carry:
+        flat = tree.flatten(params)
+        backend = registry.of(*(x for x in flat.leaves if x is not None))
+        for path, x in zip(flat.paths, flat.leaves, strict=True):
+            if x is not None and backend.is_traced(x):
+                raise InputError(
+                    f"TrainStep: parameter {path!r} is traced; expected a call from outside of any compiled "
+                    "function: it compiles by itself"
+                )
+        optimizer, gradient = self.optimizer, self.gradient
+        whole = optimizer.accumulate == 1 and optimizer.nonfinite != "raise" and gradient is None
+        if optimizer.compiled and whole:
+            packed = self._packed(backend, params, state)
+            if packed is not None:
+                return packed
+        state = optimizer.init(params) if state is None else copied(backend, state)
+        key = ("leaves", backend)
+        if key not in self._made:
+            self._made[key] = gradient or backend.value_and_grad(self.loss, compiled=optimizer.compiled)
+        return Carry(backend, copied(backend, params), state, Leaves(self._made[key], optimizer))
+
+    def __call__(self, carry: Carry, *args: Any) -> tuple[Carry, Array]:
+        """``(carry after one step, loss before it)``; the carry that was given is given up."""
+        return carry, carry.way.step(carry, args)
+
+    def unload(self, carry: Carry, *, copy: bool = True) -> tuple[Tree, State]:
+        """``(params, state)`` by path, as ``Optimizer.step`` has them: what a checkpoint holds.
+
+        ``copy=False`` may give arrays that the next step gives up: read them before it.
+        """
+        params, state = carry.way.by_path(carry)
+        return (copied(carry.backend, params), copied(carry.backend, state)) if copy else (params, state)
+
+    def observe(self, carry: Carry, value: float, what: str = "metric") -> Carry:
+        """Report ``value`` to the schedules that wait for ``what``, as ``Optimizer.observe`` does."""
+        carry.way.observe(carry, self.optimizer, value, what)
+        return carry
+
+    # Over packed buffers
+
+    def _packed(self, backend: Backend, params: Tree, state: State | None) -> Carry | None:
+        whole = backend.whole(self.loss, _unused) is not None
+        if not whole and backend.packed_gradient(self.loss, 1) is None:
+            return None
+        packing = Packing(params, self.optimizer.rule, state=state)
+        buffers = {
+            name: copied(backend, x) if packing.alone(name) else x for name, x in packing.pack(params).items()
+        }
+        if state is None:
+            packed = Optimizer(packing.rule).init(buffers)
+        else:
+            self._check_state(params, state)
+            packed = copied(backend, packing.pack_state(state))
+        way = self._whole if whole else self._buffers
+        return way(backend, packing, buffers, packed)
+
+    def _whole(self, backend: Backend, packing: Packing, buffers: Any, state: State) -> Carry:
+        flat = tree.flatten(buffers)
+        skip = self.optimizer.nonfinite == "skip"
+        planned = plan(packing.rule, flat.paths)
+        update = WholeUpdate(backend, flat, planned, state, self.optimizer.resolver, skip)
+        scalar_slots = update.scalar_slots(state)
+        numbers = update.by_leaf(scalar_slots)
+        state["slots"] = {name: values for name, values in state["slots"].items() if name not in numbers}
+        key = (backend, packing.structure, packing.buffers, update.key)
+        if key not in self._made:
+            self._made[key] = backend.whole(self._over_buffers(packing), update.device)
+        return Carry(backend, buffers, state, Whole(packing, update, self._made[key], scalar_slots))
+
+    def _buffers(self, backend: Backend, packing: Packing, buffers: Any, state: State) -> Carry:
+        key = (backend, packing.structure, packing.buffers)
+        if key not in self._made:
+            leaves = sum(len(buffer.members) for buffer in packing.buffers)
+            gradient = backend.packed_gradient(self._over_buffers(packing), leaves)
+            assert gradient is not None
+            optimizer = Optimizer(packing.rule, nonfinite=self.optimizer.nonfinite)
+            self._made[key] = Leaves(gradient, optimizer)
+        return Carry(backend, buffers, state, Buffers(self._made[key], packing))
+
+    def _over_buffers(self, packing: Packing) -> Callable[..., Array]:
+        loss = self.loss
+        return lambda xp, buffers, *args: loss(xp, packing.unpack(buffers), *args)
+
+    def _check_state(self, params: Tree, state: State) -> None:
+        """Refuse a state that lacks a slot or a leaf of this optimizer."""
+        wanted = "expected the state that this optimizer's init made for these parameters"
+        flat = tree.flatten(params)
+        for path, x, pipeline in zip(
+            flat.paths, flat.leaves, plan(self.optimizer.rule, flat.paths).pipelines, strict=True
+        ):
+            for name in (n for s in pipeline or () for part in s.parts for n, _ in part.names):
+                if x is None:
+                    continue
+                slots = state["slots"]
+                if name not in slots:
+                    raise InputError(f"the state has no slot {name!r}; {nearest(name, slots)}; {wanted}")
+                if path not in slots[name]:
+                    near = nearest(path, slots[name])
+                    raise InputError(f"the state's slot {name!r} has no leaf {path!r}; {near}; {wanted}")
+
+
+def _unused(*_: Any) -> Any:
+    """An update that is never made: it asks whether there would be a compiled step at all."""

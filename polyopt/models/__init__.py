@@ -1,0 +1,1 @@
+"""Provide losses, initial weights, data sets and small networks, written against Ops."""

@@ -1,0 +1,1 @@
+"""Plan, set up and run the phases of a recipe: prune, quantize, distil, fine-tune."""

@@ -1,0 +1,63 @@
+"""Where a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyopt.engine.batches.plan import Place
+from polyopt.engine.train_step import Carry, TrainStep
+from polyopt.training.events import History
+from polyopt.training.phases.federated import Standing
+
+
+@dataclass
+class Progress:
+    """What decides how a run goes on, besides its recipe: all of it is in a checkpoint."""
+
+    train: TrainStep
+    carry: Carry
+    place: Place
+    loss_sum: float = 0.0
+    """Of the losses since the last evaluation, and their number: what a plateau schedule is told."""
+    loss_count: int = 0
+    history: History = field(default_factory=History)
+    server: Standing | None = None
+    """Of a federated phase."""
+    _unloaded: tuple[Any, dict[str, Any]] | None = None
+
+    @property
+    def step(self) -> int:
+        """Batches done."""
+        return self.place.step
+
+    @property
+    def params(self) -> Any:
+        """By path, as of now: the next step gives them up. ``None`` where they are frozen."""
+        return self._by_path()[0]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The optimizer's, by path, as of now: the next step gives its arrays up."""
+        return self._by_path()[1]
+
+    def advance(self, *args: Any) -> Any:
+        """One step on ``args``; gives the loss before it, or what there is instead."""
+        self._unloaded = None
+        self.carry, loss = self.train(self.carry, *args)
+        return loss
+
+    def observe(self, value: float, what: str = "metric") -> None:
+        """Tell the schedules that wait for it."""
+        self._unloaded = None
+        self.carry = self.train.observe(self.carry, value, what)
+
+    def put(self, params: Any, state: dict[str, Any]) -> None:
+        """Go on from these."""
+        self._unloaded = None
+        self.carry = self.train.load(params, state)
+
+    def _by_path(self) -> tuple[Any, dict[str, Any]]:
+        if self._unloaded is None:
+            self._unloaded = self.train.unload(self.carry, copy=False)
+        return self._unloaded

@@ -1,0 +1,79 @@
+"""What was tried and what came of it: plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from polyopt.core.errors import InputError
+from polyopt.recipe import Recipe
+from polyopt.recipe.tuning import Tune
+
+State: TypeAlias = Literal["complete", "pruned", "failed"]
+STATES: tuple[State, ...] = ("complete", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run.
+
+    ``values`` are its hyperparameters by their keys in the recipe; ``reports`` what was measured after so
+    many epochs, ``value`` the last of it. A trial that was ``pruned`` was given up; one that ``failed`` has
+    no value: its ``reason`` is a number that is not finite, or values that don't go together.
+    """
+
+    number: int
+    state: State
+    value: float | None
+    values: Mapping[str, Any]
+    reports: tuple[tuple[int, float], ...]
+    seconds: float
+    reason: str | None = None
+
+
+@dataclass
+class Study:
+    """A recipe with its ``[tune]``, the backend, and the trials so far, in their order."""
+
+    recipe: Recipe
+    backend: str
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def section(self) -> Tune:
+        """The recipe's ``[tune]``; :class:`~polyopt.core.errors.InputError` where it has none."""
+        if self.recipe.tune is None:
+            raise InputError(
+                "tune: this table is missing; add [tune.space] with the keys to look for, such as "
+                '"optimizer.lr" = {low = 1e-4, high = 1e-1, log = true}'
+            )
+        return self.recipe.tune
+
+    @property
+    def metric(self) -> str:
+        """``"accuracy"``, which is to be large, or ``"loss"``."""
+        by_task = "loss" if self.recipe.task == "regression" else "accuracy"
+        return self.section.metric or by_task
+
+    @property
+    def best(self) -> Trial | None:
+        """The first of the best among the complete trials."""
+        done = [t for t in self.trials if t.state == "complete" and t.value is not None]
+        sign = -1.0 if self.metric == "accuracy" else 1.0
+        return min(done, key=lambda t: sign * (t.value or 0.0), default=None)
+
+    def ranked(self) -> list[Trial]:
+        """All trials: the complete ones from best to worst, then those given up, then those that failed."""
+        sign = -1.0 if self.metric == "accuracy" else 1.0
+        return sorted(
+            self.trials,
+            key=lambda t: (STATES.index(t.state), math.inf if t.value is None else sign * t.value, t.number),
+        )
+
+    def best_recipe(self) -> Recipe | None:
+        """The recipe with the best trial's values and without ``[tune]``, named after it."""
+        if self.best is None:
+            return None
+        return self.recipe.tuned({"name": f"{self.recipe.name}-best"} | dict(self.best.values))
