@@ -30,7 +30,7 @@ from polyopt_jax.lift import compile_function, lift
 class JaxBackend:
     """JAX on CPU, GPU and TPU.
 
-    float64 is off until :meth:`enable_float64`; until then a float64 array is refused, never narrowed.
+    float64 is off until ``enable_float64``; until then a float64 array is refused, never narrowed.
 
     Bits: lifted programs and ``compile(exact=True)`` give NumPy's bits, with three exceptions. XLA's CPU
     runtime flushes subnormal numbers to zero, compiled or not, whatever is asked of it
@@ -67,7 +67,7 @@ class JaxBackend:
         return jax.device_put(jnp.asarray(host, dtype=host.dtype), self.device(device))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.backend.host.buffers.adopted`."""
+        """The host array ``x``, which is given up, on the CPU: see ``adopted``."""
         # Only where it is told the dtype does JAX share the memory.
         made = jnp.asarray(x, dtype=allowed(x.dtype))
         return made if self.device_name(made) == "cpu" else self.to_device(made, "cpu")
@@ -126,7 +126,7 @@ class JaxBackend:
         return whole(loss, update)
 
     def int8_matmul(self, x: Any, w: Any) -> Any:
-        """``x @ w`` of int8 matrices in int32: see :func:`polyopt.quantization.int8_matmul`."""
+        """``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
         return int8_matmul(x, w)
 
     def packed_gradient(self, loss: LossFunction, leaves: int) -> None:

@@ -21,7 +21,7 @@ _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
 class Fenced(Fencing):
-    """The operations of :mod:`polyopt_jax.ops`, each rounded by itself when compiled.
+    """The operations of ``polyopt_jax.ops``, each rounded by itself when compiled.
 
     ``zero`` is a 0-d unsigned integer zero, traced.
     """

@@ -38,7 +38,7 @@ def compile_function(function: Callable[..., Any], exact: bool) -> Callable[...,
 
 
 def lift(backend: JaxBackend, program: Program, compiled: bool) -> Lifted:
-    """``compiled``: one XLA computation for each batch of leaves, see :func:`batches`; else op by op.
+    """``compiled``: one XLA computation for each batch of leaves, see ``batches``; else op by op.
 
     Host scalars, constants and the fence's zero cross to the device as one vector a call. Inside the
     user's own ``jit``, ``vmap`` or ``scan`` the operations join the user's computation.

@@ -1,8 +1,8 @@
 """On a CPU: a program over a large leaf as one kernel, in place, called from inside an XLA computation.
 
 XLA for CPUs gives each result a loop of its own: Adam reads and writes 40 bytes a parameter where 28 would
-do, and memory is the bottleneck. So where numba is installed a program's kernel (see :mod:`polyopt.backend.host.numba_kernel`)
-is registered as a foreign function, whose in- and output share their memory. It has the
+do, and memory is the bottleneck. So where numba is installed a program's kernel (see
+``polyopt.backend.host.numba_kernel``) is registered as a foreign function, whose in- and output share their memory. It has the
 program's bits, as the fenced computation has.
 """
 

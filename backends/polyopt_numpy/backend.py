@@ -53,7 +53,7 @@ class NumpyBackend:
         return np.array(x, dtype=None if dtype is None else self.dtype(dtype))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up: see :func:`polyopt.backend.host.buffers.adopted`."""
+        """The host array ``x``, which is given up: see ``adopted``."""
         return x
 
     def to_numpy(self, x: Any) -> Any:

@@ -1,6 +1,6 @@
 """Ops that the autograd library can differentiate: the ``xp`` of a loss on NumPy.
 
-Every function is ours, with its derivative, so values are those of :mod:`polyopt_numpy.ops` to the bit and a
+Every function is ours, with its derivative, so values are those of ``polyopt_numpy.ops`` to the bit and a
 gradient has its parameter's dtype: autograd's own derivatives widen float32 (a mean divides by an int64) and
 lack ``take``, ``concat``, ``permute_dims`` and more. Bare operators (``x * y``, ``x[i]``) stay autograd's,
 and NumPy's: bfloat16 with a Python scalar is float32.
@@ -120,7 +120,7 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = N
 
 
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
-    """As :func:`polyopt_numpy.ops.clip`; at a bound, half of the gradient goes through."""
+    """As ``polyopt_numpy.ops.clip``; at a bound, half of the gradient goes through."""
     dtype = x.dtype
     if not isdtype(dtype, "real floating"):
         return constant(ops.clip, x, min, max)

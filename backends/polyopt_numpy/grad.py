@@ -26,7 +26,7 @@ def value_and_grad(loss: LossFunction) -> Callable[..., tuple[Any, Tree]]:
 
     A parameter that the loss doesn't depend on has gradient zero, and a leaf that is ``None`` has ``None``.
 
-    Raises :class:`~polyopt.core.errors.InputError` for a leaf that isn't floating, and for a loss that isn't 0-d.
+    Raises ``InputError`` for a leaf that isn't floating, and for a loss that isn't 0-d.
     """
 
     def run(params: Tree, *args: Any) -> tuple[Any, Tree]:

@@ -183,7 +183,7 @@ def sum(x: Any, /, *, axis: Any = None, dtype: Any = None, keepdims: builtins.bo
 
 
 def mean(x: Any, /, *, axis: Any = None, keepdims: builtins.bool = False) -> Any:
-    """Floats of 16 bits as in :func:`sum`; the mean of nothing is NaN."""
+    """Floats of 16 bits as in ``sum``; the mean of nothing is NaN."""
     with np.errstate(all="ignore"):
         if x.dtype in _HALF:
             return np.astype(mean(np.astype(x, np.float32), axis=axis, keepdims=keepdims), x.dtype)

@@ -80,7 +80,7 @@ class TensorFlowBackend:
             return tf.identity(tf.constant(host)) if device else tf.constant(host)
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.backend.host.buffers.adopted`."""
+        """The host array ``x``, which is given up, on the CPU: see ``adopted``."""
         half = x.dtype.name == "bfloat16"  # DLPack, as NumPy speaks it, has none
         with tf.device("cpu:0"):
             # Eigen ends the process where a kernel is given memory that isn't aligned.
@@ -150,7 +150,7 @@ class TensorFlowBackend:
         return value_and_grad(loss, True, by_xla=leaves <= XLA_LEAVES and xla())
 
     def int8_matmul(self, x: Any, w: Any) -> Any:
-        """``x @ w`` of int8 matrices in int32: see :func:`polyopt.quantization.int8_matmul`."""
+        """``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
         return int8_matmul(x, w)
 
     def assign(self, target: Any, value: Any) -> Any:

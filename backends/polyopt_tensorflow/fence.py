@@ -20,7 +20,7 @@ _BITS = {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 
 class Fenced(Fencing):
-    """The operations of :mod:`polyopt_tensorflow.ops`, each rounded by itself when compiled.
+    """The operations of ``polyopt_tensorflow.ops``, each rounded by itself when compiled.
 
     ``zero`` is a 0-d integer zero, symbolic.
     """

@@ -35,10 +35,10 @@ def lift(backend: TensorFlowBackend, program: Program, compiled: bool) -> Lifted
 
 
 class TensorFlowLift:
-    """The program's own kernel over eager tensors on a CPU (see :mod:`~polyopt_tensorflow.memory`).
+    """The program's own kernel over eager tensors on a CPU (see ``memory``).
 
     Else one XLA computation over all leaves for each set of shapes, small leaves of one kind stacked (see
-    :mod:`~polyopt_tensorflow.packing`).
+    ``packing``).
 
     To XLA, host scalars, constants and the fence's zero cross as one vector a call. Inside the user's own
     ``tf.function`` the operations join the user's graph.

@@ -1,8 +1,8 @@
 """Eager tensors on a CPU as host memory, written in place where they are given up and nothing else has it.
 
 XLA for CPUs gives every result new memory and each a loop of its own: Adam took three to four times the time
-that reading and writing its arrays takes. The compiled kernel of :mod:`polyopt.backend.host.numba_kernel` can do it in place,
-but TensorFlow's tensors may share memory: a reshaped tensor is the same bytes, ``tf.constant`` may keep
+that reading and writing its arrays takes. The compiled kernel of ``polyopt.backend.host.numba_kernel`` can do
+it in place, but TensorFlow's tensors may share memory: a reshaped tensor is the same bytes, ``tf.constant`` may keep
 NumPy's. So an array counts as writable only where TensorFlow's own count of who holds the memory says that
 it is this tensor alone, and where TensorFlow allocated it.
 
@@ -192,7 +192,7 @@ def _found(x: Any, functions: dict[str, int], handle_of: Any, status: int) -> tu
 
 
 def _read(address: int, count: int) -> tuple[int, ...]:
-    """Words of memory; :class:`OSError` where there is none at that address."""
+    """Words of memory; ``OSError`` where there is none at that address."""
     with open("/proc/self/mem", "rb", buffering=0) as memory:
         memory.seek(address)
         return unpack(f"={count}Q", memory.read(8 * count))

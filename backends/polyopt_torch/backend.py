@@ -69,7 +69,7 @@ class TorchBackend:
         return tensor_from_host(x, copy=True).to(self.device(device))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see :func:`polyopt.backend.host.buffers.adopted`."""
+        """The host array ``x``, which is given up, on the CPU: see ``adopted``."""
         return tensor_from_host(x, copy=False)
 
     def to_numpy(self, x: Any) -> Any:
@@ -125,7 +125,7 @@ class TorchBackend:
         return None
 
     def int8_matmul(self, x: Any, w: Any) -> Any:
-        """``x @ w`` of int8 matrices in int32: see :func:`polyopt.quantization.int8_matmul`."""
+        """``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
         return int8_matmul(x, w)
 
     def packed_gradient(self, loss: LossFunction, leaves: int) -> None:

@@ -43,7 +43,7 @@ def maximum(x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
 
 
 def minimum(x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
-    """The smaller one; of two zeros the second, as for :func:`maximum`."""
+    """The smaller one; of two zeros the second, as for ``maximum``."""
     return _second_of_equals(torch.minimum(x1, x2), x1, x2)
 
 

@@ -20,7 +20,7 @@ def value_and_grad(loss: LossFunction) -> Callable[..., tuple[torch.Tensor, Tree
     ``loss`` gets leaves of its own on the caller's memory, so nobody's ``.grad`` or history is touched. A
     parameter that the loss doesn't depend on has gradient zero, and a leaf that is ``None`` has ``None``.
 
-    Raises :class:`~polyopt.core.errors.InputError` for a leaf that isn't floating, and for a loss that isn't 0-d.
+    Raises ``InputError`` for a leaf that isn't floating, and for a loss that isn't 0-d.
     """
 
     def run(params: Tree, *args: Any) -> tuple[torch.Tensor, Tree]:

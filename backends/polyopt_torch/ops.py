@@ -66,7 +66,7 @@ _Scalar = int | float  # includes bool
 
 
 def result_type(*arrays_and_dtypes: Any) -> torch.dtype:
-    """The standard's promotion; 0-d tensors count like any other, unlike in :func:`torch.result_type`.
+    """The standard's promotion; 0-d tensors count like any other, unlike in ``torch.result_type``.
 
     float16 with bfloat16, which the standard doesn't know, is float32. A Python scalar takes the dtype of
     the arrays, or the default floating dtype where these are integers and it is a float.
@@ -147,7 +147,7 @@ def sign(x: Tensor, /) -> Tensor:
 def clip(x: Tensor, /, min: Any = None, max: Any = None) -> Tensor:
     """The standard's maximum and minimum, in the dtype of ``x``.
 
-    :func:`torch.clamp` loses a NaN bound (https://github.com/pytorch/pytorch/issues/172067) and doesn't take
+    ``torch.clamp`` loses a NaN bound (https://github.com/pytorch/pytorch/issues/172067) and doesn't take
     a tensor with a scalar.
     """
     low, high = _bound(x, min), _bound(x, max)
@@ -182,7 +182,7 @@ def finfo(type: torch.dtype | Tensor, /) -> torch.finfo:
 
 
 def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = None) -> Tensor:
-    """:func:`torch.asarray` that keeps an array's device and history, and takes any host array.
+    """``torch.asarray`` that keeps an array's device and history, and takes any host array.
 
     It would detach a parameter, move it (https://github.com/pytorch/pytorch/issues/150199), and not know
     bfloat16, negative strides or memory that must not be written to.
@@ -216,7 +216,7 @@ def argmax(x: Tensor, /, *, axis: int | None = None, keepdims: Any = False) -> T
 
 
 def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
-    """:func:`torch.matmul` with promotion."""
+    """``torch.matmul`` with promotion."""
     return torch.matmul(*_pair(x1, x2))
 
 
@@ -237,7 +237,7 @@ def expand_dims(x: Tensor, /, *, axis: int = 0) -> Tensor:
 def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     """Elements along ``axis`` (of the flattened array for ``None``); indices of any shape, from either end.
 
-    :func:`torch.index_select` takes 1-D indices, none negative
+    ``torch.index_select`` takes 1-D indices, none negative
     (https://github.com/pytorch/pytorch/issues/146211).
     """
     if axis is None:
@@ -248,7 +248,7 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
 
 
 def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
-    """:func:`torch.take_along_dim` with indices from either end and of any integer dtype."""
+    """``torch.take_along_dim`` with indices from either end and of any integer dtype."""
     return torch.take_along_dim(x, _from_start(indices, x.shape[axis]), dim=axis)
 
 

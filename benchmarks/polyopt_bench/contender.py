@@ -36,7 +36,7 @@ class Side(Protocol):
         """Import the framework, with polyopt's backend or the peer, and Keras if asked to."""
 
     def update(self, case: Any) -> list[Contender]:
-        """The update alone, ``polyopt`` first and then :data:`PEER_OF`."""
+        """The update alone, ``polyopt`` first and then ``PEER_OF``."""
 
     def train(self, case: Any) -> list[Contender]:
         """The whole training step."""

@@ -34,7 +34,7 @@ def threads() -> int:
 
 
 def confine() -> None:
-    """Confine this process to as many cores as :func:`threads`, so that every framework has the same.
+    """Confine this process to as many cores as ``threads``, so that every framework has the same.
 
     XLA and TensorFlow don't follow ``OMP_NUM_THREADS``, but all follow the cores that they may use. To be
     called before any framework is imported.

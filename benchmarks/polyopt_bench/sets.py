@@ -17,7 +17,7 @@ Arrays: TypeAlias = dict[str, NDArray[np.float32]]
 
 
 def shapes(name: str) -> Shapes:
-    """The shapes of a set by its name: one of :data:`SETS`, or ``"scale-PARAMETERS-LEAVES"``.
+    """The shapes of a set by its name: one of ``SETS``, or ``"scale-PARAMETERS-LEAVES"``.
 
     >>> len(shapes("resnet50")), size(shapes("resnet50"))
     (161, 25557032)

@@ -35,7 +35,7 @@ class Network:
         return len(self.params) // 2
 
     def loss(self, xp: Any, params: Any, x: Any, y: Any) -> Any:
-        """For :func:`polyopt.value_and_grad`; ``y`` holds integer labels."""
+        """For ``value_and_grad``; ``y`` holds integer labels."""
         for i in range(self.layers):
             x = xp.matmul(x, params[f"{i}.weight"]) + params[f"{i}.bias"]
             if i + 1 < self.layers:
@@ -64,5 +64,5 @@ def cheap(xp: Any, params: Any, target: Any) -> Any:
 
 
 def task_shapes(name: str) -> Shapes:
-    """The shapes of what a training case trains: a network of :data:`NETS` or a parameter set."""
+    """The shapes of what a training case trains: a network of ``NETS`` or a parameter set."""
     return mlp(*NETS[name]) if name in NETS else shapes(name)

@@ -17,7 +17,7 @@ def convert(values: Tree, backend: str | Backend, *, device: str | None = None) 
     ``values`` may be parameters, gradients or an optimizer's state; what is no array (a step count, ``None``)
     stays as it is. So a run moves in mid-training: convert its parameters and its state, and go on.
 
-    Raises :class:`~polyopt.core.errors.InputError`, naming the leaf, where the framework lacks its dtype.
+    Raises ``InputError``, naming the leaf, where the framework lacks its dtype.
 
     >>> import numpy as np
     >>> convert({"w": np.ones(2), "step": 3}, "numpy")

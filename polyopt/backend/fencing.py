@@ -12,7 +12,7 @@ FENCED: Final = frozenset(("astype", "divide", "matmul", "mean", "multiply", "po
 
 
 class Fencing:
-    """The operations of ``ops``, with the results of those in :data:`FENCED` passed through :meth:`fence`.
+    """The operations of ``ops``, with the results of those in ``FENCED`` passed through ``fence``.
 
     Operators between arrays are not fenced: code that wants NumPy's bits calls ``xp.multiply``,
     ``xp.divide``, ``xp.sqrt`` and so on.

@@ -1,7 +1,7 @@
 """What a backend gives: array operations, gradients, compilation, lifting and conversion.
 
 A backend is one object, found through the entry points ``polyopt.backends`` by name and
-``polyopt.array_types`` by the root module of an array's type. :mod:`polyopt.testing` puts one through
+``polyopt.array_types`` by the root module of an array's type. ``polyopt.testing`` puts one through
 its paces.
 """
 
@@ -14,13 +14,13 @@ from polyopt.core.ops import Array, Device, DType, Ops
 from polyopt.core.trace import Program
 
 API_VERSION: Final = 1
-"""Raised when :class:`Backend` changes in a way that breaks existing backends."""
+"""Raised when ``Backend`` changes in a way that breaks existing backends."""
 
 LossFunction: TypeAlias = Callable[..., Array]
 """``loss(xp, params, *args) -> 0-d array``, written against ``xp``."""
 
 Lifted: TypeAlias = Callable[..., dict[str, list[Array]]]
-"""``lifted(arrays, scalars, dtype, donate=False) -> outputs``: a :class:`~polyopt.core.trace.Program` over leaves.
+"""``lifted(arrays, scalars, dtype, donate=False) -> outputs``: a ``Program`` over leaves.
 
 - ``arrays``: ``{input name: one array per leaf}`` for every name of ``program.arrays``, any shapes, of mixed
   storage dtypes; each is cast to the compute dtype ``dtype`` (``"float32"`` or ``"float64"``) when read.
@@ -68,7 +68,7 @@ class Backend(Protocol):
         """The dtype's standard name: ``"float32"``, ``"bfloat16"``, ``"bool"``, …"""
 
     def dtype(self, name: str) -> DType:
-        """The framework's dtype of that name; :class:`~polyopt.core.errors.InputError` where it has none."""
+        """The framework's dtype of that name; ``InputError`` where it has none."""
 
     def from_numpy(self, x: Any, *, dtype: str | None = None, device: str | None = None) -> Array:
         """A new array with the values of the host array ``x``; never a silent change of dtype."""
@@ -93,7 +93,7 @@ class Backend(Protocol):
         """The framework's device for ``"cpu"``, ``"cuda"``, ``"gpu:0"``; an error lists the usable ones."""
 
     def device_name(self, x: Array) -> str:
-        """Where ``x`` lies, by a name that :meth:`device` takes."""
+        """Where ``x`` lies, by a name that ``device`` takes."""
 
     def to_device(self, x: Array, device: str) -> Array:
         """``x`` on that device."""
@@ -123,7 +123,7 @@ class Backend(Protocol):
     def whole(self, loss: LossFunction, update: Update) -> WholeStep | None:
         """Loss, gradients and update compiled as one function; ``None`` where nothing would be gained.
 
-        The loss is computed by :attr:`ops`, the update exactly: ``xp`` as in ``compile(exact=True)``, and its
+        The loss is computed by ``ops``, the update exactly: ``xp`` as in ``compile(exact=True)``, and its
         gradients rounded by themselves, so that no product of the backward pass is contracted with the
         update's first addition.
         """
@@ -131,7 +131,7 @@ class Backend(Protocol):
     def packed_gradient(self, loss: LossFunction, leaves: int) -> Callable[..., tuple[Array, Any]] | None:
         """``value_and_grad`` of a loss of packed buffers that hold ``leaves`` in all, as compiled as pays.
 
-        It makes a whole step together with the lift where :meth:`whole` gives ``None``; ``None`` where
+        It makes a whole step together with the lift where ``whole`` gives ``None``; ``None`` where
         packing gains nothing.
         """
 

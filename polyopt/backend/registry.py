@@ -52,7 +52,7 @@ def installed() -> tuple[str, ...]:
 def by_name(name: str) -> Backend:
     """The backend called ``name``.
 
-    Raises :class:`~polyopt.core.errors.BackendError` where there is none of that name, or where its framework is
+    Raises ``BackendError`` where there is none of that name, or where its framework is
     not installed: it says what to install.
 
     >>> by_name("numpy").name
@@ -102,7 +102,7 @@ def get_backend(which: Any = None) -> Backend:
 def default() -> Backend:
     """The backend for code that creates arrays.
 
-    The innermost :func:`backend_context`, else :func:`set_backend`, else ``POLYOPT_BACKEND``, else NumPy.
+    The innermost ``backend_context``, else ``set_backend``, else ``POLYOPT_BACKEND``, else NumPy.
     """
     chosen = _scoped.get() or (_process[0] if _process else None)
     return by_name(chosen or os.environ.get("POLYOPT_BACKEND") or "numpy")

@@ -55,9 +55,9 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Any], text: str) -
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
-    """``(tensors, text)`` of a file, each tensor a new host array; ``""`` where :func:`write` wrote no text.
+    """``(tensors, text)`` of a file, each tensor a new host array; ``""`` where ``write`` wrote no text.
 
-    Raises :class:`~polyopt.core.errors.CheckpointError`.
+    Raises ``CheckpointError``.
     """
     file = Path(path)
     try:

@@ -26,7 +26,7 @@ VERSION = 1
 class Checkpoint:
     """What a checkpoint holds.
 
-    ``params`` is ``{path: array}``, or a tree like the one given to :func:`load`; ``state`` the optimizer's,
+    ``params`` is ``{path: array}``, or a tree like the one given to ``load``; ``state`` the optimizer's,
     ``None`` where none was saved; ``meta`` whatever plain data was saved along.
     """
 
@@ -50,7 +50,7 @@ def save(
     params
         Parameters of any framework and dtype. Stored as ``"params/layers.0.weight"``.
     state
-        An :class:`~polyopt.engine.optimizer.Optimizer`'s state: arrays are stored as
+        An ``Optimizer``'s state: arrays are stored as
         ``"slots/exp_avg/layers.0.weight"``, numbers in the header: integers of any size, floats exactly.
     meta
         Plain data: dicts with string keys, lists, tuples, numbers, strings, ``None``.

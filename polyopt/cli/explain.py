@@ -39,7 +39,7 @@ def explain(
 def build(algorithm: str, convention: str | None, settings: Sequence[str]) -> Rule:
     """The rule that a recipe would name ``algorithm``.
 
-    Raises :class:`~polyopt.core.errors.InputError` for an algorithm, convention or hyperparameter that is not one.
+    Raises ``InputError`` for an algorithm, convention or hyperparameter that is not one.
 
     >>> build("adam", None, ["eps=1e-3"]).eps
     0.001

@@ -13,7 +13,7 @@ from polyopt.core.errors import InputError
 def check(folder: Path, files: tuple[str, ...], *, resume: bool = False, overwrite: bool = False) -> None:
     """See that the run may write to ``folder``.
 
-    Raises :class:`~polyopt.core.errors.InputError` where it is a file, can't be written to, or holds one of
+    Raises ``InputError`` where it is a file, can't be written to, or holds one of
     ``files``, an earlier run's, without leave to go on from it or to replace it.
     """
     if resume and overwrite:

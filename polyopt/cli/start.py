@@ -23,7 +23,7 @@ class Request:
 
     recipe: Path
     overrides: Mapping[str, Any]
-    """Values in the place of the recipe's own, by :meth:`Recipe.replace`'s names; ``None`` for none."""
+    """Values in the place of the recipe's own, by ``Recipe.replace``'s names; ``None`` for none."""
     out: Path | None
 
     def load(self) -> Recipe:

@@ -49,7 +49,7 @@ def write_atomic(
 ) -> None:
     """Write ``chunks`` (bytes or buffers) to ``path``: all of them, or it keeps what it held before.
 
-    See :func:`replacing`.
+    See ``replacing``.
     """
     with replacing(path, error=error) as temporary, open(temporary, "wb") as file:
         for chunk in chunks:

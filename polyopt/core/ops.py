@@ -6,7 +6,7 @@ beyond it, because training needs them: ``float16`` and, where the framework has
 
 Nothing stands here that no algorithm, model or stage uses; an algorithm that needs more extends this file.
 
-A namespace may offer more, where it has something better than what :mod:`polyopt.core.reductions` does without:
+A namespace may offer more, where it has something better than what ``polyopt.core.reductions`` does without:
 
 - ``repeat(times, function, carry)``: ``carry = function(carry)`` as long as the bool ``carry[0]`` is false,
   at most ``times`` times; ``carry`` is a tuple of 0-d arrays. Compiled once, however often it runs.
@@ -14,8 +14,8 @@ A namespace may offer more, where it has something better than what :mod:`polyop
   whole arrays are compiled into one.
 - ``sum_squares(arrays, scale)``: the sum of the squares of all elements times ``scale``, in the bits of
   ``reductions``, as a 0-d array; ``None`` for arrays that it can't take.
-- ``log_softmax(x)``, ``cross_entropy(logits, target, label_smoothing)`` of :mod:`polyopt.models.losses` and
-  ``relu(x)`` of :mod:`polyopt.models.networks` as one operation, forward and backward.
+- ``log_softmax(x)``, ``cross_entropy(logits, target, label_smoothing)`` of ``polyopt.models.losses`` and
+  ``relu(x)`` of ``polyopt.models.networks`` as one operation, forward and backward.
 - ``known_norm``: what ``reductions.root_sum_squares`` is to give, where it was computed before.
 """
 

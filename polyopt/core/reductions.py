@@ -2,7 +2,7 @@
 
 Everything is folded by elementwise additions: each is correctly rounded, so the bits agree, and the error
 grows with log n (Higham, "The accuracy of floating point summation", 1993), not with n. An array is cut in
-:data:`FOLD` equal streams that are added up lane by lane: long contiguous operations for NumPy, one
+``FOLD`` equal streams that are added up lane by lane: long contiguous operations for NumPy, one
 vectorized loop each for a compiler, and lanes that threads can share out.
 """
 
@@ -128,7 +128,7 @@ def finite(xp: Any, arrays: Sequence[Array]) -> Array:
 
 
 def axis_root_sum_squares(xp: Any, x: Array, axis: int) -> tuple[Array, Array]:
-    """As :func:`root_sum_squares`, of each row or column of a 2-d array; both keep the axis, of length 1."""
+    """As ``root_sum_squares``, of each row or column of a 2-d array; both keep the axis, of length 1."""
     size = x.shape[axis]
     if size == 0:
         zero = xp.sum(x, axis=axis, keepdims=True)
@@ -173,7 +173,7 @@ def groups(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def power_of_two(xp: Any, largest: Array) -> Array:
-    """The scale of :func:`axis_root_sum_squares` for the magnitudes ``largest``, elementwise."""
+    """The scale of ``axis_root_sum_squares`` for the magnitudes ``largest``, elementwise."""
     table = _SCALES[_kind(xp, largest)]
     scale = xp.full_like(largest, 2.0 ** table[-1][1])
     for exponent, power in reversed(table[:-1]):
@@ -250,7 +250,7 @@ def _halves(xp: Any, x: Array, size: int) -> Array:
 
 
 def _streams(xp: Any, x: Array, of: Callable[[Array], Array], m: int, start: int, stop: int) -> Array:
-    """The lanes from ``start`` to ``stop`` of :func:`_halves`, from FOLD streams of ``m`` elements."""
+    """The lanes from ``start`` to ``stop`` of ``_halves``, from FOLD streams of ``m`` elements."""
     parts = [of(x[i * m + start : i * m + stop]) for i in range(FOLD)]
     while len(parts) > 1:
         half = len(parts) // 2

@@ -1,8 +1,8 @@
 """What an algorithm is: a frozen dataclass whose fields are its hyperparameters.
 
-A rule declares its slots, computes its scalars once a step (:meth:`Rule.coefficients`) and gives a pure leaf
-function (:meth:`Rule.leaf`) from the gradient and the parameter to the **update to add**. Rules are put
-together by :func:`chain` (the update of one is the gradient of the next) and :func:`partition` (by
+A rule declares its slots, computes its scalars once a step (``Rule.coefficients``) and gives a pure leaf
+function (``Rule.leaf``) from the gradient and the parameter to the **update to add**. Rules are put
+together by ``chain`` (the update of one is the gradient of the next) and ``partition`` (by
 parameter path). How they run, on which framework and how fast, is not their business.
 """
 
@@ -33,7 +33,7 @@ class Slot:
 
     ``init`` is the initial value, or ``"param"`` for a copy of the parameter. ``shape="like"`` has the
     leaf's shape; ``"scalar"`` is one number a leaf that depends on the step and the hyperparameters alone: it
-    is updated by :meth:`Rule.coefficients`. ``dtype=None`` is the compute dtype: float64 for float64
+    is updated by ``Rule.coefficients``. ``dtype=None`` is the compute dtype: float64 for float64
     parameters, else float32. ``constant`` is only read, by an elementwise rule: its leaf function does not
     return it, and all rules of a leaf that name it share one array.
     """
@@ -85,7 +85,7 @@ class Rule(ABC):
     def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
         """The scalars of step ``t`` (from 1). ``h`` holds the hyperparameters and the scalar slots.
 
-        ``xp`` is :mod:`polyopt.core.scalars`, in double precision, or the framework's where the step is traced.
+        ``xp`` is ``polyopt.core.scalars``, in double precision, or the framework's where the step is traced.
         A value under a scalar slot's name is that slot's next value.
         """
         return dict(vars(h))
@@ -131,7 +131,7 @@ class Global(Elementwise):
 
     @abstractmethod
     def measure(self, xp: Any, leaves: Sequence[Array], c: Any) -> dict[str, Array]:
-        """0-d arrays by name, which :meth:`leaf` finds in ``c``. Products through ``xp.multiply``.
+        """0-d arrays by name, which ``leaf`` finds in ``c``. Products through ``xp.multiply``.
 
         ``leaves`` (at least one) are of one dtype, the widest compute dtype among them; ``c`` holds the
         hyperparameters as 0-d arrays of it.
@@ -140,14 +140,14 @@ class Global(Elementwise):
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages one after the other: the update of one is the gradient of the next. Made by :func:`chain`."""
+    """Stages one after the other: the update of one is the gradient of the next. Made by ``chain``."""
 
     stages: tuple[Stage, ...]
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Rules by parameter path. Made by :func:`partition`."""
+    """Rules by parameter path. Made by ``partition``."""
 
     members: tuple[tuple[Pattern, Stage | None], ...]
 

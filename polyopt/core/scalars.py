@@ -1,6 +1,6 @@
 """Scalar arithmetic on the host: the ``xp`` of schedules and coefficients when the step is a Python int.
 
-Everything is a Python float, so double precision, and follows IEEE 754 where :mod:`math` would raise
+Everything is a Python float, so double precision, and follows IEEE 754 where ``math`` would raise
 (``log(0)`` is ``-inf``). When the step is traced inside a user's own jit, the same formulas get the
 framework's operations instead; that is why they are written ``xp.log(b)``, never ``math.log(b)``.
 """

@@ -96,7 +96,7 @@ class Measured(Schedule):
 
     @abstractmethod
     def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
-        """The value in ``state``, before update ``t + 1``: ``xp`` and ``t`` as in :meth:`value`."""
+        """The value in ``state``, before update ``t + 1``: ``xp`` and ``t`` as in ``value``."""
 
 
 def blend(xp: Any, first: Any, last: Any, weight: Any) -> Any:
@@ -119,7 +119,7 @@ def unit(xp: Any, fraction: Any) -> Any:
 
 
 def inner(owner: str, name: str, value: Any) -> Schedule:
-    """A schedule inside another one: a :class:`Measured` one has no clock to be run by."""
+    """A schedule inside another one: a ``Measured`` one has no clock to be run by."""
     if not isinstance(value, Schedule) or isinstance(value, Measured):
         raise InputError(f"{owner}: {name} = {value!r}; expected a schedule that depends on the step alone")
     return value

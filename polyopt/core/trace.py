@@ -1,7 +1,7 @@
 """Trace an elementwise leaf function once into straight-line code that every backend can emit.
 
 ``leaf(xp, g, p, slots, c)`` is called with a *symbolic* ``xp`` and symbolic values. What comes out is a
-:class:`Program`: a tuple of three-address instructions in static single assignment form, on which a backend
+``Program``: a tuple of three-address instructions in static single assignment form, on which a backend
 builds whatever is fastest there (blocked NumPy calls, one XLA computation, a compiled kernel), and from which
 ``explain`` prints the formula that really runs.
 """

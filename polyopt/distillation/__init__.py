@@ -1,4 +1,4 @@
-"""Distillation: losses written once against :class:`~polyopt.core.ops.Ops`, and teachers of any framework.
+"""Distillation: losses written once against ``Ops``, and teachers of any framework.
 
 The student's side of every loss is differentiable on all four backends; the teacher's is a constant.
 """

@@ -46,7 +46,7 @@ class DecoupledKD(DistillationLoss):
     label_weight
         λ >= 0, of the cross-entropy with the labels; 0 leaves it out.
     standardize
-        Standardize the logits of both in TCKD and NCKD first (:func:`standardized`, Sun et al., 2024), in the
+        Standardize the logits of both in TCKD and NCKD first (``standardized``, Sun et al., 2024), in the
         ``"paper"``'s or in the authors' code's (``"torch"``) way; ``None`` doesn't.
 
     Examples
@@ -77,7 +77,7 @@ class DecoupledKD(DistillationLoss):
             Integer labels of shape (n,), or probabilities of shape (n, classes): the cross-entropy takes them
             as they are, and t is the likeliest class.
         weights
-            Of the samples, of shape (n,): all means are weighted (:func:`polyopt.core.sample_weights.weighted_mean`).
+            Of the samples, of shape (n,): all means are weighted (``weighted_mean``).
 
         Raises
         ------

@@ -27,7 +27,7 @@ class Ensemble(DistillationLoss):
     Parameters
     ----------
     loss
-        A :class:`SoftTargets`, or any loss over logits where losses are averaged.
+        A ``SoftTargets``, or any loss over logits where losses are averaged.
     average
         ``"probabilities"`` or ``"losses"``.
     weights

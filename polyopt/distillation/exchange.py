@@ -18,7 +18,7 @@ def transfer(x: Array, source: Backend, target: Backend, like: Array) -> Array:
     """``x`` of ``source`` as an array of ``target``, of the same dtype and values, on the device of ``like``.
 
     Through DLPack where both frameworks and the device can: no copy is made, so the array must not be written
-    to. Else through the host. Never with another dtype: an :class:`~polyopt.core.errors.InputError` says which one
+    to. Else through the host. Never with another dtype: an ``InputError`` says which one
     the target lacks.
     """
     x = source.stop_gradient(x)

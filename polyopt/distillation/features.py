@@ -65,7 +65,7 @@ class FeatureHint(DistillationLoss):
             What the features are called in errors.
         weights
             Of the samples, of shape (n,): the mean over them is weighted
-            (:func:`polyopt.core.sample_weights.weighted_mean`).
+            (``weighted_mean``).
 
         Raises
         ------

@@ -43,7 +43,7 @@ class SoftTargets(DistillationLoss):
         What the teacher's argument is: ``"logits"``, or ``"probabilities"`` at T = 1, which are softened to
         p^(1/T)/Σ p^(1/T): exactly what their logits would give.
     standardize
-        Standardize the logits of both first (:func:`standardized`, Sun et al., 2024), in the ``"paper"``'s or
+        Standardize the logits of both first (``standardized``, Sun et al., 2024), in the ``"paper"``'s or
         in the authors' code's (``"torch"``) way; ``None`` doesn't. A teacher's probabilities must be above 0
         then.
     convention
@@ -105,7 +105,7 @@ class SoftTargets(DistillationLoss):
             Integer labels of shape (n,), or probabilities of shape (n, classes); ``None`` where the labels
             have no weight.
         weights
-            Of the samples, of shape (n,): both means are weighted (:func:`polyopt.core.sample_weights.weighted_mean`).
+            Of the samples, of shape (n,): both means are weighted (``weighted_mean``).
 
         Raises
         ------
@@ -129,7 +129,7 @@ class SoftTargets(DistillationLoss):
         *,
         weights: Array | None = None,
     ) -> Array:
-        """The loss against log-probabilities that have the temperature already (:meth:`soften`)."""
+        """The loss against log-probabilities that have the temperature already (``soften``)."""
         student, owner = wide(xp, student), type(self).__name__
         check_weights(owner, weights, int(student.shape[0]))
         soft = weighted_mean(xp, self._divergence(xp, student, log_p), weights)

@@ -1,10 +1,10 @@
 """One call of a function that was written for one array, for many arrays of one shape.
 
-The arrays are stacked, and a :class:`Batch` shows the function one of them: its shape is that of a single
-one, and every operation, taken from :class:`BatchOps`, keeps the hidden leading axis apart. So a rule's leaf
+The arrays are stacked, and a ``Batch`` shows the function one of them: its shape is that of a single
+one, and every operation, taken from ``BatchOps``, keeps the hidden leading axis apart. So a rule's leaf
 function runs once for a thousand leaves, in the bits of a thousand calls: an elementwise operation is the
-same, and what :mod:`polyopt.core.reductions` sums, it sums in the same order. What a framework sums or multiplies
-as a whole (``xp.sum``, ``xp.matmul``) may be rounded otherwise, as it may between frameworks.
+same, and what ``polyopt.core.reductions`` sums, it sums in the same order. What a framework sums or
+multiplies as a whole (``xp.sum``, ``xp.matmul``) may be rounded otherwise, as it may between frameworks.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from polyopt.engine.plan import Part, Plan, Segment, program
 
 @dataclass(frozen=True)
 class Run:
-    """The next segment of a group; ``output`` as of :func:`~polyopt.engine.plan.program`."""
+    """The next segment of a group; ``output`` as of ``program``."""
 
     group: int
     segment: Segment

@@ -1,7 +1,7 @@
 """The driver: runs a rule, a chain or a partition over a tree of parameters, on whatever framework they are.
 
-Pure functions of plain data: :meth:`Optimizer.init`, :meth:`Optimizer.update`, :func:`apply`, and
-:meth:`Optimizer.step` for update and apply in one fused kernel.
+Pure functions of plain data: ``Optimizer.init``, ``Optimizer.update``, ``apply``, and
+``Optimizer.step`` for update and apply in one fused kernel.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Optimizer:
     Parameters
     ----------
     rule
-        A :class:`~polyopt.core.rule.Rule`, a :func:`~polyopt.core.rule.chain` or a :func:`~polyopt.core.rule.partition`.
+        A ``Rule``, a ``chain`` or a ``partition``.
     accumulate
         Number of gradients to average before each update (1: none is held back). Schedules and bias
         corrections count updates, not gradients.
@@ -49,7 +49,7 @@ class Optimizer:
         ``"mean"`` of the accumulated gradients (optax, Keras) or their ``"sum"`` (torch's ``backward``).
     nonfinite
         What an inf or NaN in any gradient does: ``"propagate"`` computes on, ``"skip"`` leaves parameters,
-        state and step bit-identical, ``"raise"`` raises :class:`~polyopt.core.errors.NonFiniteError` naming
+        state and step bit-identical, ``"raise"`` raises ``NonFiniteError`` naming
         the leaf.
     compiled
         ``False`` runs op by op, in the same bits.
@@ -122,7 +122,7 @@ class Optimizer:
         """``(updates to add, next state)``; a leaf without a gradient has the update ``None``.
 
         Updates are in the compute dtype (float32, or float64 for float64 parameters): add them with
-        :func:`apply`, which rounds once.
+        ``apply``, which rounds once.
         """
         return self._run(params, grads, state, "update", donate=False)
 
@@ -142,7 +142,7 @@ class Optimizer:
     def observe(self, state: State, value: float, what: str = "metric") -> State:
         """The state after ``value`` was reported to the schedules that wait for ``what``.
 
-        A plateau waits for a ``"metric"``, a :class:`~polyopt.engine.batches.RateOfSize` for a ``"size"``.
+        A plateau waits for a ``"metric"``, a ``RateOfSize`` for a ``"size"``.
         """
         told = {
             name: schedule.observe(state["observed"][name], float(value))

@@ -1,7 +1,7 @@
 """Many small leaves in few flat buffers: what JAX and TensorFlow need for small updates to be fast.
 
 A call of a compiled function costs some microseconds for every array that goes in or comes out, and a kernel
-for every leaf. Leaves of fewer than :data:`SMALL` elements that go through the same stages in the same dtype
+for every leaf. Leaves of fewer than ``SMALL`` elements that go through the same stages in the same dtype
 are put one after the other in a buffer; larger ones stay as they are, because copying their gradients would
 cost more than it saves.
 """
@@ -43,7 +43,7 @@ class Packing:
     """How a tree of parameters is packed, and back.
 
     The packed tree is plain data, ``{path of a buffer's first leaf: array}``. An optimizer of
-    :attr:`rule` steps it like any other tree, in the same bits as the leaves one by one.
+    ``rule`` steps it like any other tree, in the same bits as the leaves one by one.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class Packing:
     def pack(self, values: Tree) -> dict[str, Array | None]:
         """The packed form of a tree like the parameters (or their gradients); differentiable.
 
-        :class:`~polyopt.core.errors.InputError` names a leaf that is missing, or of another shape or dtype.
+        ``InputError`` names a leaf that is missing, or of another shape or dtype.
         """
         leaves = tree.aligned(values, self._flat, "pack")
         return self._pack(dict(zip(self._flat.paths, leaves, strict=True)), "leaf")
@@ -122,7 +122,7 @@ class Packing:
         return self._flat.unflatten(found[path] for path in self._flat.paths)
 
     def pack_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of an optimizer of :attr:`rule` from the one by path."""
+        """The state of an optimizer of ``rule`` from the one by path."""
         slots: dict[str, dict[str, Any]] = {}
         for name, values in state["slots"].items():
             for path in values:

@@ -1,8 +1,8 @@
 """From a composition of rules to what each leaf goes through: pipelines, segments and their programs.
 
 Consecutive elementwise rules become *one* program, so a whole chained optimizer is one kernel. A pipeline is
-cut only where something must be known first: before a :class:`~polyopt.core.rule.Global` (its measurement over all
-leaves) and around a :class:`~polyopt.core.rule.Leafwise` rule.
+cut only where something must be known first: before a ``Global`` (its measurement over all
+leaves) and around a ``Leafwise`` rule.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Plan:
 def plan(stage: Stage, paths: Sequence[str]) -> Plan:
     """The pipelines of the leaves ``paths``.
 
-    Raises :class:`~polyopt.core.errors.InputError` for a leaf that no pattern of a partition matches, and for a
+    Raises ``InputError`` for a leaf that no pattern of a partition matches, and for a
     pattern that selects no leaf.
     """
     used: set[str] = set()

@@ -43,7 +43,7 @@ class Places:
         return flat.leaves if flat.structure == self.structure else None
 
     def order(self, flat: Flat) -> list[int]:
-        """For each leaf of ``flat`` its position in :meth:`leaves`."""
+        """For each leaf of ``flat`` its position in ``leaves``."""
         if self.keys is None:
             return list(range(len(flat.leaves)))
         at = {str(key): i for i, key in enumerate(self.keys)}
@@ -99,7 +99,7 @@ class Replay:
         self._in_order = _picker(places.order(flat), len(flat.leaves))
 
     def ready(self, params: Tree, grads: Tree, state: dict[str, Any]) -> Ready | None:
-        """What :meth:`run` takes, if this update is like the one kept. Nothing is changed."""
+        """What ``run`` takes, if this update is like the one kept. Nothing is changed."""
         p, g = self._places.leaves(params), self._places.leaves(grads)
         slots = state.get("slots", {})
         if p is None or g is None or state.get("missed") != {} or type(state.get("step")) is not int:

@@ -19,7 +19,7 @@ Gradient = Callable[..., tuple[Array, Any]]
 
 @dataclass
 class Carry:
-    """What a :class:`~polyopt.TrainStep` goes on from; its arrays are given up at each step, so it is one
+    """What a ``TrainStep`` goes on from; its arrays are given up at each step, so it is one
     alone.
 
     Made by ``TrainStep.init`` or ``TrainStep.load``, read by ``TrainStep.unload``.

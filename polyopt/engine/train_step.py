@@ -25,14 +25,14 @@ class TrainStep:
     On JAX it is one compiled function over packed buffers, which gives up its arrays; so it is on TensorFlow
     with a GPU or without numba. On TensorFlow otherwise it is a compiled function for loss and gradients
     and then the in-place ``Optimizer.step``, over packed buffers; on NumPy and PyTorch, where nothing would
-    be gained by packing, :func:`polyopt.value_and_grad` and that step, leaf by leaf. So it is too with
+    be gained by packing, ``value_and_grad`` and that step, leaf by leaf. So it is too with
     ``accumulate``, with ``nonfinite="raise"``, which must know the leaf, and with ``compiled=False``. In all
     cases the update has the bits of ``Optimizer.step`` for the same gradients.
 
     Parameters
     ----------
     loss
-        ``loss(xp, params, *args)``, a 0-d array; ``params`` in the tree that :meth:`init` was given.
+        ``loss(xp, params, *args)``, a 0-d array; ``params`` in the tree that ``init`` was given.
     optimizer
         Its rule, and what it does about gradients that are not finite. With ``nonfinite="skip"`` each step
         waits until it is known whether the one before was made.

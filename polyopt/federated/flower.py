@@ -1,6 +1,6 @@
 """Flower: a strategy whose aggregation is polyopt's. Needs the extra ``flower``; nothing is imported before.
 
-Flower samples the clients, sends the parameters out and brings them back; a :class:`Server` makes the next
+Flower samples the clients, sends the parameters out and brings them back; a ``Server`` makes the next
 ones of them. Clients may run different frameworks: what travels is Flower's ``ArrayRecord``, keyed by path.
 """
 
@@ -102,7 +102,7 @@ def array_record(params: Tree) -> Any:
 
 
 def params_of(record: Any, like: Tree) -> Tree:
-    """What :func:`array_record` made, in the tree, dtypes, framework and devices of ``like``.
+    """What ``array_record`` made, in the tree, dtypes, framework and devices of ``like``.
 
     Raises
     ------

@@ -81,7 +81,7 @@ def split_dirichlet(
     alpha
         α > 0: small values give a client few labels, large ones the shares of all.
     imbalance
-        As of :func:`split_iid`.
+        As of ``split_iid``.
 
     Examples
     --------

@@ -21,7 +21,7 @@ class Proximal(Elementwise):
 
     A stage before the client's optimizer. The anchor is a slot, a copy of the parameters that ``init`` was
     given: those that the server sent. So a client that starts each round with a fresh state has the right
-    one; one that keeps its state sets it by :func:`anchored`.
+    one; one that keeps its state sets it by ``anchored``.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Proximal(Elementwise):
 
 
 def anchored(state: State, params: Tree) -> State:
-    """``state`` with the anchors of its :class:`Proximal` at ``params``; its other slots as they were.
+    """``state`` with the anchors of its ``Proximal`` at ``params``; its other slots as they were.
 
     Raises
     ------

@@ -18,7 +18,7 @@ def median(server: Tree, clients: Sequence[Client]) -> Tree:
     """The coordinate-wise median (Yin et al., 2018, Definition 1); weights don't count.
 
     The mean of the two in the middle where the number of clients is even. Right as long as fewer than half
-    lie. The rest is as of :func:`fedavg`.
+    lie. The rest is as of ``fedavg``.
 
     >>> import numpy as np
     >>> clients = [Client(i, {"w": np.array([x])}) for i, x in enumerate([1.0, 2.0, 1e9])]
@@ -34,7 +34,7 @@ def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> 
     """The coordinate-wise β-trimmed mean (Yin et al., 2018, Definition 2); weights don't count.
 
     Of each coordinate the ⌊β·m⌋ largest and as many smallest values of the m clients are left out, and the
-    others averaged, added up from the smallest. The rest is as of :func:`fedavg`.
+    others averaged, added up from the smallest. The rest is as of ``fedavg``.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> 
     Raises
     ------
     InputError
-        As of :func:`fedavg`, and where there are too few clients for one to be left out.
+        As of ``fedavg``, and where there are too few clients for one to be left out.
 
     Examples
     --------
@@ -66,7 +66,7 @@ def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> 
 
 
 def trimming(trim: float) -> Any:
-    """:func:`trimmed_mean` with that β, where an aggregation of two arguments is asked for."""
+    """``trimmed_mean`` with that β, where an aggregation of two arguments is asked for."""
     if not 0 < trim < 0.5:
         raise InputError(f"trimming: trim = {trim!r}; expected a number in (0, 0.5)")
     return partial(trimmed_mean, trim=trim)

@@ -38,7 +38,7 @@ class Turn:
 
 
 class Rounds:
-    """A :class:`~polyopt.engine.batches.plan.Course` in which a round is what elsewhere is an epoch.
+    """A ``Course`` in which a round is what elsewhere is an epoch.
 
     All batches have one size, that of the largest: what lacks is padded with rows that don't count, so that
     one function is compiled for all clients.

@@ -16,7 +16,7 @@ from polyopt.federated.clients import Client, gather
 from polyopt.federated.mean import fedavg
 
 Aggregate: TypeAlias = Callable[[Tree, Sequence[Client]], Tree]
-"""``aggregate(server, clients) -> params``: :func:`fedavg`, :func:`median`, ``trimming(0.1)`` or your own."""
+"""``aggregate(server, clients) -> params``: ``fedavg``, ``median``, ``trimming(0.1)`` or your own."""
 
 
 class Server:

@@ -68,13 +68,13 @@ class _Server(Elementwise):
 class FedAdagrad(_Server):
     """FedAdagrad (Reddi et al., 2021, Algorithm 2): ``v += Δ²``.
 
-    With ``b1=0``, as in the paper's experiments and by default, it is :class:`polyopt.AdaGrad` with
+    With ``b1=0``, as in the paper's experiments and by default, it is ``AdaGrad`` with
     ``eps=tau, initial_accumulator=tau**2``. β2 has no part in it.
 
     Parameters
     ----------
     lr, b1, tau, convention, initial
-        As of :class:`FedYogi`; β1 is 0.
+        As of ``FedYogi``; β1 is 0.
 
     Examples
     --------
@@ -95,8 +95,8 @@ class FedAdam(_Server):
     Parameters
     ----------
     lr, b1, b2, tau, convention, initial
-        As of :class:`FedYogi`. With ``"flower"`` the rate is multiplied by √(1 - β2^(t+1))/(1 - β1^(t+1)) in
-        round t, too, as Flower does (Kingma & Ba have the exponent t: that is :class:`polyopt.Adam`, which
+        As of ``FedYogi``. With ``"flower"`` the rate is multiplied by √(1 - β2^(t+1))/(1 - β1^(t+1)) in
+        round t, too, as Flower does (Kingma & Ba have the exponent t: that is ``Adam``, which
         can be the server's rule as well).
 
     Examples

@@ -21,7 +21,7 @@ from polyopt.finetuning.selection import select
 def freeze(rule: Stage, *patterns: Pattern) -> Partition:
     """``rule`` for every parameter but those that ``patterns`` match, which are frozen: they have no slots.
 
-    The gradients of frozen parameters count in no global norm. Give them none at all by :func:`split`.
+    The gradients of frozen parameters count in no global norm. Give them none at all by ``split``.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def freeze(rule: Stage, *patterns: Pattern) -> Partition:
         A rule, a chain or a partition.
     patterns
         Regular expressions or predicates on the path. One that matches no parameter is an
-        :class:`~polyopt.core.errors.InputError` of ``Optimizer.init``, which names the nearest paths.
+        ``InputError`` of ``Optimizer.init``, which names the nearest paths.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def split(params: Tree, *patterns: Pattern) -> tuple[Tree, Tree]:
 
 
 def merge(trained: Tree, frozen: Tree) -> Tree:
-    """The tree that was :func:`split`.
+    """The tree that was ``split``.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def merge(trained: Tree, frozen: Tree) -> Tree:
 def trainable(loss: LossFunction) -> LossFunction:
     """``loss`` as a function of the trained part: ``f(xp, trained, frozen, *args)``.
 
-    For :func:`polyopt.value_and_grad` and :class:`polyopt.TrainStep`, which then compute no gradient for what
+    For ``value_and_grad`` and ``TrainStep``, which then compute no gradient for what
     is frozen, and go back no further than the lowest trained layer.
 
     Parameters

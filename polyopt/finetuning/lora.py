@@ -113,7 +113,7 @@ class LoRA:
     def loss(self, loss: LossFunction) -> LossFunction:
         """``loss(xp, params, *args)`` as ``f(xp, adapters, params, *args)``, a function of the adapters.
 
-        For :func:`polyopt.value_and_grad` and :class:`polyopt.TrainStep`. No gradient is computed for
+        For ``value_and_grad`` and ``TrainStep``. No gradient is computed for
         ``params``.
         """
 
@@ -141,7 +141,7 @@ class LoRA:
         """``(merged, originals)``: ``params`` with W + s·A·B for good, and ``{path: W}`` to go back by.
 
         It is computed on the host in double precision and rounded once to W's dtype, so the same adapters
-        give the same bits on every backend. :func:`unmerge` gives W itself back, which a subtraction
+        give the same bits on every backend. ``unmerge`` gives W itself back, which a subtraction
         can't.
         """
         import numpy as np
@@ -198,7 +198,7 @@ def unmerge(merged: Tree, originals: Mapping[str, Array]) -> Tree:
     Parameters
     ----------
     merged, originals
-        What :meth:`LoRA.merge` gave.
+        What ``LoRA.merge`` gave.
     """
     _check_paths(merged, originals)
     flat = tree.flatten(merged)

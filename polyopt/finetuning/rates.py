@@ -88,7 +88,7 @@ def layer_rates(rule: Stage, factors: Members) -> Stage:
 
     Every field ``lr`` of every rule inside is multiplied, so decoupled weight decay follows it, as it does in
     torch's parameter groups. The first pattern that matches counts; parameters that none matches keep
-    their rate. For a factor 0 the slots still move; :func:`~polyopt.finetuning.freeze` costs nothing.
+    their rate. For a factor 0 the slots still move; ``freeze`` costs nothing.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def layer_decay(rule: Stage, layers: Sequence[Pattern], decay: float) -> Stage:
     rule
         A rule, a chain or a partition.
     layers
-        The layers, the lowest first: one pattern each, or :func:`numbered_layers`. Parameters that none
+        The layers, the lowest first: one pattern each, or ``numbered_layers``. Parameters that none
         matches have the top layer's rate.
     decay
         In (0, 1]: 1/2.6 in ULMFiT, 0.65 to 0.9 for transformers.

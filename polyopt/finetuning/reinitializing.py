@@ -22,9 +22,9 @@ def reinitialize(
 ) -> Tree:
     """``params`` with the leaves that a pattern matches drawn anew; the others are the same arrays.
 
-    A draw is keyed by (``seed``, path), as :meth:`Initializer.init <polyopt.models.initializers.Initializer.init>`
+    A draw is keyed by (``seed``, path), as ``Initializer.init``
     does it, so it is the same bits on every backend, whatever else is drawn. Shape, dtype and
-    device stay. Reset the leaves' slots by :func:`~polyopt.finetuning.reset`.
+    device stay. Reset the leaves' slots by ``reset``.
 
     Parameters
     ----------

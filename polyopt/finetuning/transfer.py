@@ -33,7 +33,7 @@ def transfer(
         A state of ``before``; it is not changed.
     params
         The parameters as they are now; ``None`` for leaves that are frozen by a
-        :func:`~polyopt.finetuning.split`.
+        ``split``.
     before, after
         Optimizers whose rules treat a common leaf by the same kinds of rules, with whatever hyperparameters.
     fresh
@@ -81,7 +81,7 @@ def transfer(
 def reset(state: State, params: Tree, optimizer: Optimizer, *patterns: Pattern) -> State:
     """``state`` with fresh slots, and bias corrections from the start, for the leaves that match.
 
-    What goes with :func:`~polyopt.finetuning.reinitialize`: give it the new parameters.
+    What goes with ``reinitialize``: give it the new parameters.
 
     >>> import numpy as np
     >>> from polyopt import Adam, Optimizer

@@ -29,12 +29,12 @@ class GradualUnfreezing:
         What updates the layers that are not frozen: a rule, a chain or a partition.
     layers
         The layers, the lowest first: one pattern each, or
-        :func:`~polyopt.finetuning.numbered_layers`. Parameters that no pattern matches are always trained.
+        ``numbered_layers``. Parameters that no pattern matches are always trained.
     steps
         The numbers of updates before which a layer thaws, in order; an integer k means k, 2k, 3k, …. With
         fewer numbers than layers below the top, the lowest layers stay frozen.
     options
-        Further arguments of :class:`~polyopt.Optimizer`.
+        Further arguments of ``Optimizer``.
 
     Examples
     --------
@@ -102,7 +102,7 @@ class GradualUnfreezing:
         return Optimizer(self.stage(step), **self.options)
 
     def split(self, params: Tree, step: int) -> tuple[Tree, Tree]:
-        """``(trained, frozen)`` at the coming update: see :func:`~polyopt.finetuning.split`.
+        """``(trained, frozen)`` at the coming update: see ``split``.
 
         Every layer's pattern must match a path, also of those that are trained already.
         """
@@ -113,7 +113,7 @@ class GradualUnfreezing:
         """The state for the optimizer of the coming update, from that of the one before a change.
 
         The slots of the layers that were trained are the same arrays, the layer that thaws has fresh ones:
-        see :func:`~polyopt.finetuning.transfer`. ``params`` is the whole tree, or its trained part.
+        see ``transfer``. ``params`` is the whole tree, or its trained part.
         """
         step = int(state["step"])
         return transfer(state, params, self.optimizer(max(step - 1, 0)), self.optimizer(step))

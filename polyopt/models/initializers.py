@@ -220,7 +220,7 @@ class VarianceScaling(Initializer):
 
 @dataclass(frozen=True)
 class _Fixed(Initializer):
-    """A named case of :class:`VarianceScaling`; see there for the conventions."""
+    """A named case of ``VarianceScaling``; see there for the conventions."""
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = CONVENTIONS
 

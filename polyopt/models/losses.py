@@ -1,4 +1,4 @@
-"""Losses and metrics, written once against :class:`~polyopt.core.ops.Ops`."""
+"""Losses and metrics, written once against ``Ops``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def one_hot(xp: Ops, labels: Array, classes: int, like: Array) -> Array:
 def mean_squared_error(xp: Ops, prediction: Array, target: Array, *, weights: Array | None = None) -> Array:
     """The mean of ``(prediction - target)²`` over all elements, shapes alike: a 0-d array.
 
-    ``weights`` of shape (n,) are those of the samples, the first axis: see :func:`weighted_mean`.
+    ``weights`` of shape (n,) are those of the samples, the first axis: see ``weighted_mean``.
 
     >>> import numpy as np
     >>> float(mean_squared_error(np, np.array([[1.0], [2.0]]), np.array([[1.0], [4.0]])))
@@ -68,7 +68,7 @@ def cross_entropy(
     label_smoothing
         α in [0, 1): q = (1-α)·target + α/classes (Szegedy et al., 2016, section 7).
     weights
-        Of the samples, of shape (n,): see :func:`weighted_mean`.
+        Of the samples, of shape (n,): see ``weighted_mean``.
 
     Two classes are a softmax over two columns.
 

@@ -1,4 +1,4 @@
-"""Models for recipes, written once against :class:`~polyopt.core.ops.Ops`.
+"""Models for recipes, written once against ``Ops``.
 
 A model is a frozen dataclass with ``init(seed, dtype)``, a tree of host arrays, ``apply(xp, params, x)``,
 and ``features(xp, params, x)``, what each of its layers gives. Weights have the shape (inputs, outputs), as
@@ -43,7 +43,7 @@ OUTPUT = "output"
 
 
 class Initializer(Protocol):
-    """See :mod:`polyopt.models.initializers`."""
+    """See ``polyopt.models.initializers``."""
 
     def sample(self, shape: tuple[int, ...], seed: int, name: str, dtype: str = "float32") -> Any: ...
 
@@ -62,7 +62,7 @@ class Model(Protocol):
     def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
         """What each layer gives, by its name, the lowest first: arrays whose first axis is the samples.
 
-        The last is ``"output"``, in the bits of :meth:`apply`.
+        The last is ``"output"``, in the bits of ``apply``.
         """
 
 

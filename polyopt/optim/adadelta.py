@@ -28,7 +28,7 @@ class Adadelta(Descent):
     eps
         ε, in [0, inf): 1e-7 (keras), else 1e-6. With 0 nothing ever moves.
     convention, weight_decay, decay, mask
-        See :class:`~polyopt.optim.base.Descent`. λ is 0; ``"l2"`` (paper, torch, optax) or ``"decoupled"``
+        See ``Descent``. λ is 0; ``"l2"`` (paper, torch, optax) or ``"decoupled"``
         (keras).
 
     Slots: ``square_avg``, ``acc_delta``.

@@ -48,7 +48,7 @@ class AdaGrad(Descent):
     initial_accumulator
         s before the first step, in [0, inf): 0 (paper, torch) or 0.1 (optax, keras).
     convention, weight_decay, decay, mask
-        See :class:`~polyopt.optim.base.Descent`. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
+        See ``Descent``. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
         ``"none"`` (optax).
 
     Slots: ``sum``. With ε = 0, 0/0 counts as 0.

@@ -109,7 +109,7 @@ class Adam(Moments):
         ``"raw"``: x = max(x, v), corrected after (paper, torch, keras); ``"corrected"``: x = max(x, v̂)
         (optax).
     convention, weight_decay, decay, mask
-        See :class:`~polyopt.optim.base.Descent`. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
+        See ``Descent``. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
         ``"none"`` (optax).
 
     Slots: ``exp_avg`` (m), ``exp_avg_sq`` (v), ``max_exp_avg_sq`` (x) with AMSGrad. With ε = 0,
@@ -140,12 +140,12 @@ class AdamW(Moments):
     Parameters
     ----------
     lr, b1, b2, eps, eps_root, amsgrad, eps_placement, amsgrad_max
-        As of :class:`Adam`.
+        As of ``Adam``.
     convention, weight_decay, decay, mask
-        See :class:`~polyopt.optim.base.Descent`. λ is 1e-2 (paper, torch), 1e-4 (optax) or 4e-3 (keras);
+        See ``Descent``. λ is 1e-2 (paper, torch), 1e-4 (optax) or 4e-3 (keras);
         ``"decoupled"``.
 
-    Slots: as of :class:`Adam`.
+    Slots: as of ``Adam``.
 
     Deviation: in the paper λ is multiplied by the schedule's multiplier η_t but not by the base rate α. All
     three frameworks multiply it by lr = η_t·α, and so does every convention here, "paper" too;

@@ -40,7 +40,7 @@ class Adamax(Descent):
     eps_placement
         ``"norm"``: u = max(β2·u, |g| + ε) (torch, optax); ``"outside"``: m/(u + ε) (keras).
     convention, weight_decay, decay, mask
-        See :class:`~polyopt.optim.base.Descent`. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
+        See ``Descent``. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
         ``"none"`` (optax).
 
     Slots: ``exp_avg`` (m), ``exp_inf`` (u). With ε = 0, 0/0 counts as 0.

@@ -1,6 +1,6 @@
 """Averages of the weights over the steps, kept beside them: the last stage of a chain.
 
-``chain(Adam(), EMA(0.999))`` trains exactly as ``Adam()`` does; :func:`averaged` gives the average.
+``chain(Adam(), EMA(0.999))`` trains exactly as ``Adam()`` does; ``averaged`` gives the average.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class EMA(Elementwise):
 class PolyakAverage(Elementwise):
     """The mean of the parameters after each update: Polyak & Juditsky, 1992; torch's ``AveragedModel``.
 
-    ``mean += (p + update - mean)/n`` with n updates averaged so far; the last stage, as :class:`EMA`.
+    ``mean += (p + update - mean)/n`` with n updates averaged so far; the last stage, as ``EMA``.
 
     Parameters
     ----------

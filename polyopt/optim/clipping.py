@@ -99,7 +99,7 @@ class ClipByGlobalNorm(Global):
 class ClipByNorm(Leafwise):
     """Each leaf on its own is scaled so that its 2-norm is at most ``max_norm``: Keras' ``clipnorm``.
 
-    The conventions are those of :class:`ClipByGlobalNorm`.
+    The conventions are those of ``ClipByGlobalNorm``.
     """
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = NORM_CONVENTIONS

@@ -24,7 +24,7 @@ def explain(rule: Stage, ascii: bool = False) -> str:
     rule
         A rule, a chain (stage by stage) or a partition (pattern by pattern).
     ascii
-        Write Python: given ``g``, ``p``, ``t``, the slots and the functions of :mod:`polyopt.core.scalars`, the
+        Write Python: given ``g``, ``p``, ``t``, the slots and the functions of ``polyopt.core.scalars``, the
         text of a rule can be executed.
 
     Raises

@@ -1,7 +1,7 @@
 """A traced program as formulas to read: what gets a name, in which order, with no needless parenthesis.
 
 The operations and their order are those of the program, so the text rounds where the program rounds. With
-:data:`ASCII` it is Python.
+``ASCII`` it is Python.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class Formula:
         return f"{left}{self._notation.times if sign == 'times' else sign}{right}", level
 
     def _complement(self, i: Instruction) -> str | None:
-        """``1 - b^t`` where ``i`` is -expm1(t·log(b)), :func:`polyopt.core.scalars.one_minus_power`."""
+        """``1 - b^t`` where ``i`` is -expm1(t·log(b)), ``one_minus_power``."""
         inner = self._nodes.get(i.args[0])
         product = self._nodes.get(inner.args[0]) if inner and inner.op == "expm1" else None
         log = self._nodes.get(product.args[1]) if product and product.op == "multiply" else None

@@ -53,7 +53,7 @@ class NAdam(Descent):
     second
         ``"shrunk"``: v̂ = β2·v/(1-β2^t), as Algorithm 2 has it (paper); ``"plain"``: v̂ = v/(1-β2^t).
     convention, weight_decay, decay, mask
-        See :class:`~polyopt.optim.base.Descent`. λ is 0; ``"l2"`` (paper, torch; torch's
+        See ``Descent``. λ is 0; ``"l2"`` (paper, torch; torch's
         ``decoupled_weight_decay=True`` is ``"decoupled"``), ``"decoupled"`` (keras), ``"none"`` (optax).
 
     Slots: ``exp_avg`` (m), ``exp_avg_sq`` (v), and the scalar ``mu_product`` (μ_1⋯μ_t) if μ_t warms up. It is

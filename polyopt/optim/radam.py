@@ -49,7 +49,7 @@ class RAdam(Descent):
     at_threshold
         What happens at ρ = threshold: ``"plain"`` (paper, torch) or ``"rectified"`` (optax).
     convention, weight_decay, decay, mask
-        See :class:`~polyopt.optim.base.Descent`. λ is 0; ``"l2"`` (paper, torch; torch's
+        See ``Descent``. λ is 0; ``"l2"`` (paper, torch; torch's
         ``decoupled_weight_decay=True`` is ``"decoupled"``), ``"none"`` (optax). Keras has no RAdam.
 
     Slots: ``exp_avg`` (m), ``exp_avg_sq`` (v). ρ is what is left of a cancellation: the frameworks'
@@ -60,7 +60,7 @@ class RAdam(Descent):
     >>> RAdam(convention="keras")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    polyopt.core.errors.InputError: RAdam: convention = 'keras' is not one ... known: 'optax', 'paper', 'torch'
+    polyopt.core.errors.InputError: RAdam: convention = 'keras' ... known: 'optax', 'paper', 'torch'
     """
 
     lr: Any = hyper(None, low=0.0)

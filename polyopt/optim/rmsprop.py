@@ -47,7 +47,7 @@ class RMSprop(Descent):
         ``"heavy_ball"`` (torch) or ``"lr_in_buffer"`` (paper, optax, keras). Keras keeps this buffer with the
         opposite sign; the parameters are the same.
     convention, weight_decay, decay, mask
-        See :class:`~polyopt.optim.base.Descent`. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
+        See ``Descent``. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
         ``"none"`` (optax).
 
     Slots: ``square_avg``; ``grad_avg`` if centered; ``momentum_buffer`` where there is momentum.

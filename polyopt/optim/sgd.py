@@ -49,7 +49,7 @@ class SGD(Descent):
     first
         ``"undamped"`` (torch): the first step sets b = g, whatever τ is. ``"damped"``: b = (1-τ)g.
     convention, weight_decay, decay, mask
-        See :class:`~polyopt.optim.base.Descent`. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
+        See ``Descent``. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
         ``"none"`` (optax).
 
     Slots: ``momentum_buffer`` where there is momentum.

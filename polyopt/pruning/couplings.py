@@ -159,7 +159,7 @@ def head_coupling(
     tiles
         3 where ``inputs`` is one joint weight with all queries, then all keys, then all values.
     layout
-        As of :func:`chain_couplings`.
+        As of ``chain_couplings``.
 
     Raises
     ------

@@ -89,7 +89,7 @@ def score_masks(
     scores
         A tree, or ``{path: array}``, of floating-point arrays; negative ones count as lower than 0.
     sparsity, select, within
-        As of :func:`magnitude_masks`.
+        As of ``magnitude_masks``.
     scope
         ``"leaf"``, ``"global"``, or ``"row"``: each output unit by itself (Wanda).
     layout
@@ -99,7 +99,7 @@ def score_masks(
     Raises
     ------
     InputError
-        As of :func:`magnitude_masks`; and for ``within`` with ``"row"``.
+        As of ``magnitude_masks``; and for ``within`` with ``"row"``.
 
     Examples
     --------
@@ -145,12 +145,12 @@ def random_masks(
     seed, step
         With the leaf's path they key the draw.
     params, sparsity, scope, select, within
-        As of :func:`magnitude_masks`.
+        As of ``magnitude_masks``.
 
     Raises
     ------
     InputError
-        As of :func:`magnitude_masks`.
+        As of ``magnitude_masks``.
 
     Examples
     --------
@@ -184,7 +184,7 @@ def threshold_masks(
     Raises
     ------
     InputError
-        Without a limit, for one that is NaN, and as of :func:`magnitude_masks`.
+        Without a limit, for one that is NaN, and as of ``magnitude_masks``.
 
     Examples
     --------
@@ -234,12 +234,12 @@ def n_of_m_masks(
     scores
         What decides instead of the magnitude; a tree like ``params``, or ``{path: array}``.
     params, select, within
-        As of :func:`magnitude_masks`; a group of which fewer than ``n`` are left keeps those.
+        As of ``magnitude_masks``; a group of which fewer than ``n`` are left keeps those.
 
     Raises
     ------
     InputError
-        Where ``m`` doesn't divide a leaf's axis, and as of :func:`magnitude_masks`.
+        Where ``m`` doesn't divide a leaf's axis, and as of ``magnitude_masks``.
 
     Examples
     --------

@@ -19,7 +19,7 @@ def encoder_couplings(
     A head is pruned with its queries, keys, values and their biases, and what reads it in the output
     projection (Michel, Levy & Neubig, "Are sixteen heads really better than one?", 2019); a neuron of the
     feed-forward layer with its bias, and what reads it. The hidden states keep their width, so nothing that
-    is normalized is cut, and the encoder that is left after :func:`~polyopt.pruning.shrink` computes what the
+    is normalized is cut, and the encoder that is left after ``shrink`` computes what the
     masked one does. Rank heads and neurons apart: a head has more weights, so a larger norm.
 
     Parameters

@@ -142,7 +142,7 @@ def apply_masks(xp: Ops, params: Tree, masks: Mapping[str, Array]) -> Tree:
     """``params`` with 0 wherever a mask is ``False``; leaves without a mask are handed on as they are.
 
     For use in a loss, with the ``xp`` that it is given: differentiable, and it joins compiled functions; the
-    gradient is 0 where the mask is. :func:`pruned` is faster elsewhere.
+    gradient is 0 where the mask is. ``pruned`` is faster elsewhere.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def apply_masks(xp: Ops, params: Tree, masks: Mapping[str, Array]) -> Tree:
 
 
 def pruned(params: Tree, masks: Mapping[str, Array]) -> Tree:
-    """As :func:`apply_masks`, for weights outside of any loss: new arrays, which are constants.
+    """As ``apply_masks``, for weights outside of any loss: new arrays, which are constants.
 
     Raises
     ------

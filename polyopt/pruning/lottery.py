@@ -15,7 +15,7 @@ from polyopt.pruning.masking import masks_of, with_masks
 from polyopt.pruning.schedules import Iterative, SparsitySchedule
 
 Criterion: TypeAlias = Callable[..., Masks]
-"""``criterion(params, sparsity, within=masks)``: :func:`~polyopt.pruning.magnitude_masks`, say."""
+"""``criterion(params, sparsity, within=masks)``: ``magnitude_masks``, say."""
 
 
 def prune(
@@ -34,13 +34,13 @@ def prune(
     Parameters
     ----------
     optimizer
-        One of :func:`~polyopt.pruning.masked`.
+        One of ``masked``.
     schedule
         Asked about ``state["step"]``, the number of updates made.
     criterion
         With ``functools.partial``, for its scope and selection.
     donate
-        As of :func:`~polyopt.pruning.with_masks`.
+        As of ``with_masks``.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def prune(
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a round of :func:`lottery` found: which weights to keep, and their values to start from."""
+    """What a round of ``lottery`` found: which weights to keep, and their values to start from."""
 
     round: int
     sparsity: float
@@ -96,7 +96,7 @@ def lottery(
         them, start by ``with_masks(optimizer, params, optimizer.init(params), masks)``, or with the state of
         the early step.
     criterion
-        As of :func:`prune`.
+        As of ``prune``.
 
     Yields
     ------

@@ -31,7 +31,7 @@ SLOT = "mask"
 
 @dataclass(frozen=True)
 class MaskGradients(Elementwise):
-    """The gradients of pruned weights become 0, whatever they are. Put in by :func:`masked`."""
+    """The gradients of pruned weights become 0, whatever they are. Put in by ``masked``."""
 
     def slots(self) -> tuple[Slot, ...]:
         return (Slot(SLOT, init=1.0, constant=True),)
@@ -42,7 +42,7 @@ class MaskGradients(Elementwise):
 
 @dataclass(frozen=True)
 class HoldAtZero(Elementwise):
-    """Pruned weights become 0, whatever the update before was. Put in by :func:`masked`."""
+    """Pruned weights become 0, whatever the update before was. Put in by ``masked``."""
 
     LAST: ClassVar[bool] = True
 
@@ -54,7 +54,7 @@ class HoldAtZero(Elementwise):
 
 
 def masked(stage: Stage) -> Chain:
-    """``stage`` with masks: the weights that :func:`with_masks` prunes stay 0, and out of all it computes.
+    """``stage`` with masks: the weights that ``with_masks`` prunes stay 0, and out of all it computes.
 
     Their gradients enter neither moments nor global norms, their slots stay 0, and they don't decay. Until
     masks are set it does exactly what ``stage`` does. The slots and hyperparameters of ``stage`` have names
@@ -83,7 +83,7 @@ def masked(stage: Stage) -> Chain:
 
 
 def unmasked(stage: Stage) -> Stage:
-    """``stage`` without what :func:`masked` put in, anywhere inside.
+    """``stage`` without what ``masked`` put in, anywhere inside.
 
     >>> from polyopt import Adam
     >>> unmasked(masked(Adam())) == Adam()
@@ -115,9 +115,9 @@ def with_masks(
     Parameters
     ----------
     optimizer
-        One with :func:`masked` around what updates the leaves of ``masks``.
+        One with ``masked`` around what updates the leaves of ``masks``.
     params, state
-        By path, of this optimizer; or a state of the optimizer without :func:`masked`: so does a run that
+        By path, of this optimizer; or a state of the optimizer without ``masked``: so does a run that
         began without masks go on. They are not changed.
     masks
         ``{path: bool array}``, ``True`` to keep.
@@ -128,7 +128,7 @@ def with_masks(
     Raises
     ------
     InputError
-        For a mask that has no parameter, not its shape, or that no :func:`masked` looks after, and for a
+        For a mask that has no parameter, not its shape, or that no ``masked`` looks after, and for a
         state that isn't this optimizer's.
     """
     owner = "with_masks"
@@ -162,7 +162,7 @@ def with_masks(
 
 
 def masks_of(state: State) -> Masks:
-    """The masks that ``state`` holds, ``{path: bool array}``: those of all leaves under :func:`masked`.
+    """The masks that ``state`` holds, ``{path: bool array}``: those of all leaves under ``masked``.
 
     >>> import numpy as np
     >>> from polyopt import SGD, Optimizer

@@ -109,7 +109,7 @@ def lowest(keys: Any, count: int) -> Any:
 
 
 def keep_highest_in_rows(rows: Any, prune: int, name: str, *, magnitude: bool = False) -> Any:
-    """:func:`keep_highest` for each row of a 2-d array by itself: a bool array of its shape.
+    """``keep_highest`` for each row of a 2-d array by itself: a bool array of its shape.
 
     >>> keep_highest_in_rows(np.array([[3.0, 1.0, 1.0], [0.0, 2.0, 1.0]]), 1, "w").tolist()
     [[True, False, True], [False, True, True]]

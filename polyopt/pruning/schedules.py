@@ -1,6 +1,6 @@
 """Sparsity over time: at once, gradually, or round by round.
 
-A :class:`SparsitySchedule` is a :class:`~polyopt.schedules.Schedule` of the number of updates made, which
+A ``SparsitySchedule`` is a ``Schedule`` of the number of updates made, which
 also says after which of them weights are pruned.
 """
 

@@ -1,7 +1,7 @@
 """Scores that look at more than the weights: SNIP's, movement pruning's and Wanda's.
 
 Gradients and activations come in as trees of arrays; what comes out is ``{path: array}`` for
-:func:`~polyopt.pruning.score_masks`. They are computed on the host in the leaf's dtype (halves in float32),
+``score_masks``. They are computed on the host in the leaf's dtype (halves in float32),
 so equal inputs give equal bits on every backend.
 """
 
@@ -35,7 +35,7 @@ def snip_scores(params: Tree, grads: Tree, *, select: Pattern | None = None) -> 
     params, grads
         Trees of the same leaves.
     select
-        As of :func:`~polyopt.pruning.magnitude_masks`.
+        As of ``magnitude_masks``.
 
     Raises
     ------
@@ -61,13 +61,13 @@ def movement_scores(
 ) -> dict[str, Array]:
     """``S - lr·w·g``: positive for weights that move away from zero (Sanh et al., 2020, eq. 4).
 
-    Call it with each batch's gradients and the scores so far (0 before the first); :class:`Movement` does the
+    Call it with each batch's gradients and the scores so far (0 before the first); ``Movement`` does the
     same inside the optimizer's kernel.
 
     Raises
     ------
     InputError
-        As of :func:`snip_scores`; and where a score is missing or of another shape.
+        As of ``snip_scores``; and where a score is missing or of another shape.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class Movement(Elementwise):
     ``movement`` is saved with the state; prune with ``score_masks(state["slots"]["movement"], sparsity)``.
 
     Deviation: the paper keeps the values of pruned weights, which may come back; under
-    :func:`~polyopt.pruning.masked` they are 0, so their scores stand still.
+    ``masked`` they are 0, so their scores stand still.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class Movement(Elementwise):
 
 
 def input_norms(x: Array) -> Array:
-    """The L2 norm of each input feature over all samples: what :func:`wanda_scores` wants of a layer.
+    """The L2 norm of each input feature over all samples: what ``wanda_scores`` wants of a layer.
 
     ``x`` has shape (…, features), a linear layer's input; the sums are taken in float64 on the host.
 
@@ -150,7 +150,7 @@ def wanda_scores(
     params
         A tree of floating-point arrays of any framework.
     norms
-        For the path of each weight, the norms of its inputs' features (:func:`input_norms`), of shape (in,).
+        For the path of each weight, the norms of its inputs' features (``input_norms``), of shape (in,).
     layout
         ``"in_out"`` (Keras, JAX: inputs along the last axis but one) or ``"out_in"`` (torch: along the
         second).

@@ -59,7 +59,7 @@ def shrink(params: Tree, masks: Mapping[str, Array], couplings: Sequence[Couplin
     params
         A tree of arrays; it isn't changed.
     masks
-        Such as :func:`~polyopt.pruning.structured_masks` makes.
+        Such as ``structured_masks`` makes.
     couplings
         The same as they were made with.
 
@@ -84,7 +84,7 @@ def shrink(params: Tree, masks: Mapping[str, Array], couplings: Sequence[Couplin
 def shrink_state(
     state: State, params: Tree, masks: Mapping[str, Array], couplings: Sequence[Coupling]
 ) -> State:
-    """An optimizer's state for what :func:`shrink` gives: its slots cut as their parameters are.
+    """An optimizer's state for what ``shrink`` gives: its slots cut as their parameters are.
 
     ``params`` are those before. A slot that has not its parameter's shape stays whole.
 

@@ -1,6 +1,6 @@
 """Pruning whole units: neurons, channels and heads, with every slice that belongs to them.
 
-To prune a unit of a :class:`~polyopt.pruning.Coupling` is to mask all of its slices: in the weight that makes
+To prune a unit of a ``Coupling`` is to mask all of its slices: in the weight that makes
 it, in that one's bias and scale, and in the weight that reads it. So what is left computes as if it had never
 been there, whatever the activation function gives for 0.
 """
@@ -90,9 +90,9 @@ def structured_masks(
     sparsity
         The share of units to prune, in [0, 1); of n, ``round(sparsity · n)``, the first of equal ones.
     couplings
-        What the units are: :func:`chain_couplings`, :func:`head_coupling`, or by hand.
+        What the units are: ``chain_couplings``, ``head_coupling``, or by hand.
     norm
-        As of :func:`unit_scores`; 2 is torch's ``ln_structured(n=2)``.
+        As of ``unit_scores``; 2 is torch's ``ln_structured(n=2)``.
     scope
         ``"coupling"``: in each by itself; ``"global"``: of all together.
     scores
@@ -101,7 +101,7 @@ def structured_masks(
     Returns
     -------
     dict
-        A mask for every leaf of the couplings. :func:`shrink` removes what they prune.
+        A mask for every leaf of the couplings. ``shrink`` removes what they prune.
 
     Raises
     ------

@@ -92,7 +92,7 @@ def drop_weights(
     """A random share of the weights set to 0: ``round(share · n)`` of a leaf of n.
 
     Drawn by (``seed``, path, ``step``), so the same bits on every backend; ``select`` as of
-    :func:`~polyopt.pruning.magnitude_masks`.
+    ``magnitude_masks``.
 
     Raises
     ------

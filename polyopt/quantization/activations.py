@@ -19,7 +19,7 @@ def quantize_inputs(
     """``apply(xp, params, *args)`` in which the inputs of linear layers are put on their grids.
 
     Wherever a parameter whose path has a grid stands on the right of a ``matmul``, transposed or not, the
-    left side is first rounded: (clip(round(x·(1/s)) + z, low, high) - z)·s, by :func:`fake_quantize`. It is
+    left side is first rounded: (clip(round(x·(1/s)) + z, low, high) - z)·s, by ``fake_quantize``. It is
     ``convention="torch"`` that multiplies by 1/s, and it is used here whatever the grids came from: compilers
     divide by a constant in this way in any case, so the codes are the same bits compiled and not, on every
     backend.
@@ -30,10 +30,10 @@ def quantize_inputs(
         A model's ``apply``, written against ``xp``. The parameters that it is given must be the objects that
         it multiplies with.
     grids
-        By path of the layer's weight: from :func:`calibrate` or :func:`load_grids`. Without any, ``apply``
+        By path of the layer's weight: from ``calibrate`` or ``load_grids``. Without any, ``apply``
         is given back.
     gradient
-        As of :func:`fake_quantize`.
+        As of ``fake_quantize``.
 
     Raises
     ------

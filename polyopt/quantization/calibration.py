@@ -72,12 +72,12 @@ class Calibration:
         return Calibration(self.batches + 1, tuple(after.items()))
 
     def grids(self, observer: Observer | None = None, scheme: Integer = ACTIVATIONS) -> dict[str, Grid]:
-        """A :class:`Grid` for every path.
+        """A ``Grid`` for every path.
 
         Parameters
         ----------
         observer
-            :class:`MinMax` by default, :class:`Percentile`, :class:`MSE` or :class:`Entropy`.
+            ``MinMax`` by default, ``Percentile``, ``MSE`` or ``Entropy``.
         scheme
             ``per="tensor"``: one scale for each path, by the formulas of the scheme's convention in float32.
         """
@@ -98,7 +98,7 @@ class Calibration:
 def calibrate(
     batches: Iterable[Tree], observer: Observer | None = None, scheme: Integer = ACTIVATIONS
 ) -> dict[str, Grid]:
-    """The grids of all paths of ``batches``, seen one after the other: see :class:`Calibration`.
+    """The grids of all paths of ``batches``, seen one after the other: see ``Calibration``.
 
     >>> import numpy as np
     >>> from polyopt.quantization import Entropy, Integer

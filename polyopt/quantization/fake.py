@@ -44,7 +44,7 @@ def fake_quantize(
         The range of codes: -127 and 127, say.
     convention
         ``"paper"``, ``"torch"``, ``"keras"``, ``"tensorflow"``: how codes are rounded, as for
-        :class:`Integer`. ``"paper"`` divides, ``"torch"`` and ``"keras"`` multiply by 1/s, both half to even;
+        ``Integer``. ``"paper"`` divides, ``"torch"`` and ``"keras"`` multiply by 1/s, both half to even;
         ``"tensorflow"`` has floor(· + ½) and holds x within the grid first.
     gradient
         ``"clipped"``: 0 where the code is out of range, as in torch, or with ``"tensorflow"`` where x is
@@ -103,7 +103,7 @@ def fake_quantize_weight(xp: Ops, w: Array, scheme: Integer, *, gradient: str = 
     """What ``dequantize(quantize(w, scheme))`` is, inside a loss: the scales follow the weights.
 
     The scales are computed from ``w`` in every call, and are constants to the gradient. The bits are those of
-    :func:`quantize` as long as the framework rounds every operation by itself: always without compilation.
+    ``quantize`` as long as the framework rounds every operation by itself: always without compilation.
 
     >>> import numpy as np
     >>> import polyopt as po
@@ -156,7 +156,7 @@ def _rounded(xp: Ops, x: Array, on: _Grid) -> tuple[Array, Array]:
 
 
 def _chosen(xp: Ops, scheme: Integer, low: Array, high: Array) -> _Grid:
-    """:func:`polyopt.quantization.host.choose` in the framework's operations."""
+    """``choose`` in the framework's operations."""
     if scheme.symmetric:
         scale, inverse = _symmetric(xp, scheme, xp.maximum(-low, high))
         return _Grid(scale, inverse, xp.zeros_like(scale), *scheme.range, scheme.convention)

@@ -191,7 +191,7 @@ class _Rounder:
 
 
 def _boxes(cut: Blocks) -> Iterator[Box]:
-    """Boxes of about :data:`BLOCK` elements that cover the view: where they lie in it, and in the scales."""
+    """Boxes of about ``BLOCK`` elements that cover the view: where they lie in it, and in the scales."""
     a, b, c = cut.view
     if not a * b * c:
         return
@@ -237,7 +237,7 @@ def pack(codes: Host) -> Host:
 
 
 def unpack(packed: Host, shape: tuple[int, ...]) -> Host:
-    """The int8 codes of ``shape`` that :func:`pack` was given.
+    """The int8 codes of ``shape`` that ``pack`` was given.
 
     >>> unpack(np.uint8([241, 7]), (3,)).tolist()
     [1, -1, 7]

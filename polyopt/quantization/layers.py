@@ -31,7 +31,7 @@ def gptq_layers(
     block: int = 128,
     order: str = "natural",
 ) -> Tree:
-    """``params`` with a :class:`Quantized` for each selected leaf, those of linear layers by :func:`gptq`.
+    """``params`` with a ``Quantized`` for each selected leaf, those of linear layers by ``gptq``.
 
     The samples go through the model once. As soon as a layer's inputs are known its weights are quantized,
     and it is the quantized ones that compute what the next layer is given: Frantar et al., 2023, section 4.
@@ -46,17 +46,17 @@ def gptq_layers(
     x
         The samples, as ``apply`` takes them.
     select
-        The leaves, as of :func:`quantize`. A selected one that no linear layer has, an embedding say, is
+        The leaves, as of ``quantize``. A selected one that no linear layer has, an embedding say, is
         rounded to nearest.
     masks
         ``{path: bool array}``: what is kept of a leaf; the rest is stored as 0.
     damping, block, order
-        As of :func:`gptq`.
+        As of ``gptq``.
 
     Raises
     ------
     InputError
-        As :func:`gptq` and :func:`quantize` do, by the path of the leaf; where no linear layer is selected.
+        As ``gptq`` and ``quantize`` do, by the path of the leaf; where no linear layer is selected.
 
     Examples
     --------

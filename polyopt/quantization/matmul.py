@@ -61,7 +61,7 @@ def int8_linear(x: Array, weight: Quantized, grid: Grid | None = None, *, bias: 
     weight
         Two axes, by its scheme's ``layout``; of 8 or 4 bits, per tensor or per channel of the outputs.
     grid
-        That of ``x`` from :func:`calibrate`. By default each row has its own: symmetric, with the row's
+        That of ``x`` from ``calibrate``. By default each row has its own: symmetric, with the row's
         largest magnitude at 127; a row that holds NaN or inf has none that is a number, and becomes NaN.
     bias
         (out,).

@@ -17,12 +17,12 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 class Quantized:
     """What stands in a tree of parameters for a leaf that was quantized.
 
-    Its arrays are of the framework of the leaf and on its device. Made by :func:`quantize` and :func:`gptq`.
+    Its arrays are of the framework of the leaf and on its device. Made by ``quantize`` and ``gptq``.
     """
 
     codes: Array
     """int8 of ``shape``; for 4 bits uint8 of (⌈n/2⌉,), C order, the first of two codes in the low half of its
-    byte; for a :class:`Cast` the leaf in that dtype."""
+    byte; for a ``Cast`` the leaf in that dtype."""
     scale: Array | None
     """float32, or float64 for a float64 leaf. Shape () for a tensor; the leaf's with 1 outside of the axis of
     the channels; the leaf's with n/group_size along the axis of the groups."""

@@ -58,14 +58,14 @@ class Report:
 
 
 def report(before: Tree, after: Tree) -> Report:
-    """Compare weights with what :func:`quantize` made of them.
+    """Compare weights with what ``quantize`` made of them.
 
     Parameters
     ----------
     before, after
-        Trees of the same paths; leaves of ``after`` may be :class:`Quantized`.
+        Trees of the same paths; leaves of ``after`` may be ``Quantized``.
 
-    Errors are in float64. Raises :class:`~polyopt.core.errors.InputError`, naming the leaf, where the two don't
+    Errors are in float64. Raises ``InputError``, naming the leaf, where the two don't
     belong together.
 
     >>> from polyopt.quantization import Integer, quantize

@@ -54,9 +54,9 @@ def to_arrays(params: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any], like: Tree = None) -> Tree:
-    """What :func:`to_arrays` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
+    """What ``to_arrays`` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
 
-    Raises :class:`~polyopt.core.errors.InputError`, naming the leaf, where the two don't belong together.
+    Raises ``InputError``, naming the leaf, where the two don't belong together.
     """
     leaves: dict[str, Any] = {}
     used = set()
@@ -79,10 +79,10 @@ def save(
     *,
     grids: Mapping[str, Grid] | None = None,
 ) -> None:
-    """Write a tree with quantized leaves to a safetensors file, by :func:`polyopt.checkpoint.save`.
+    """Write a tree with quantized leaves to a safetensors file, by ``save``.
 
     Four bits take half a byte. The file is replaced as a whole; ``meta`` is plain data of the caller,
-    ``grids`` are those of activations, by the path of the layer's weight, which :func:`load_grids` reads.
+    ``grids`` are those of activations, by the path of the layer's weight, which ``load_grids`` reads.
 
     >>> import numpy as np, os, tempfile
     >>> from polyopt.quantization import quantize
@@ -108,7 +108,7 @@ def load(
     backend: str | Backend | None = None,
     device: str | None = None,
 ) -> Tree:
-    """What :func:`save` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
+    """What ``save`` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
 
     ``like``'s leaves may be anything: only their paths count. ``backend`` and ``device``: where the arrays
     go, the host by default.
@@ -130,7 +130,7 @@ def load(
 
 
 def load_grids(path: str | os.PathLike[str]) -> dict[str, Grid]:
-    """The grids of activations in a file of :func:`save`, by the path of the layer's weight; none, ``{}``.
+    """The grids of activations in a file of ``save``, by the path of the layer's weight; none, ``{}``.
 
     With them ``quantize_inputs(apply, grids)`` is the model that was kept.
 
@@ -143,7 +143,7 @@ def load_grids(path: str | os.PathLike[str]) -> dict[str, Grid]:
     Raises
     ------
     CheckpointError
-        As :func:`load` does, and for grids that are none.
+        As ``load`` does, and for grids that are none.
     """
     found = checkpoint.load(path)
     kept = found.meta.get(GRIDS, {})
@@ -158,7 +158,7 @@ def load_grids(path: str | os.PathLike[str]) -> dict[str, Grid]:
 def moved(params: Tree, backend: str | Backend, *, device: str | None = None) -> Tree:
     """A copy of a tree with quantized leaves on another framework or device, in the same bits.
 
-    What :func:`polyopt.convert` does for plain arrays.
+    What ``convert`` does for plain arrays.
 
     >>> import numpy as np
     >>> from polyopt.quantization import quantize

@@ -198,7 +198,7 @@ def to_plain(scheme: Scheme) -> dict[str, Any]:
 
 
 def from_plain(data: Any, path: str = "") -> Scheme:
-    """What :func:`to_plain` gave; anything else is an :class:`~polyopt.core.errors.InputError`."""
+    """What ``to_plain`` gave; anything else is an ``InputError``."""
     if not isinstance(data, Mapping) or str(data.get("kind")) not in SCHEMES:
         raise InputError(f"leaf {path!r}: {data!r:.80} is no quantization scheme")
     fields = {k: v for k, v in data.items() if k != "kind"}

@@ -23,14 +23,14 @@ OVERFLOWS = {"float16": 65520.0, "bfloat16": (2 - 2.0**-8) * 2.0**127}
 
 
 def quantize(params: Tree, scheme: Scheme, select: Pattern | None = None) -> Tree:
-    """``params`` with a :class:`Quantized` in the place of each selected leaf.
+    """``params`` with a ``Quantized`` in the place of each selected leaf.
 
     Parameters
     ----------
     params
         Weights of any framework, floating: a tree, or one array. They are not changed.
     scheme
-        :class:`Integer` or :class:`Cast`.
+        ``Integer`` or ``Cast``.
     select
         The leaves, by path: a regular expression that is searched for, or a predicate. By default all that
         are floating and have at least two axes: not biases and the like. What is quantized already stays so.
@@ -66,7 +66,7 @@ def quantize(params: Tree, scheme: Scheme, select: Pattern | None = None) -> Tre
 
 
 def dequantize(params: Tree) -> Tree:
-    """``params`` with each :class:`Quantized` leaf as an array again: (q - z)·s in its own shape and dtype.
+    """``params`` with each ``Quantized`` leaf as an array again: (q - z)·s in its own shape and dtype.
 
     The same bits on every framework; it may stand in a compiled function.
 

@@ -51,7 +51,7 @@ class Component:
 
     @classmethod
     def parse(cls, table: Any, kind: str) -> Component:
-        """Read a table, or a bare name; raises :class:`~polyopt.recipe.problems.Problem`."""
+        """Read a table, or a bare name; raises ``Problem``."""
         label = SCHEDULE_KEY if kind in SCHEDULED else "name"
         if isinstance(table, str) and kind not in SCHEDULED:
             table = {label: table}
@@ -87,7 +87,7 @@ class Component:
         return {label: self.name} | {key: _plain(value) for key, value in self.options}
 
     def build(self) -> Any:
-        """The object itself; raises :class:`~polyopt.recipe.problems.Problem` for an option out of range."""
+        """The object itself; raises ``Problem`` for an option out of range."""
         target = REGISTRIES[self.kind][self.name]
         fields = {f.name: f for f in dataclasses.fields(target)}
         for key, value in self.options:

@@ -184,7 +184,7 @@ class Distil(Section):
         return {key: term for key in keys if (term := getattr(self, key)) is not None}
 
     def build(self) -> DistillationLoss:
-        """The loss of the logits: of one teacher, or an :class:`~polyopt.distillation.Ensemble`."""
+        """The loss of the logits: of one teacher, or an ``Ensemble``."""
         standardize = "paper" if self.standardize else None
         loss: DistillationLoss
         if self.loss == "soft_targets":

@@ -16,8 +16,8 @@ class MiniLM:
 
     Its samples are rows of ``inputs`` token numbers, int32, 0 for padding. Parameters are named
     ``body.encoder.layer.0…`` as they were published, and ``head.weight``, ``head.bias``. The body starts as
-    it was published, the head as the recipe's initializers draw it. See :mod:`polyopt.models.pretrained.minilm` for
-    what must be installed.
+    it was published, the head as the recipe's initializers draw it. See
+    ``polyopt.models.pretrained.minilm`` for     what must be installed.
 
     Its layers give hidden states of shape (n, tokens, 384), 0 for padding: ``body.encoder.layer.0``, …; their
     mean over the tokens, (n, 384), is ``pooled``.

@@ -87,7 +87,7 @@ class Federated(Section):
         return Rounds(self.rows(labels, seed), local, self.fraction, seed)
 
     def build_server(self) -> Server:
-        """See :class:`polyopt.federated.Server`."""
+        """See ``Server``."""
         from polyopt.engine.optimizer import Optimizer
 
         aggregates = {"fedavg": fedavg, "median": median}

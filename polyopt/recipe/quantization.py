@@ -53,7 +53,7 @@ class Activations(Section):
         return Integer(bits=self.bits, per="tensor", symmetric=self.symmetric)
 
     def built(self) -> Observer:
-        """As :func:`polyopt.quantization.calibrate` takes it."""
+        """As ``calibrate`` takes it."""
         options = {key: getattr(self, key) for key in BY_OBSERVER.get(self.observer, {})}
         return OBSERVERS[self.observer](**options)
 
@@ -117,7 +117,7 @@ class Quantize(Section):
         return self
 
     def scheme(self, layout: str = "in_out") -> Integer | Cast:
-        """As :func:`polyopt.quantization.quantize` takes it, for weights that lie so."""
+        """As ``quantize`` takes it, for weights that lie so."""
         if self.dtype is not None:
             return Cast(self.dtype)
         given = {key: getattr(self, key) for key in INTEGERS if getattr(self, key) is not None}

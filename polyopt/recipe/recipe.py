@@ -52,8 +52,8 @@ TRAIN_KEYS = ("epochs", "steps", "batch_size")
 class Recipe(Section):
     """Everything that decides the numbers of a run; immutable, and the same as TOML, JSON, dict and object.
 
-    Read one with :meth:`load`, :meth:`parse` or :meth:`from_dict`: they raise
-    :class:`~polyopt.core.errors.InputError` with one line that names the key, what was found and the remedy.
+    Read one with ``load``, ``parse`` or ``from_dict``: they raise
+    ``InputError`` with one line that names the key, what was found and the remedy.
 
     Examples
     --------

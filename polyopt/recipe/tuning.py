@@ -209,7 +209,7 @@ def _space_table(space: Space) -> dict[str, Any]:
 
 
 class Tune(Section):
-    """``[tune]``: how hyperparameters are looked for; see :func:`polyopt.training.tuning.tune`."""
+    """``[tune]``: how hyperparameters are looked for; see ``tune``."""
 
     trials: Count = 20
     """Runs in all."""

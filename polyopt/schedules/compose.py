@@ -49,7 +49,7 @@ class Warmup(Schedule):
     """A straight line from ``initial`` to where ``then`` starts, over ``steps`` updates; then ``then``.
 
     ``clock="own"``: ``then`` counts from the end of the warm-up (so does optax's and Keras' warm-up cosine;
-    see :class:`WarmupCosine` for how they count ``decay_steps``). ``clock="shared"``: ``then`` counts from
+    see ``WarmupCosine`` for how they count ``decay_steps``). ``clock="shared"``: ``then`` counts from
     step 0 and the line multiplies it, from ``initial`` as a *fraction* up to 1 (torch's ``LinearLR`` chained
     to another).
 

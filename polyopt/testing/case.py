@@ -56,7 +56,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Case:
-    """``run`` raises AssertionError, :class:`Skip`, :class:`Missing` or anything else, or gives a remark."""
+    """``run`` raises AssertionError, ``Skip``, ``Missing`` or anything else, or gives a remark."""
 
     check: str
     name: str

@@ -1,6 +1,6 @@
 """Distillation losses in plain float64, as the papers write them: sample by sample, nothing made stable.
 
-Nothing is imported from :mod:`polyopt.distillation`. z and v are the student's and the teacher's logits.
+Nothing is imported from ``polyopt.distillation``. z and v are the student's and the teacher's logits.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from polyopt.testing.report import CHECKS, Report, Row
 
 
 def all_cases(backend_name: str) -> Iterator[Case]:
-    """Every case of the kit for a backend of that name, in the order of :data:`CHECKS`."""
+    """Every case of the kit for a backend of that name, in the order of ``CHECKS``."""
     from polyopt.testing import (
         backend_checks,
         bits,
@@ -54,16 +54,16 @@ def conform(
     Parameters
     ----------
     backends
-        A name that is registered, a :class:`~polyopt.backend.protocol.Backend` object (registered or not), or several.
+        A name that is registered, a ``Backend`` object (registered or not), or several.
     required
         Names that have to load, and whose own optimizers have to be there: what is absent is ``missing``,
         never ``skipped``.
     quick
         Fewer examples, and 20 steps instead of 200.
     checks
-        Names of :data:`~polyopt.testing.report.CHECKS` to run; all by default.
+        Names of ``CHECKS`` to run; all by default.
     on_result
-        Called with every :class:`~polyopt.testing.report.Row` as it comes.
+        Called with every ``Row`` as it comes.
 
     Returns
     -------

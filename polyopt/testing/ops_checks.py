@@ -1,4 +1,4 @@
-"""A case for every operation of :class:`polyopt.core.ops.Ops`: one without a check is *missing*, not forgotten."""
+"""A case for every operation of ``Ops``: one without a check is *missing*, not forgotten."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every algorithm in plain float64, the naive textbook form, by each convention.
 
-Written from the papers and from the frameworks' documented formulas, not from :mod:`polyopt.optim`: nothing
+Written from the papers and from the frameworks' documented formulas, not from ``polyopt.optim``: nothing
 is imported from there, bias corrections are ``1 - b**t``, and every convention is spelt out. A function takes
 the state (a dict that it changes), parameter, gradient, step (from 1), rate and hyperparameters ``h``, and
 gives the new parameter. Where a paper has no formula for a switch (momentum in Adagrad's descendants,

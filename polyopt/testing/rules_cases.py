@@ -90,7 +90,7 @@ VARIANTS: Final[dict[str, tuple[dict[str, Any], ...]]] = {
         {"momentum": 0.875, "nesterov": True, **_DECAYED},
     ),
 }
-"""Fields that a case sets, for every convention to which they apply (see :func:`applies`)."""
+"""Fields that a case sets, for every convention to which they apply (see ``applies``)."""
 
 
 def applies(algorithm: str, convention: str, fields: Mapping[str, Any]) -> bool:

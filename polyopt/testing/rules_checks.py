@@ -31,7 +31,7 @@ def cases() -> Iterator[Case]:
 
 
 def known(algorithm: str, convention: str, context: Context) -> list[Setting]:
-    """The settings to check, or :class:`Missing`."""
+    """The settings to check, or ``Missing``."""
     found = settings(algorithm, convention, sparse=context.sparse or context.quick)
     if not found or convention not in REFERENCES.get(algorithm, {}):
         raise Missing(f"no float64 reference for {algorithm!r} by the convention {convention!r}")

@@ -23,7 +23,7 @@ from polyopt.testing.trajectories import HostTree, Trajectory, converted, host_t
 STEPS: Final = 60
 STEPS_QUICK: Final = 20
 TOLERANCE: Final = 1e-11
-"""As of the algorithms by themselves: see :mod:`polyopt.testing.rules_checks`."""
+"""As of the algorithms by themselves: see ``polyopt.testing.rules_checks``."""
 
 Step: TypeAlias = Callable[..., Any]
 """``step(memory, p, g, t, rate, leaf)`` gives the new parameter. ``leaf`` has the leaf's ``name``, its

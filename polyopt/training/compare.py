@@ -81,7 +81,7 @@ def compare(
     steps
         Number of batches, in the place of the recipe's (which may go on longer than the recipe does).
     on_event
-        As of :func:`train`; an event says which backend it is of.
+        As of ``train``; an event says which backend it is of.
     """
     if backends is None:
         backends = sorted(registry.installed(), key=lambda name: name != "numpy")

@@ -91,7 +91,7 @@ class Result:
 
     With phases, what is tested and kept here is what the last of them left; ``history`` and ``steps`` go
     through all, ``phases`` has each one's figures, and ``model`` is the file with the last one's weights in
-    their true size (:func:`polyopt.quantization.load` reads it).
+    their true size (``load`` reads it).
     """
 
     backend: str

@@ -38,7 +38,7 @@ def train(
     recipe
         What to do. With ``dtype = "float64"`` float64 arrays are made possible in this process (JAX).
     backend, device
-        Where: by default the default backend (see :func:`polyopt.set_backend`) and its default device.
+        Where: by default the default backend (see ``set_backend``) and its default device.
     out
         A folder that gets ``recipe.toml``, ``history.json`` and ``checkpoint.safetensors``; a run that it
         holds is replaced, unless it is resumed. With phases, ``model.safetensors`` and ``phases.json`` too,
@@ -47,7 +47,7 @@ def train(
         Go on from the checkpoint in ``out``, bit for bit on the same backend and device. The recipe must be
         the one it began with; only ``train.epochs`` and ``train.steps`` may be others, and not with phases.
     on_event
-        Called with an :class:`~polyopt.training.Event` after each step, test and checkpoint.
+        Called with an ``Event`` after each step, test and checkpoint.
     max_steps
         Stop early, after this many batches in all; with phases, in whichever one that is.
     record

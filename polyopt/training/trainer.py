@@ -101,7 +101,7 @@ class Engine:
         return at.state if at.server is None else at.state | {KEPT: at.server.plain()}
 
     def resume(self, params: Any, state: dict[str, Any], server: Any, place: Place, **rest: Any) -> Progress:
-        """As a checkpoint has it, the server's part on the host; after :meth:`start`, which brought what is
+        """As a checkpoint has it, the server's part on the host; after ``start``, which brought what is
         held."""
         own = {key: value for key, value in state.items() if key != KEPT}
         at = Progress(self._step, self._step.load(params, own), place, **rest)

@@ -21,7 +21,7 @@ CHANGE = 33
 
 @dataclass(frozen=True)
 class Switch(Schedule):
-    """``first`` for the first :data:`CHANGE` updates, then ``then``."""
+    """``first`` for the first ``CHANGE`` updates, then ``then``."""
 
     first: float
     then: float

@@ -51,7 +51,7 @@ class Tables:
 
 
 def cut(sizes: tuple[int, ...]) -> Any:
-    """Chunks of at most :data:`BLOCK` elements: an int64 row ``(leaf, offset, length)`` for each.
+    """Chunks of at most ``BLOCK`` elements: an int64 row ``(leaf, offset, length)`` for each.
 
     >>> cut((3, 0, BLOCK + 1)).tolist()
     [[0, 0, 3], [2, 0, 1024], [2, 1024, 1]]

@@ -138,8 +138,8 @@ class Kernel:
     def launch(self, table: Table, scalars: torch.Tensor, resident: list[torch.Tensor]) -> bool:
         """Compute all leaves; ``False``, and nothing done, where Triton can't build kernels.
 
-        ``scalars``: the values of :attr:`scalars` in the compute dtype; ``resident``: those of
-        :attr:`resident`.
+        ``scalars``: the values of ``scalars`` in the compute dtype; ``resident``: those of
+        ``resident``.
         """
         try:
             # No fused multiply-add: it rounds once where the program rounds twice.

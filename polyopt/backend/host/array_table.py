@@ -111,7 +111,7 @@ DLPACK = DLPACK.replace("#STRIDED#", STRIDED.strip("\n"))
 
 
 class Facts(Protocol):
-    """What gives facts about lists of arrays: see :class:`Survey`."""
+    """What gives facts about lists of arrays: see ``Survey``."""
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None: ...
 
@@ -129,8 +129,8 @@ class Survey:
         The part of the loop, in numba's Python, that sets ``data``, ``kind``, ``flags``, ``rank`` and
         ``shape``, the address of its sizes, from ``item``, the address of an array's object, or returns
         where it can't. It may ``load`` and ``store`` words, ``call`` and ``invoke`` C functions (see
-        :mod:`polyopt.backend.host.numba_kernel`) and use the words at ``scratch``. There are no arrays in it: numba would
-        compile for seconds.
+        ``polyopt.backend.host.numba_kernel``) and use the words at ``scratch``. There are no arrays in it:
+        numba would         compile for seconds.
     constants
         What ``c0``, ``c1``, … are there: addresses of functions, say.
     warm

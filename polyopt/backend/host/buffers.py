@@ -31,7 +31,7 @@ Host: TypeAlias = Any
 
 
 def aligned(shape: Sequence[int], dtype: Any) -> Host:
-    """A new contiguous host array, its values undefined, that begins at a multiple of :data:`ALIGNMENT`.
+    """A new contiguous host array, its values undefined, that begins at a multiple of ``ALIGNMENT``.
 
     >>> aligned((2, 3), np.float32).ctypes.data % ALIGNMENT
     0

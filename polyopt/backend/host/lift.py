@@ -1,8 +1,8 @@
 """The compiled lift for arrays in host memory: NumPy's own, and other frameworks' that share theirs.
 
-Large leaves go through a :class:`~polyopt.backend.host.numpy_kernel.Kernel` one by one, in blocks. Small ones of equal
+Large leaves go through a ``Kernel`` one by one, in blocks. Small ones of equal
 dtypes are packed: gathered into one block, computed together and scattered, so that the cost of a Python call
-is paid once for many leaves. The bits are those of :func:`polyopt.backend.evaluate.evaluate_leaves`.
+is paid once for many leaves. The bits are those of ``evaluate_leaves``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Workspace:
 
 
 class HostLift:
-    """``program`` over leaves in host memory: a :data:`polyopt.backend.protocol.Lifted`."""
+    """``program`` over leaves in host memory: a ``Lifted``."""
 
     def __init__(self, program: Program, memory: Memory) -> None:
         self.program, self.memory = program, memory

@@ -52,7 +52,7 @@ class Memory(Surveyed, Protocol):
         """Write ``value`` into ``target``."""
 
     def views(self, buffer: Any, shapes: Shapes) -> Sequence[Any]:
-        """Consecutive parts of the flat ``buffer`` in these shapes, for :meth:`gather` and the like."""
+        """Consecutive parts of the flat ``buffer`` in these shapes, for ``gather`` and the like."""
 
     def gather(self, buffer: Any, views: Sequence[Any], leaves: Sequence[Array]) -> None:
         """Copy ``leaves`` into ``views``, which are all of ``buffer``, casting."""

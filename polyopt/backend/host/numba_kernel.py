@@ -80,7 +80,7 @@ class Rows:
     whole: bool
     """Whether every leaf is one row."""
     cuts: dict[int, Any] = field(default_factory=dict, compare=False)
-    """What :meth:`bounds` gave."""
+    """What ``bounds`` gave."""
 
     def bounds(self, parts: int) -> Any:
         """The first row of each of ``parts`` of about the same work, and the number of rows."""
@@ -92,7 +92,7 @@ class Rows:
 
 
 def rows(sizes: Any) -> Rows:
-    """Chunks of at most :data:`CHUNK` elements of leaves with these ``sizes``, an int64 array.
+    """Chunks of at most ``CHUNK`` elements of leaves with these ``sizes``, an int64 array.
 
     >>> rows(np.array([3, 0, CHUNK + 1])).length.tolist() == [3, CHUNK, 1]
     True
@@ -211,7 +211,7 @@ def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: 
 
 @lru_cache(maxsize=256)
 def compile_kernel(source: str) -> int:
-    """The address of the function ``kernel`` of ``source``: see :mod:`polyopt.backend.host.threads`."""
+    """The address of the function ``kernel`` of ``source``: see ``polyopt.backend.host.threads``."""
     scope, cached = _scope(f"{source}# kernel\n")
     compiled = _numba().cfunc("void(int64)", error_model="numpy", cache=cached)(scope["kernel"])
     _kept.append(compiled)

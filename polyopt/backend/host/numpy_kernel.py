@@ -1,4 +1,4 @@
-"""A program as blocked NumPy calls on one flat run of elements: what :mod:`polyopt.backend.host.lift` runs.
+"""A program as blocked NumPy calls on one flat run of elements: what ``polyopt.backend.host.lift`` runs.
 
 The intermediate values of a block stay in the cache, in registers (buffers of one block) that are allocated
 by liveness; results are written where they belong. One instruction is one ufunc call, so the bits are those

@@ -1,4 +1,4 @@
-"""The sum of squares of :mod:`polyopt.core.reductions` over arrays in host memory, in one compiled pass.
+"""The sum of squares of ``polyopt.core.reductions`` over arrays in host memory, in one compiled pass.
 
 numba compiles two loops: one folds every array twice, lane by lane, on as many threads as there are; the
 other folds what is left. The order of the additions is that of ``reductions`` at any number of threads, so
@@ -183,7 +183,7 @@ def _layout(sizes: bytes) -> Layout:
 
 
 def with_sum_squares(ops: Any, memory: Memory, wrap: Callable[[Any], Array]) -> Any:
-    """``ops`` with :func:`sum_squares`; ``wrap`` makes an array of a host scalar."""
+    """``ops`` with ``sum_squares``; ``wrap`` makes an array of a host scalar."""
 
     def run(arrays: Sequence[Array], scale: Array) -> Array | None:
         total = sum_squares(memory, arrays, scale)

@@ -5,7 +5,7 @@ region, a backward pass for one, and ours would wait for a core meanwhile. On th
 kernel starts at once.
 
 A kernel is the address of ``void kernel(int64 job)``, and a job is the address of 64-bit words of which the
-first four (:data:`HEAD`) say which parts of the work are the calling thread's: ``part, part + step, …``.
+first four (``HEAD``) say which parts of the work are the calling thread's: ``part, part + step, …``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PREAMBLE = """
     if words[2] != 0:
         part, step = invoke(words[2], 0, 0) & 0xffffffff, invoke(words[3], 0, 0) & 0xffffffff
 """
-"""How a kernel begins, in numba's Python (see :mod:`polyopt.backend.host.numba_kernel`)."""
+"""How a kernel begins, in numba's Python (see ``polyopt.backend.host.numba_kernel``)."""
 
 
 class Team(Protocol):

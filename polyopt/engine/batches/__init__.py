@@ -1,8 +1,8 @@
 """The batch size as a schedule: fixed, growing, decaying, or following the gradient noise scale.
 
-:class:`Batches` says which samples an update takes, :class:`AccumulatedStep` makes the update from
-micro-batches of one size, :class:`PaddedStep` from one real batch in an array of few sizes, and
-:class:`RateForSize` gives the learning rate that goes with it.
+``Batches`` says which samples an update takes, ``AccumulatedStep`` makes the update from
+micro-batches of one size, ``PaddedStep`` from one real batch in an array of few sizes, and
+``RateForSize`` gives the learning rate that goes with it.
 """
 
 from __future__ import annotations

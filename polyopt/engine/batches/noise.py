@@ -116,7 +116,7 @@ class DynamicSize:
     change
         By what factor the size may change from one update to the next.
     decay
-        Of the averages: see :class:`NoiseScale`.
+        Of the averages: see ``NoiseScale``.
 
     Examples
     --------
@@ -171,5 +171,5 @@ class DynamicSize:
         return int(rounded(host, state["size"], self.micro, 2 * self.micro, self.maximum))
 
     def noise_scale(self, state: Mapping[str, float]) -> float | None:
-        """B as :meth:`NoiseScale.value` has it."""
+        """B as ``NoiseScale.value`` has it."""
         return NoiseScale(self.decay).value(state)

@@ -22,7 +22,7 @@ class PaddedStep:
 
     The arrays have the size of the smallest bucket that holds the batch; what fills up counts nothing. So it
     makes the update of the batch alone, up to the order of a sum, and JAX and TensorFlow compile at most once
-    for each bucket. Otherwise it is a :class:`~polyopt.TrainStep`.
+    for each bucket. Otherwise it is a ``TrainStep``.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class PaddedStep:
         return self._step.optimizer
 
     def init(self, params: Tree) -> Carry:
-        """The beginning, as :meth:`TrainStep.init <polyopt.TrainStep.init>`."""
+        """The beginning, as ``TrainStep.init``."""
         return self._step.init(params)
 
     def load(self, params: Tree, state: State) -> Carry:
@@ -95,14 +95,14 @@ class PaddedStep:
         Parameters
         ----------
         carry
-            Of :meth:`init`, :meth:`load` or the last step.
+            Of ``init``, ``load`` or the last step.
         data, indices, shared
-            The samples, the batch and what comes before them, as :class:`AccumulatedStep` takes them.
+            The samples, the batch and what comes before them, as ``AccumulatedStep`` takes them.
 
         Raises
         ------
         InputError
-            As of :class:`AccumulatedStep`, and for more indices than the largest bucket holds.
+            As of ``AccumulatedStep``, and for more indices than the largest bucket holds.
         """
         rows = checked(type(self).__name__, tuple(data), indices)
         backend, size = carry.backend, self.buckets(len(rows))

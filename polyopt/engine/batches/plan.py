@@ -14,7 +14,7 @@ class Place:
     """How far a run has come in its data: plain numbers, all of which a checkpoint has.
 
     ``step`` counts batches, ``position`` samples since the beginning, those that were left out too. ``noise``
-    is the state of a :class:`~polyopt.engine.batches.DynamicSize`, empty where the size doesn't follow the noise.
+    is the state of a ``DynamicSize``, empty where the size doesn't follow the noise.
     """
 
     step: int = 0

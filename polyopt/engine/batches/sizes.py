@@ -24,7 +24,7 @@ class BatchSize:
         grows geometrically, ``Step`` by leaps, ``Polynomial`` along a line; with a rate below 1 they decay.
     multiple
         Sizes are multiples of it, to the nearest, ties to the larger: the micro-batch of
-        :class:`~polyopt.engine.batches.AccumulatedStep`.
+        ``AccumulatedStep``.
     minimum, maximum
         Limits, multiples themselves; the lower one is ``multiple`` by default.
 
@@ -90,7 +90,7 @@ class InsteadOfDecay(Schedule):
 
     Smith, Kindermans, Ying & Le, "Don't decay the learning rate, increase the batch size", 2018: the
     noise of SGD goes with rate/size. Where the rate comes to 0 the size is infinite: give the
-    :class:`BatchSize` a maximum.
+    ``BatchSize`` a maximum.
 
     >>> from polyopt.schedules import MultiStep
     >>> grown = InsteadOfDecay(MultiStep(0.1, milestones=[10, 20], rate=0.2), initial=128)
@@ -163,7 +163,7 @@ class RateOfSize(Measured):
     """A learning rate that follows a size which no schedule knows: ``rate(t) · (size / base)^power``.
 
     Report each batch's size before its update: ``state = optimizer.observe(state, size, "size")``. Until then
-    it is that of ``base``. Rate, base and scaling are those of :class:`RateForSize`.
+    it is that of ``base``. Rate, base and scaling are those of ``RateForSize``.
 
     >>> rate = RateOfSize(0.1, base=32)
     >>> rate.current(rate.observe(rate.initial_state(), 64))

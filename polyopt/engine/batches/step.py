@@ -35,7 +35,7 @@ class AccumulatedStep:
     micro
         Samples in a micro-batch.
     measure
-        Measure the norms that :class:`~polyopt.engine.batches.NoiseScale` wants, in an order that gives
+        Measure the norms that ``NoiseScale`` wants, in an order that gives
         the same bits on every backend.
 
     Examples
@@ -98,7 +98,7 @@ class AccumulatedStep:
             The batch: at least one index into the samples, a host array or a list.
         shared
             What ``losses`` gets before the samples, whole: the frozen part of a
-            :func:`~polyopt.finetuning.trainable` loss.
+            ``trainable`` loss.
         donate
             Give up ``params`` and ``state``, as in ``Optimizer.step``.
 

@@ -1,4 +1,4 @@
-"""The encoder of BERT, written once against :class:`~polyopt.core.ops.Ops`.
+"""The encoder of BERT, written once against ``Ops``.
 
 Devlin et al., "BERT: pre-training of deep bidirectional transformers", 2019; Vaswani et al., "Attention is
 all you need", 2017, section 3, with the normalization after each residual sum. No dropout: this is the
@@ -26,7 +26,7 @@ class Bert:
     ----------
     heads
         Number of attention heads of a whole layer; they share the width equally. A layer of which some were
-        pruned (:func:`~polyopt.pruning.encoder.encoder_couplings`) has fewer of the same width.
+        pruned (``encoder_couplings``) has fewer of the same width.
     eps
         Added to the variance in each layer normalization.
 
@@ -46,7 +46,7 @@ class Bert:
         xp
             The backend's operations.
         params
-            See :class:`Bert`; one floating dtype.
+            See ``Bert``; one floating dtype.
         ids
             Token numbers, int32 of shape (n, length); ``length`` at most the number of positions.
         mask
@@ -57,7 +57,7 @@ class Bert:
         return last
 
     def hidden(self, xp: Ops, params: Tree, ids: Array, mask: Array) -> Iterator[Array]:
-        """Each layer's hidden states, the lowest first, of shape (n, length, width): see :meth:`apply`.
+        """Each layer's hidden states, the lowest first, of shape (n, length, width): see ``apply``.
 
         What stands at the places of padding means nothing.
         """

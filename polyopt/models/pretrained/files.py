@@ -14,7 +14,7 @@ from polyopt.core.files import read_bounded
 def package_folder(package: str, advice: str) -> Path:
     """Where ``package`` is installed; it is not imported, so nothing of it runs.
 
-    Raises :class:`~polyopt.core.errors.BackendError` with ``advice`` where it isn't.
+    Raises ``BackendError`` with ``advice`` where it isn't.
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:

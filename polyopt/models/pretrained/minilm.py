@@ -84,7 +84,7 @@ def tokenize(
 ) -> list[list[int]]:
     """Token numbers of each text, ``[CLS]`` first and ``[SEP]`` last, cut to ``max_length`` of them.
 
-    Raises :class:`~polyopt.core.errors.BackendError` where ``tokenizers`` or the package is not installed.
+    Raises ``BackendError`` where ``tokenizers`` or the package is not installed.
     """
     given = _texts(texts)
     if isinstance(max_length, bool) or not isinstance(max_length, int) or not 2 <= max_length <= POSITIONS:
@@ -118,7 +118,7 @@ def padded(
 def features(xp: Ops, params: Tree, ids: Array, mask: Array) -> Array:
     """The mean-pooled hidden states, of shape (n, 384): for a loss over batches, differentiable.
 
-    ``ids`` int32 and ``mask`` in the dtype of the parameters, both (n, length); see :class:`Bert`.
+    ``ids`` int32 and ``mask`` in the dtype of the parameters, both (n, length); see ``Bert``.
     """
     return mean_pool(xp, MINILM.apply(xp, params, ids, mask), mask)
 
@@ -139,7 +139,7 @@ def embed(
     Parameters
     ----------
     params
-        What :func:`load` gave, fine-tuned, pruned or quantized as you like.
+        What ``load`` gave, fine-tuned, pruned or quantized as you like.
     texts
         Any texts in English; what goes beyond ``max_length`` tokens is cut off.
     batch_size

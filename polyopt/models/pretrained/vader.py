@@ -59,7 +59,7 @@ def default_path() -> Path:
 def read(path: str | os.PathLike[str] | None = None) -> tuple[tuple[str, ...], Any]:
     """All snippets in their order, and their mean ratings: float64 in [-4, 4], of shape (10605,).
 
-    Raises :class:`~polyopt.core.errors.BackendError`, saying how to get it, where there is no archive.
+    Raises ``BackendError``, saying how to get it, where there is no archive.
     """
     where = default_path() if path is None else Path(path)
     if not where.exists():
@@ -95,7 +95,7 @@ def load(
 
 
 def dataset(params: Tree, snippets: Snippets) -> Dataset:
-    """The snippets' sentence embeddings by ``params`` (see :func:`~polyopt.models.pretrained.minilm.load`), as data.
+    """The snippets' sentence embeddings by ``params`` (see ``load``), as data.
 
     Float64 features, shifted and scaled to mean 0 and deviation 1 over the training texts; classes 0 and 1. A
     feature that is constant but for rounding is only shifted: scaled, it would be noise, another one on

@@ -86,7 +86,7 @@ class Teaching:
     def __call__(
         self, xp: Ops, model: Any, params: Tree, x: Array, y: Array, told: Told, weights: Array | None
     ) -> Array:
-        """The loss of a batch: a 0-d array, differentiable by ``params``, as :attr:`parts` has them.
+        """The loss of a batch: a 0-d array, differentiable by ``params``, as ``parts`` has them.
 
         ``y`` are probabilities (n, classes), ``weights`` of shape (n,) those of the samples.
         """
@@ -111,7 +111,7 @@ def teaching(
 ) -> Teaching:
     """What a ``distil`` section says, for a student with its initial parameters on the host.
 
-    Raises :class:`~polyopt.core.errors.InputError`, naming the key, for a teacher of other data, and for layers
+    Raises ``InputError``, naming the key, for a teacher of other data, and for layers
     that there aren't or that don't fit.
     """
     for name, teacher in teachers.items():

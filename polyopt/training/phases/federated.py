@@ -57,7 +57,7 @@ class Federation:
 
     @classmethod
     def of(cls, section: Federated, recipe: Recipe, dataset: Dataset, masks: Masks | None) -> Federation:
-        """The clients are drawn; raises :class:`~polyopt.core.errors.InputError` where that can't be."""
+        """The clients are drawn; raises ``InputError`` where that can't be."""
         _no_measured(recipe.build_optimizer().rule)
         try:
             course = section.course(dataset.y_train, recipe.train, recipe.seed)
@@ -82,7 +82,7 @@ class Federation:
         return Standing(params, self.server.init(params))
 
     def resumed(self, params: Tree, kept: Mapping[str, Any]) -> Standing:
-        """What :meth:`Standing.plain` gave, in a tree like ``params``."""
+        """What ``Standing.plain`` gave, in a tree like ``params``."""
         sent = {int(client): tree.rename(params, named) for client, named in kept["sent"].items()}
         return Standing(tree.rename(params, kept["params"]), kept["state"], sent)
 

@@ -141,7 +141,10 @@ class Task:
     def _parts(self, tuned: Finetune, start: Tree, anew: tuple[str, ...], masks: Masks | None) -> Parts:
         if tuned.lora is not None:
             return Adapters(
-                _lora(tuned.lora, start, anew, structure.layout(self.model)), anew, masks or {}, self.recipe.seed
+                _lora(tuned.lora, start, anew, structure.layout(self.model)),
+                anew,
+                masks or {},
+                self.recipe.seed,
             )
         frozen = finetuning.select(start, *tuned.freeze) if tuned.freeze else ()
         plan = None

@@ -54,7 +54,7 @@ class Quantizer:
         return gptq_layers(self.model.apply, params, x, scheme, select=section.select, masks=masks, **options)
 
     def rehearsed(self, params: Tree) -> Tree:
-        """As :meth:`stored` as far as names, shapes and samples go, and quick: by rounding to nearest."""
+        """As ``stored`` as far as names, shapes and samples go, and quick: by rounding to nearest."""
         section = self.section
         self.grids(params, few=True)
         chosen = self._chosen(params)

@@ -79,7 +79,7 @@ def tune(
     resume
         Go on with the study in ``out``, which must be of this recipe and backend.
     on_progress
-        Called with a :class:`Progress` after each evaluation and each trial.
+        Called with a ``Progress`` after each evaluation and each trial.
 
     Raises
     ------

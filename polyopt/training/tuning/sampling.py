@@ -19,7 +19,7 @@ STARTUP, WARMUP = 5, 2
 
 
 def optuna() -> Any:
-    """The module; :class:`~polyopt.core.errors.BackendError` says what to install where it is missing."""
+    """The module; ``BackendError`` says what to install where it is missing."""
     try:
         import optuna as found
     except ImportError as e:

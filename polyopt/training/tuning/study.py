@@ -43,7 +43,7 @@ class Study:
 
     @property
     def section(self) -> Tune:
-        """The recipe's ``[tune]``; :class:`~polyopt.core.errors.InputError` where it has none."""
+        """The recipe's ``[tune]``; ``InputError`` where it has none."""
         if self.recipe.tune is None:
             raise InputError(
                 "tune: this table is missing; add [tune.space] with the keys to look for, such as "

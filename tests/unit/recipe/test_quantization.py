@@ -67,7 +67,7 @@ def samples(recipe: Recipe, phase: int, count: int) -> Any:
 
 
 def forward(leaves: dict[str, Any], x: Any, grids: dict[str, Grid]) -> Any:
-    """The model of :func:`only`, layer by layer in float64 but for the grids."""
+    """The model of ``only``, layer by layer in float64 but for the grids."""
     for i in range(3):
         weight, bias = (
             np.asarray(dequantize({"x": leaves[f"layers.{i}.{n}"]})["x"]) for n in ("weight", "bias")
