@@ -2,8 +2,8 @@
 
 XLA for CPUs gives each result a loop of its own: Adam reads and writes 40 bytes a parameter where 28 would
 do, and memory is the bottleneck. So where numba is installed a program's kernel (see
-``polyopt.backend.host.numba_kernel``) is registered as a foreign function, whose in- and output share their memory. It has the
-program's bits, as the fenced computation has.
+``polyopt.backend.host.numba_kernel``) is registered as a foreign function, whose in- and output share
+their memory. It has the program's bits, as the fenced computation has.
 """
 
 from __future__ import annotations

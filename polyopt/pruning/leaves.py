@@ -15,7 +15,7 @@ import numpy as np
 
 from polyopt.backend import registry
 from polyopt.backend.host.buffers import adopted, aligned
-from polyopt.backend.host.pieces import each
+from polyopt.backend.host.threads import POOL
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
 from polyopt.core.errors import InputError, nearest
@@ -216,7 +216,7 @@ def without(x: Array, mask: Array) -> Array:
         here = slice(start, start + BLOCK)
         np.multiply(given[here], keep[here], out=out[here])  # of integers: the bits, or 0
 
-    each(zero, range(0, given.size, BLOCK), given.size)
+    POOL.each(zero, range(0, given.size, BLOCK), given.size)
     return adopted(backend, result, x)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polyopt.backend.host.buffers import aligned
-from polyopt.backend.host.pieces import each, scratch
+from polyopt.backend.host.threads import POOL, scratch
 from polyopt.core.errors import InputError
 
 BLOCK = 1 << 16
@@ -174,7 +174,7 @@ def _divide(
         return _divided(leaves[i][here], masks[i][here], keys, low, high)
 
     parts: list[list[_Middle]] = [[] for _ in leaves]
-    for (i, start), part in zip(cut, each(divide, cut, sum(x.size for x in leaves)), strict=True):
+    for (i, start), part in zip(cut, POOL.each(divide, cut, sum(x.size for x in leaves)), strict=True):
         if part is None:
             raise _unranked(names[i])
         parts[i].append(part._replace(positions=part.positions + start))

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from polyopt.backend.host.buffers import aligned
-from polyopt.backend.host.pieces import each, scratch
+from polyopt.backend.host.threads import POOL, scratch
 from polyopt.core.errors import InputError
 from polyopt.quantization.scheme import Blocks, Integer
 
@@ -64,7 +64,7 @@ def _extrema(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
 
     low, high = np.zeros(cut.scales, dtype), np.zeros(cut.scales, dtype)
     boxes = list(_boxes(cut))
-    for (_, scales), (least, largest) in zip(boxes, each(extrema, boxes, x.size), strict=True):
+    for (_, scales), (least, largest) in zip(boxes, POOL.each(extrema, boxes, x.size), strict=True):
         low[scales] = np.minimum(low[scales], least)
         high[scales] = np.maximum(high[scales], largest)
     return low, high
@@ -83,7 +83,7 @@ def _magnitudes(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
 
     most = np.zeros(cut.scales, unsigned)
     boxes = list(_boxes(cut))
-    for (_, scales), found in zip(boxes, each(largest, boxes, x.size), strict=True):
+    for (_, scales), found in zip(boxes, POOL.each(largest, boxes, x.size), strict=True):
         most[scales] = np.maximum(most[scales], found)
     high = most.view(dtype)
     return -high, high
@@ -141,7 +141,7 @@ def encode(
         rounder(block, scales, out)
         np.copyto(codes[where], out, casting="unsafe")
 
-    each(rounded, list(_boxes(cut)), x.size)
+    POOL.each(rounded, list(_boxes(cut)), x.size)
     return codes.reshape(x.shape)
 
 
@@ -220,7 +220,7 @@ def narrowed(x: Host, dtype: str) -> Host:
         here = slice(start, start + BLOCK)
         np.copyto(out[here], given[here], casting="unsafe")
 
-    each(cast, range(0, given.size, BLOCK), given.size)
+    POOL.each(cast, range(0, given.size, BLOCK), given.size)
     return result
 
 

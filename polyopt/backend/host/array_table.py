@@ -130,7 +130,7 @@ class Survey:
         ``shape``, the address of its sizes, from ``item``, the address of an array's object, or returns
         where it can't. It may ``load`` and ``store`` words, ``call`` and ``invoke`` C functions (see
         ``polyopt.backend.host.numba_kernel``) and use the words at ``scratch``. There are no arrays in it:
-        numba would         compile for seconds.
+        numba would compile for seconds.
     constants
         What ``c0``, ``c1``, … are there: addresses of functions, say.
     warm

@@ -1,4 +1,4 @@
-"""Threads for compiled kernels: a pool of our own, or the OpenMP team that a framework has already.
+"""Share work out to threads: a pool of our own, or the OpenMP team that a framework has already.
 
 Two pools on the same cores get in each other's way: OpenMP's threads spin for a while after each parallel
 region, a backward pass for one, and ours would wait for a core meanwhile. On the framework's own team a
@@ -10,14 +10,32 @@ first four (``HEAD``) say which parts of the work are the calling thread's: ``pa
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import math
 import os
+import threading
+from _thread import LockType, allocate_lock, start_new_thread
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import lru_cache
-from typing import Any, Protocol
+from itertools import starmap
+from operator import call as apply
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+THREADED = 1 << 19
+"""Elements of Python pieces from which a thread of its own is worth its while."""
+
+SCRATCH = 1 << 20
+"""Bytes of working memory up to which a thread keeps it."""
 
 HEAD = 4
 """Words of a job that are the team's: first part, step, and two functions of OpenMP that tell them, or 0."""
@@ -48,9 +66,19 @@ class Team(Protocol):
 
 
 class Pool:
-    """Python threads that are ours alone."""
+    """Python threads of our own, which take jobs from one queue.
+
+    An exception may be raised in the main thread between any two bytecodes: by Ctrl-C, by the handler of a
+    time-out. So jobs are handed over and waited for inside *one* call of C code, in which no bytecode runs:
+    whatever is raised meanwhile comes out when every worker has ended, and nothing is written afterwards.
+    """
 
     least = 1 << 18
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._workers = 0
+        self.forks = 0
 
     def size(self) -> int:
         """``OMP_NUM_THREADS`` where it is set, and no more than there are cores."""
@@ -61,23 +89,145 @@ class Pool:
     def call(self, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
         jobs = np.array([(part, parts, 0, 0, *words) for part in range(parts)], np.int64)
         function = _callable(kernel)
+        first, *rest = range(jobs.ctypes.data, jobs.ctypes.data + jobs.nbytes, jobs.strides[0])
+        prepared: list[_Meeting] = []
+        forks = self.forks
 
-        def run() -> None:
-            first, *rest = range(jobs.ctypes.data, jobs.ctypes.data + jobs.nbytes, jobs.strides[0])
-            waiting = [self._threads(parts).submit(function, job) for job in rest]
-            function(first)
-            for job in waiting:
-                job.result()
+        def run(jobs: Any = jobs) -> None:  # which keeps it
+            nonlocal prepared, forks
+            if _own.inside:
+                for place in (first, *rest):
+                    function(place)
+                return
+            if len(prepared) < len(rest) or forks != self.forks:
+                prepared, forks = [_meeting() for _ in rest], self.forks
+            self._share([(function, place) for place in rest], prepared, (function, first))
 
         return run
 
-    @staticmethod
-    @lru_cache(maxsize=8)
-    def _threads(parts: int) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(parts - 1, thread_name_prefix="polyopt")
+    def each(self, work: Callable[[P], R], pieces: Sequence[P], elements: int) -> list[R]:
+        """Return ``[work(piece) for piece in pieces]``, by as many threads as ``elements`` in all are worth.
+
+        NumPy gives up the interpreter's lock inside of its loops: pieces of some ten thousand elements run at
+        once. They must not depend on each other. What the first that fails raises is raised, when all have
+        ended.
+
+        >>> POOL.each(len, ["a", "bc"], 3)
+        [1, 2]
+        """
+        threads = min(self.size(), elements // THREADED, len(pieces))
+        if threads < 2 or _own.inside:
+            return [work(piece) for piece in pieces]
+        results: dict[int, R] = {}
+        errors: dict[int, BaseException] = {}
+        left = iter(range(len(pieces)))
+
+        def some(context: Context) -> None:
+            for i in left:
+                try:
+                    results[i] = context.run(work, pieces[i])
+                except BaseException as error:
+                    errors[i] = error
+                    return
+
+        # Each in a copy of the caller's context, in which NumPy keeps how it treats overflow. None by the
+        # caller itself: an interrupt would come between two bytecodes of `work`.
+        self._share([(some, copy_context()) for _ in range(threads)], [_meeting() for _ in range(threads)])
+        for i in sorted(errors):
+            raise errors[i]
+        return [results[i] for i in range(len(pieces))]
+
+    def _share(self, work: Sequence[_Work], meetings: Sequence[_Meeting], own: _Work | None = None) -> None:
+        """Do ``work`` by workers and ``own`` by the caller; return when all is done."""
+        while self._workers < len(work):
+            # A worker that an interrupt leaves uncounted does no harm.
+            start_new_thread(_take, (self._jobs,))
+            self._workers += 1
+        steps: list[_Work] = [
+            (self._jobs.put, (*job, meeting)) for job, meeting in zip(work, meetings, strict=True)
+        ]
+        if own is not None:
+            steps.append(own)
+        steps += [(_wait, meeting) for meeting in meetings]
+        deque(starmap(apply, steps), maxlen=0)  # the one call of C code
+
+    def forked(self) -> None:
+        """Forget the threads of the process before, which a fork's child doesn't have."""
+        self._jobs, self._workers = SimpleQueue(), 0
+        self.forks += 1
+
+    def stop(self) -> None:
+        """End all workers, each after its last job: none may write while the interpreter is taken down."""
+        ended: SimpleQueue[None] = SimpleQueue()
+        for _ in range(self._workers):
+            self._jobs.put((_end, ended, _meeting()))
+        with suppress(Empty):
+            for _ in range(self._workers):
+                ended.get(timeout=5.0)
+        self._workers = 0
+
+
+_Work: TypeAlias = tuple[Callable[[Any], Any], Any]
+"""A function and its argument."""
+_Meeting: TypeAlias = Any
+"""Where a worker and its caller wait for each other: a barrier, or a lock that is held."""
+_Job: TypeAlias = tuple[Callable[[Any], Any], Any, _Meeting]
+
+
+class _Own(threading.local):
+    inside = False
+    """True in a worker, whose own calls don't wait for other workers."""
+
+
+_own = _Own()
+
+
+def _take(jobs: SimpleQueue[_Job]) -> None:
+    """Do one job after the other, as a worker."""
+    _own.inside = True
+    while True:
+        function, argument, meeting = jobs.get()
+        function(argument)
+        _arrive(meeting)
+        del function, argument, meeting  # or they would be kept until the next job
+
+
+def _end(ended: SimpleQueue[None]) -> None:
+    ended.put(None)
+    raise SystemExit
+
+
+def _barriers() -> tuple[Callable[..., int], Callable[..., int]] | None:
+    """POSIX' barriers, waiting for which goes on after a signal: how to make and await one, if there are."""
+    try:
+        library = ctypes.CDLL(None)
+        make, wait = library.pthread_barrier_init, library.pthread_barrier_wait
+    except (OSError, TypeError, AttributeError):
+        return None
+    make.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
+    wait.argtypes = [ctypes.c_void_p]
+    return make, wait
+
+
+_posix = _barriers()
+# Where there are none (macOS, Windows), a signal doesn't end the wait for a lock.
+_arrive: Callable[[_Meeting], Any] = _posix[1] if _posix else LockType.release
+_wait: Callable[[_Meeting], Any] = _posix[1] if _posix else LockType.acquire
+
+
+def _meeting() -> _Meeting:
+    if _posix is None:
+        lock = allocate_lock()
+        lock.acquire()
+        return lock
+    barrier = (ctypes.c_int64 * 16)()
+    if _posix[0](barrier, None, 2):
+        raise MemoryError("no barrier for two threads could be made")
+    return barrier
 
 
 POOL = Pool()
+atexit.register(POOL.stop)
 
 
 class OpenMP:
@@ -168,12 +318,31 @@ def _callable(kernel: int) -> Callable[[int], Any]:
     return ctypes.CFUNCTYPE(None, ctypes.c_size_t)(kernel)
 
 
+def scratch(name: str, shape: Sequence[int], dtype: Any) -> Any:
+    """A host array to compute in: this thread's memory, until it asks by the same ``name`` again.
+
+    New memory for every block costs as much as the work: the system takes it back each time, and clears it.
+    """
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    if size > SCRATCH:
+        return np.empty(shape, kind)
+    buffers: dict[str, Any] = _kept.__dict__
+    memory = buffers.get(name)
+    if memory is None or memory.nbytes < size:
+        memory = buffers[name] = np.empty(size, np.uint8)
+    return memory[:size].view(kind).reshape(shape)
+
+
+_kept = threading.local()
+
+
 _forked: list[bool] = []
 """Whether this process is a fork's child: OpenMP's threads, and the pool's, are its parent's alone."""
 
 
 def _after_fork() -> None:
-    Pool._threads.cache_clear()
+    POOL.forked()
     _forked[:] = [True]
 
 

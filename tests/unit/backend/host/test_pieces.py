@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyopt.backend.host import pieces
-from polyopt.backend.host.pieces import each
-from polyopt.backend.host.threads import Pool
+from polyopt.backend.host import threads as host_threads
+from polyopt.backend.host.threads import POOL, Pool
 from polyopt.core.errors import InputError
 from polyopt.pruning import magnitude_masks, pruned, score_masks
 from polyopt.quantization import Cast, Integer, quantize, to_arrays
@@ -25,7 +24,7 @@ from polyopt.testing import assert_same_bits
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two, however few elements and cores there are."""
-    monkeypatch.setattr(pieces, "THREADED", 1)
+    monkeypatch.setattr(host_threads, "THREADED", 1)
     monkeypatch.setattr(Pool, "size", lambda self: 2)
 
 
@@ -38,13 +37,13 @@ def test_results_come_in_the_order_of_the_pieces() -> None:
         time.sleep(0.002 * (k % 3))
         return k * k
 
-    assert each(work, range(30), 30) == [k * k for k in range(30)]
+    assert POOL.each(work, range(30), 30) == [k * k for k in range(30)]
     assert len(who) == 2
 
 
 def test_few_elements_are_left_to_the_caller() -> None:
-    assert each(lambda _: threading.get_ident(), range(9), 1000) == [threading.get_ident()] * 9
-    assert each(len, [], 0) == []
+    assert POOL.each(lambda _: threading.get_ident(), range(9), 1000) == [threading.get_ident()] * 9
+    assert POOL.each(len, [], 0) == []
 
 
 @pytest.mark.usefixtures("threads")
@@ -55,8 +54,8 @@ def test_what_a_piece_raises_is_raised(wrong: int) -> None:
         return 1 // (k - wrong)
 
     with pytest.raises(ZeroDivisionError):
-        each(work, range(20), 20)
-    assert each(len, ["a", "bc"], 3) == [1, 2]
+        POOL.each(work, range(20), 20)
+    assert POOL.each(len, ["a", "bc"], 3) == [1, 2]
 
 
 @pytest.mark.usefixtures("threads")
@@ -70,18 +69,18 @@ def test_threads_treat_overflow_as_the_caller_does() -> None:
 
     with warnings.catch_warnings(), np.errstate(over="ignore"):
         warnings.simplefilter("error")
-        assert all(np.isinf(x).all() for x in each(work, range(2), 2))
+        assert all(np.isinf(x).all() for x in POOL.each(work, range(2), 2))
 
 
 FORK = """
 import os
-from polyopt.backend.host import pieces
-from polyopt.backend.host.threads import Pool
+from polyopt.backend.host import threads
+from polyopt.backend.host.threads import POOL, Pool
 
-pieces.THREADED, Pool.size = 1, lambda self: 2
-assert pieces.each(abs, range(9), 9) == list(range(9))
+threads.THREADED, Pool.size = 1, lambda self: 2
+assert POOL.each(abs, range(9), 9) == list(range(9))
 child = os.fork()
-assert pieces.each(abs, range(9), 9) == list(range(9))
+assert POOL.each(abs, range(9), 9) == list(range(9))
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """
