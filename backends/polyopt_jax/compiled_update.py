@@ -12,7 +12,7 @@ from jax import lax
 
 from polyopt.backend.protocol import LossFunction, Update, WholeStep
 from polyopt.core.errors import InputError
-from polyopt_jax import ops
+from polyopt_jax import differentiable
 from polyopt_jax.fence import Fenced
 from polyopt_jax.grad import check
 
@@ -30,7 +30,7 @@ def whole(loss: LossFunction, update: Update) -> WholeStep:
     def run(arrays: Any, vectors: Any, args: Any) -> tuple[Any, Any]:
         params = arrays["params"]
         check(params)
-        value, gradients = jax.value_and_grad(lambda p: _scalar(loss(ops, p, *args)))(params)
+        value, gradients = jax.value_and_grad(lambda p: _scalar(loss(differentiable.xp, p, *args)))(params)
         kind, vector = next(iter(vectors.items()))
         zero = lax.bitcast_convert_type(vector[-1], _UNSIGNED[kind])
         if not _factors_alone(loss, params, args):
@@ -61,7 +61,7 @@ _VIEWS = frozenset(("transpose", "reshape", "convert_element_type", "copy"))
 
 def _factors_alone(loss: LossFunction, params: Any, args: Any) -> bool:
     """Whether the loss takes large parameters for factors of matrix products and convolutions alone."""
-    traced = jax.make_jaxpr(lambda p, a: loss(ops, p, *a))(params, args).jaxpr
+    traced = jax.make_jaxpr(lambda p, a: loss(differentiable.xp, p, *a))(params, args).jaxpr
     own = traced.invars[: len(jax.tree.leaves(params))]
     return _multiplied(traced, {id(x) for x in own if x.aval.size >= LARGE})
 

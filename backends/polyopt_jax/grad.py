@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from polyopt.backend.protocol import LossFunction
 from polyopt.core import tree
 from polyopt.core.errors import InputError
-from polyopt_jax import ops
+from polyopt_jax.differentiable import xp
 
 
 def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[Any, Any]]:
@@ -19,7 +19,7 @@ def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[An
 
     def run(params: Any, *args: Any) -> tuple[Any, Any]:
         check(params)
-        return jax.value_and_grad(lambda p: loss(ops, p, *args))(params)
+        return jax.value_and_grad(lambda p: loss(xp, p, *args))(params)
 
     return jax.jit(run) if compiled else run
 

@@ -96,7 +96,7 @@ sum = primitive(ops.sum)
 tanh = primitive(ops.tanh)
 where = primitive(ops.where)
 
-_sine = primitive(lambda x: ops.cos(ops.subtract(x, np.asarray(np.pi / 2, x.dtype))))
+_sine = primitive(np.sin)
 _cast = primitive(ops.astype)
 _concat = primitive(lambda axis, *arrays: ops.concat(arrays, axis=axis))
 _matmul = primitive(ops.matmul)
@@ -226,10 +226,9 @@ def _from_log_softmax(g: Any, ans: Any, x: Any) -> Any:
     return subtract(g, multiply(exp(ans), sum(g, axis=-1, keepdims=True)))
 
 
-def _share(ans: Any, x: Any, y: Any) -> Any:
-    """1 where ``x`` is the extremum, 1/2 where ``y`` is it too."""
-    dtype = ans.dtype
-    mine, tied = astype(equal(x, ans), dtype), astype(equal(x, y), dtype)
+def _share(lost: Any, ans: Any, x: Any, y: Any) -> Any:
+    """0 where ``x`` is not the extremum, 1/2 where ``y`` is it too, else 1: for NaN as well."""
+    mine, tied = astype(logical_not(lost(x, y)), ans.dtype), astype(equal(x, y), ans.dtype)
     return divide(mine, add(tied, 1.0))
 
 
@@ -239,19 +238,21 @@ def _extremum(ans: Any, x: Any, axis: Any = None, keepdims: Any = False) -> Any:
     return lambda g: multiply(_kept(g, x.shape, axis, keepdims), share)
 
 
-def _power_base(g: Any, x: Any, y: Any) -> Any:
-    less_one = pow(
-        x, where(equal(y, 0.0), 1.0, subtract(y, 1.0)) if hasattr(y, "dtype") else y - 1 if y else 1
-    )
-    return multiply(g, multiply(y, less_one))
+def _power_base(g: Any, ans: Any, x: Any, y: Any) -> Any:
+    """y·x^(y-1), which is 0 for y = 0, whatever x is."""
+    if not hasattr(y, "dtype"):
+        return multiply(g, multiply(y, pow(x, y - 1))) if y else ops.zeros_like(unboxed(g))
+    constant_one = equal(y, 0.0)
+    slope = multiply(y, pow(x, where(constant_one, 1.0, subtract(y, 1.0))))
+    return multiply(g, where(constant_one, ops.zeros_like(unboxed(ans)), slope))
 
 
 def _power_exponent(g: Any, ans: Any, x: Any) -> Any:
-    positive = astype(greater(x, 0.0), ans.dtype) if hasattr(x, "dtype") else float(x > 0)
-    safe = (
-        where(greater(x, 0.0), x, ops.ones_like(unboxed(x))) if hasattr(x, "dtype") else np.asarray(x or 1.0)
-    )
-    return multiply(multiply(g, positive), multiply(ans, _cast(log(safe), ans.dtype)))
+    """x^y·log x, with 0·log 0 = 0; NaN for a negative base."""
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x, ans.dtype)
+    safe = where(equal(x, 0.0), ops.ones_like(unboxed(x)), x)
+    return multiply(g, multiply(ans, _cast(log(safe), ans.dtype)))
 
 
 def _sum_back(ans: Any, x: Any, axis: Any = None, dtype: Any = None, keepdims: Any = False) -> Any:
@@ -295,22 +296,22 @@ _both(
 )
 _both(
     maximum,
-    lambda g, ans, x, y: multiply(g, _share(ans, x, y)),
-    lambda g, ans, x, y: multiply(g, _share(ans, y, x)),
+    lambda g, ans, x, y: multiply(g, _share(less, ans, x, y)),
+    lambda g, ans, x, y: multiply(g, _share(less, ans, y, x)),
 )
 _both(
     minimum,
-    lambda g, ans, x, y: multiply(g, _share(ans, x, y)),
-    lambda g, ans, x, y: multiply(g, _share(ans, y, x)),
+    lambda g, ans, x, y: multiply(g, _share(greater, ans, x, y)),
+    lambda g, ans, x, y: multiply(g, _share(greater, ans, y, x)),
 )
-_both(pow, lambda g, ans, x, y: _power_base(g, x, y), lambda g, ans, x, y: _power_exponent(g, ans, x))
+_both(pow, _power_base, lambda g, ans, x, y: _power_exponent(g, ans, x))
 _both(
     _matmul,
     lambda g, ans, x, y: _matmul(g, matrix_transpose(y)),
     lambda g, ans, x, y: _matmul(matrix_transpose(x), g),
 )
 
-_one(abs, lambda g, ans, x: multiply(g, sign(x)))
+_one(abs, lambda g, ans, x: multiply(g, where(isnan(x), zeros_like(ans), sign(x))))
 _one(cos, lambda g, ans, x: negative(multiply(g, _sine(x))))
 _one(_sine, lambda g, ans, x: multiply(g, cos(x)))
 _one(exp, lambda g, ans, x: multiply(g, ans))

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from polyopt.backend.protocol import LossFunction, Update, WholeStep
 from polyopt.core.errors import InputError
-from polyopt_tensorflow import ops
+from polyopt_tensorflow import differentiable
 from polyopt_tensorflow.compiling import Trees, xla
 from polyopt_tensorflow.fence import Fenced
 from polyopt_tensorflow.grad import check
@@ -28,7 +28,7 @@ def whole(loss: LossFunction, update: Update) -> WholeStep | None:
         present = [x for x in leaves if x is not None]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(present)
-            value = loss(ops, params, *args)
+            value = loss(differentiable.xp, params, *args)
         if len(value.shape) != 0:
             raise InputError(f"the loss has shape {tuple(value.shape)}; expected a 0-d array")
         found = tape.gradient(value, present, unconnected_gradients=tf.UnconnectedGradients.ZERO)

@@ -10,8 +10,8 @@ import tensorflow as tf
 from polyopt.backend.protocol import LossFunction
 from polyopt.core import tree
 from polyopt.core.errors import InputError
-from polyopt_tensorflow import ops
 from polyopt_tensorflow.compiling import Trees, tensors
+from polyopt_tensorflow.differentiable import xp
 
 
 def value_and_grad(
@@ -26,7 +26,7 @@ def value_and_grad(
         check(flat.paths, leaves)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(present)
-            value = loss(ops, flat.unflatten(leaves), *args)
+            value = loss(xp, flat.unflatten(leaves), *args)
         if len(value.shape) != 0:
             raise InputError(f"the loss has shape {tuple(value.shape)}; expected a 0-d array")
         found = tape.gradient(value, present, unconnected_gradients=tf.UnconnectedGradients.ZERO)

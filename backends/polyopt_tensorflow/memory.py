@@ -3,8 +3,8 @@
 XLA for CPUs gives every result new memory and each a loop of its own: Adam took three to four times the time
 that reading and writing its arrays takes. The compiled kernel of ``polyopt.backend.host.numba_kernel`` can do
 it in place, but TensorFlow's tensors may share memory: a reshaped tensor is the same bytes, ``tf.constant``
-may keep NumPy's. So an array counts as writable only where TensorFlow's own count of who holds the memory says that
-it is this tensor alone, and where TensorFlow allocated it.
+may keep NumPy's. So an array counts as writable only where TensorFlow's own count of who holds the memory
+says that it is this tensor alone, and where TensorFlow allocated it.
 
 The count is read as TensorFlow's C API leads to it: ``TFE_TensorHandleResolve`` gives the ``TF_Tensor`` of an
 eager tensor, which begins with a pointer to ``{table, shape, buffer}`` (``TensorInterface``), and the buffer

@@ -282,9 +282,7 @@ def log_softmax(x: Tensor, /) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float, /) -> Tensor:
-    """PyTorch's, with no label that means "ignore": one outside of the classes is an error."""
-    if target.ndim == logits.ndim:
-        return torch.nn.functional.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    """PyTorch's for integer labels, with none that means "ignore"."""
     labels = target.to(torch.int64)
     return torch.nn.functional.cross_entropy(
         logits, labels, ignore_index=torch.iinfo(torch.int64).min, label_smoothing=label_smoothing

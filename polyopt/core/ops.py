@@ -14,7 +14,7 @@ A namespace may offer more, where it has something better than what ``polyopt.co
   whole arrays are compiled into one.
 - ``sum_squares(arrays, scale)``: the sum of the squares of all elements times ``scale``, in the bits of
   ``reductions``, as a 0-d array; ``None`` for arrays that it can't take.
-- ``log_softmax(x)``, ``cross_entropy(logits, target, label_smoothing)`` of ``polyopt.models.losses`` and
+- ``log_softmax(x)``, ``cross_entropy(logits, labels, label_smoothing)`` of ``polyopt.models.losses`` and
   ``relu(x)`` of ``polyopt.models.networks`` as one operation, forward and backward.
 - ``known_norm``: what ``reductions.root_sum_squares`` is to give, where it was computed before.
 """

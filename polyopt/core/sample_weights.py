@@ -30,3 +30,37 @@ def weighted_mean(xp: Ops, values: Array, weights: Array | None) -> Array:
     total = xp.sum(own * counted)
     wide = xp.astype(weights, xp.float32) if xp.finfo(weights.dtype).bits < 32 else weights
     return total / xp.astype(xp.sum(wide), values.dtype)
+
+
+def counted(xp: Ops, weights: Array | None, *arrays: Array) -> tuple[Array, ...]:
+    """Replace the samples of weight 0 in ``arrays`` by zeros, so that nothing they hold reaches a gradient.
+
+    Multiplying a loss by 0 is not enough: the gradient of a sample that holds NaN would be 0·NaN.
+
+    Parameters
+    ----------
+    weights
+        Of shape (n,), or ``None``: nothing is replaced.
+    arrays
+        Floating arrays whose first axis are the n samples.
+
+    Returns
+    -------
+    tuple
+        The arrays, in the same order, shapes and dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polyopt_numpy.ops as xp
+    >>> counted(xp, np.array([1.0, 0.0]), np.array([[1.0], [np.nan]]))[0].tolist()
+    [[1.0], [0.0]]
+    """
+    if weights is None:
+        return arrays
+    there = xp.greater(weights, xp.zeros_like(weights))
+    found = []
+    for x in arrays:
+        rows = xp.reshape(there, (int(x.shape[0]), *(1,) * (len(x.shape) - 1)))
+        found.append(xp.where(xp.broadcast_to(rows, tuple(x.shape)), x, xp.zeros_like(x)))
+    return tuple(found)

@@ -13,6 +13,7 @@ from polyopt.backend import registry
 from polyopt.core.errors import InputError
 from polyopt.core.ops import FLOATING, Array, Ops
 from polyopt.core.rule import check_fields
+from polyopt.core.sample_weights import counted
 from polyopt.models.losses import log_softmax
 from polyopt.schedules import Schedule
 
@@ -80,7 +81,8 @@ class InnerLoss(DistillationLoss):
                 f"expected {expected}"
             )
         check_weights(type(self).__name__, weights, mine[0])
-        return self._apart(xp, *pair(xp, student, teacher), weights)
+        student, teacher = counted(xp, weights, *pair(xp, student, teacher))
+        return self._apart(xp, student, teacher, weights)
 
     @abstractmethod
     def _unfit(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> str | None:
@@ -170,18 +172,64 @@ def divergence(xp: Ops, log_p: Array, log_q: Array) -> Array:
     p = xp.exp(log_p)
     some = xp.greater(p, xp.zeros_like(p))
     zero = xp.zeros_like(log_q)
-    return xp.sum(xp.where(some, p * (xp.where(some, log_p, zero) - log_q), zero), axis=-1)
+    return xp.sum(p * (xp.where(some, log_p, zero) - xp.where(some, log_q, zero)), axis=-1)
+
+
+SMALL = 0.25
+"""Log-ratios up to which ``expm1(x) - x`` is a series: the difference would lose digits."""
+
+
+def divergence_of_logits(xp: Ops, p: Array, q: Array) -> Array:
+    """Return KL(softmax(p) ‖ softmax(q)) over the last axis, accurate where the two are nearly the same.
+
+    At high temperatures KL is of the order of the squared difference of the logits, far below the rounding of
+    the log-probabilities. With e = q - p and its mean m under softmax(p), KL = log Σ softmax(p)·exp(e - m) =
+    ``log1p(Σ softmax(p)·φ(e - m))``, where φ(x) = exp(x) - 1 - x >= 0: no term is negative.
+
+    Parameters
+    ----------
+    p, q
+        Logits of shape (n, classes), of one dtype; -inf is a class of probability 0.
+
+    Returns
+    -------
+    Array
+        Of shape (n,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import polyopt_numpy.ops as xp
+    >>> z = np.array([[0.0, 1.0, 3.0]], np.float32) / np.float32(1e4)
+    >>> divergence_of_logits(xp, z, z).tolist()
+    [0.0]
+    """
+    log_p = log_softmax(xp, p)
+    plain = divergence(xp, log_p, log_softmax(xp, q))
+    share, zero = xp.exp(log_p), xp.zeros_like(p)
+    finite = xp.all(xp.logical_and(xp.isfinite(p), xp.isfinite(q)), axis=-1)
+    near = xp.logical_and(finite, xp.less(constant(plain), xp.full_like(plain, 0.5)))
+    rows = xp.broadcast_to(xp.expand_dims(near, axis=-1), tuple(p.shape))
+    e = xp.where(rows, q, zero) - xp.where(rows, p, zero)
+    x = e - xp.sum(share * e, axis=-1, keepdims=True)
+    tiny = xp.less_equal(xp.abs(x), xp.full_like(x, SMALL))
+    inside, outside = xp.where(tiny, x, zero), xp.where(tiny, zero, x)
+    series = xp.full_like(x, 1.0)
+    for k in range(14, 2, -1):
+        series = 1.0 + series * inside / float(k)
+    # share·exp(x) as one exponential: exp(x) alone may overflow where the share is tiny.
+    there = xp.where(rows, log_p, zero)
+    terms = xp.where(
+        tiny, share * (0.5 * inside * inside * series), xp.exp(there + outside) - share * (1.0 + x)
+    )
+    near_value = xp.log1p(xp.sum(xp.where(rows, terms, zero), axis=-1))
+    return xp.where(near, near_value, plain)
 
 
 def log_sum_exp(xp: Ops, x: Array) -> Array:
     """``log Σ exp(x)`` over the last axis, without overflow: max x first."""
     largest = constant(xp.max(x, axis=-1, keepdims=True))
     return xp.log(xp.sum(xp.exp(x - largest), axis=-1)) + xp.squeeze(largest, -1)
-
-
-def softened(xp: Ops, logits: Array, temperature: Any) -> Array:
-    """``log softmax(z / T)`` over the last axis."""
-    return log_softmax(xp, logits / temperature)
 
 
 def safe_root(xp: Ops, x: Array) -> Array:

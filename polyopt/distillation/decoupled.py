@@ -8,7 +8,7 @@ from typing import Any
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array, Ops
 from polyopt.core.rule import hyper, static
-from polyopt.core.sample_weights import weighted_mean
+from polyopt.core.sample_weights import counted, weighted_mean
 from polyopt.distillation.base import (
     DistillationLoss,
     check_weights,
@@ -89,6 +89,7 @@ class DecoupledKD(DistillationLoss):
         rows, classes = tuple(student.shape)
         check_weights(owner, weights, rows)
         target = fitting_target(xp, owner, student, target)
+        student, teacher = counted(xp, weights, student, teacher)
         if classes < 2:
             raise InputError(f"{owner}: the logits have {classes} class; expected at least 2")
         likeliest = target if len(target.shape) == 1 else xp.argmax(target, axis=-1)

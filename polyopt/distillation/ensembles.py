@@ -13,6 +13,7 @@ from polyopt.core.ops import Array, Ops
 from polyopt.core.rule import static
 from polyopt.distillation.base import DistillationLoss, constant, logit_pair
 from polyopt.distillation.soft_targets import SoftTargets
+from polyopt.models.losses import log_softmax
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ class Ensemble(DistillationLoss):
             counted = {} if weights is None else {"weights": weights}
             return _weighted(shares, [loss(xp, student, t, target, **counted) for t in teachers])
         pairs = [logit_pair(xp, "Ensemble", student, teacher) for teacher in teachers]
-        mean = _weighted(shares, [xp.exp(self.loss.soften(xp, teacher)) for _, teacher in pairs])
+        mean = _weighted(
+            shares, [xp.exp(log_softmax(xp, self.loss.soften(xp, teacher))) for _, teacher in pairs]
+        )
         return self.loss.against(xp, pairs[0][0], constant(xp.log(mean)), target, weights=weights)
 
     def _shares(self, teachers: int) -> list[float]:

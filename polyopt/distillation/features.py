@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array, Ops
 from polyopt.core.rule import static
-from polyopt.core.sample_weights import weighted_mean
+from polyopt.core.sample_weights import counted, weighted_mean
 from polyopt.distillation.base import DistillationLoss, InnerLoss, check_weights, pair, safe_root
 
 
@@ -85,7 +85,7 @@ class FeatureHint(DistillationLoss):
             how = "the same shape" if projection is None else "the same shape but for the last axis"
             raise InputError(f"{owner}: the student's have shape {mine}, the teacher's {its}; expected {how}")
         check_weights(owner, weights, mine[0])
-        student, teacher = pair(xp, student, teacher)
+        student, teacher = counted(xp, weights, *pair(xp, student, teacher))
         if projection is not None:
             student = xp.matmul(student, xp.astype(projection, student.dtype))
         difference = student - teacher

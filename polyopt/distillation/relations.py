@@ -39,7 +39,7 @@ class _Relational(InnerLoss):
             losses = _huber(xp, self._relation(xp, student, None) - self._relation(xp, teacher, None))
             return xp.mean(losses) if self.reduction == "mean" else xp.sum(losses)
         w = xp.astype(weights, student.dtype)
-        mine, its = (self._relation(xp, _counted(xp, x, w), w) for x in (student, teacher))
+        mine, its = (self._relation(xp, x, w) for x in (student, teacher))
         total = xp.sum(_products(xp, w, self.ORDER) * _huber(xp, mine - its))
         if self.reduction == "sum":
             return total
@@ -128,12 +128,6 @@ class RelationalAngle(_Relational):
 def _differences(xp: Ops, x: Array) -> Array:
     """``e[j, i] = x_i - x_j``, of shape (n, n, features)."""
     return xp.expand_dims(x, axis=0) - xp.expand_dims(x, axis=1)
-
-
-def _counted(xp: Ops, x: Array, weights: Array) -> Array:
-    """``x`` with zeros for samples of weight 0, whatever they were."""
-    there = xp.greater(weights, xp.zeros_like(weights))
-    return xp.where(xp.expand_dims(there, axis=1), x, xp.zeros_like(x))
 
 
 def _products(xp: Ops, weights: Array, order: int) -> Array:

@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array, Ops
 from polyopt.core.rule import hyper, static
-from polyopt.core.sample_weights import weighted_mean
+from polyopt.core.sample_weights import counted, weighted_mean
 from polyopt.distillation.base import (
     DistillationLoss,
     check_weights,
     divergence,
+    divergence_of_logits,
     fitting_target,
     logit_pair,
-    softened,
     wide,
 )
 from polyopt.distillation.standardization import standardized
-from polyopt.models.losses import cross_entropy
+from polyopt.models.losses import cross_entropy, log_softmax
 
 _PAPER: Mapping[str, Any] = {"alpha_weighs": "soft", "reduction": "batchmean", "floor": 0.0}
 
@@ -116,23 +116,27 @@ class SoftTargets(DistillationLoss):
         return self.against(xp, student, self.soften(xp, teacher), target, weights=weights)
 
     def soften(self, xp: Ops, teacher: Array) -> Array:
-        """The teacher's log-probabilities at the temperature T, of shape (n, classes)."""
+        """Return the teacher's logits at the temperature T, of shape (n, classes)."""
         logits = xp.log(teacher) if self.teacher == "probabilities" else teacher
-        return softened(xp, self._standard(xp, logits), self.temperature)
+        return self._standard(xp, logits) / self.temperature
 
     def against(
         self,
         xp: Ops,
         student: Array,
-        log_p: Array,
+        soft: Array,
         target: Array | None = None,
         *,
         weights: Array | None = None,
     ) -> Array:
-        """The loss against log-probabilities that have the temperature already (``soften``)."""
+        """Return the loss against logits that have the temperature already (``soften``).
+
+        Log-probabilities are logits too, but rounded ones: at high temperatures they lose what KL is made of.
+        """
         student, owner = wide(xp, student), type(self).__name__
         check_weights(owner, weights, int(student.shape[0]))
-        soft = weighted_mean(xp, self._divergence(xp, student, log_p), weights)
+        student, soft = counted(xp, weights, student, soft)
+        soft = weighted_mean(xp, self._divergence(xp, student, soft), weights)
         hard_weight = self.alpha if self.alpha_weighs == "hard" else 1.0 - self.alpha
         soft_weight = 1.0 - self.alpha if self.alpha_weighs == "hard" else self.alpha
         soft = soft_weight * (self.temperature * self.temperature * soft)
@@ -150,10 +154,12 @@ class SoftTargets(DistillationLoss):
     def _standard(self, xp: Ops, logits: Array) -> Array:
         return logits if self.standardize is None else standardized(xp, logits, self.standardize)
 
-    def _divergence(self, xp: Ops, student: Array, log_p: Array) -> Array:
-        """Of each sample, of shape (n,)."""
-        log_q = softened(xp, self._standard(xp, student), self.temperature)
-        if not (isinstance(self.floor, int | float) and self.floor == 0):
-            log_p, log_q = (xp.log(xp.clip(xp.exp(x), self.floor, 1.0)) for x in (log_p, log_q))
-        rows = divergence(xp, log_p, log_q)
+    def _divergence(self, xp: Ops, student: Array, soft: Array) -> Array:
+        """Return KL of each sample, of shape (n,)."""
+        mine = self._standard(xp, student) / self.temperature
+        if isinstance(self.floor, int | float) and self.floor == 0:
+            rows = divergence_of_logits(xp, soft, mine)
+        else:
+            log_p, log_q = (log_softmax(xp, z) for z in (soft, mine))
+            rows = divergence(xp, *(xp.log(xp.clip(xp.exp(x), self.floor, 1.0)) for x in (log_p, log_q)))
         return rows / int(student.shape[-1]) if self.reduction == "mean" else rows

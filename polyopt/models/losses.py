@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from polyopt.backend import registry
+from polyopt.core.errors import InputError
 from polyopt.core.ops import Array, Ops
-from polyopt.core.sample_weights import weighted_mean
+from polyopt.core.sample_weights import counted, weighted_mean
+
+NAN = float("nan")
 
 
 def default_loss(task: str) -> str:
@@ -27,12 +30,14 @@ def one_hot(xp: Ops, labels: Array, classes: int, like: Array) -> Array:
 def mean_squared_error(xp: Ops, prediction: Array, target: Array, *, weights: Array | None = None) -> Array:
     """The mean of ``(prediction - target)²`` over all elements, shapes alike: a 0-d array.
 
-    ``weights`` of shape (n,) are those of the samples, the first axis: see ``weighted_mean``.
+    ``weights`` of shape (n,) are those of the samples, the first axis: see ``weighted_mean``. A sample of
+    weight 0 counts nothing in the loss and in its gradient, whatever it holds.
 
     >>> import numpy as np
     >>> float(mean_squared_error(np, np.array([[1.0], [2.0]]), np.array([[1.0], [4.0]])))
     2.0
     """
+    prediction, target = counted(xp, weights, prediction, target)
     difference = prediction - target
     square = difference * difference
     if weights is None:
@@ -55,9 +60,15 @@ def log_softmax(xp: Ops, logits: Array) -> Array:
 
 
 def cross_entropy(
-    xp: Ops, logits: Array, target: Array, *, label_smoothing: float = 0.0, weights: Array | None = None
+    xp: Ops,
+    logits: Array,
+    target: Array,
+    *,
+    label_smoothing: float = 0.0,
+    weights: Array | None = None,
+    ignore_index: int | None = None,
 ) -> Array:
-    """The mean of ``-Σ q·log softmax(z)`` over the samples: a 0-d array.
+    """The mean of ``-Σ q·log softmax(z)`` over the samples, with 0·log 0 = 0: a 0-d array.
 
     Parameters
     ----------
@@ -68,33 +79,122 @@ def cross_entropy(
     label_smoothing
         α in [0, 1): q = (1-α)·target + α/classes (Szegedy et al., 2016, section 7).
     weights
-        Of the samples, of shape (n,): see ``weighted_mean``.
+        Of the samples, of shape (n,): see ``weighted_mean``. A sample of weight 0 counts nothing in the loss
+        and in its gradient, whatever it holds.
+    ignore_index
+        A label whose samples count nothing, as if their weight were 0; -100 is PyTorch's.
 
+    Returns
+    -------
+    Array
+        0-d, of the logits' dtype. NaN where no sample counts.
+
+    Raises
+    ------
+    InputError
+        For a label of a sample that counts and is none of the classes. Where labels can't be looked at,
+        inside of a compiled function or on an accelerator, the loss is NaN instead.
+
+    Examples
+    --------
     Two classes are a softmax over two columns.
 
     >>> import numpy as np
     >>> round(float(cross_entropy(np, np.zeros((3, 4)), np.array([0, 1, 3]))), 6)
     1.386294
+    >>> round(float(cross_entropy(np, np.zeros((2, 4)), np.array([0, -100]), ignore_index=-100)), 6)
+    1.386294
     """
-    own = getattr(xp, "cross_entropy", None)
-    if own is not None and weights is None:
-        return own(logits, target, label_smoothing)
     classes = int(logits.shape[-1])
     if len(target.shape) == 1:
+        weights, inside = counted_labels(xp, "cross_entropy", target, classes, logits, weights, ignore_index)
+        own = getattr(xp, "cross_entropy", None)
+        if own is not None and weights is None and inside is None:
+            return own(logits, target, label_smoothing)
+        (logits,) = counted(xp, weights, logits)
         target = one_hot(xp, target, classes, logits)
+        if inside is not None:
+            rows = xp.expand_dims(inside, axis=1)
+            target = xp.where(xp.broadcast_to(rows, tuple(target.shape)), target, xp.full_like(target, NAN))
+    else:
+        logits, target = counted(xp, weights, logits, target)
     if label_smoothing:
         target = target * (1.0 - label_smoothing) + label_smoothing / classes
-    return -weighted_mean(xp, xp.sum(target * log_softmax(xp, logits), axis=-1), weights)
+    none = xp.equal(target, xp.zeros_like(target))
+    terms = xp.where(none, xp.zeros_like(logits), target * log_softmax(xp, logits))
+    return -weighted_mean(xp, xp.sum(terms, axis=-1), weights)
 
 
-def accuracy(xp: Ops, logits: Array, target: Array) -> Array:
-    """The fraction of samples whose largest logit is the label's: a 0-d array; ``target`` as above.
+def counted_labels(
+    xp: Ops,
+    owner: str,
+    labels: Array,
+    classes: int,
+    like: Array,
+    weights: Array | None,
+    ignore_index: int | None,
+) -> tuple[Array | None, Array | None]:
+    """Return the samples' weights, 0 for ignored ones, and which labels are classes.
+
+    The second is ``None`` where all labels that count could be looked at and are classes.
+
+    Raises
+    ------
+    InputError
+        For a label of a sample that counts and is none of the classes: it names the first.
+    """
+    if ignore_index is not None:
+        used = xp.astype(xp.not_equal(labels, xp.full_like(labels, ignore_index)), like.dtype)
+        # Not a product, which is NaN for a weight that isn't finite.
+        weights = (
+            used if weights is None else xp.where(xp.greater(used, 0.0), weights, xp.zeros_like(weights))
+        )
+    backend = registry.of(labels)
+    given = [labels] if weights is None else [labels, weights]
+    if any(backend.is_traced(x) or backend.device_name(x) != "cpu" for x in given):
+        number = xp.astype(labels, xp.int32)
+        inside = xp.logical_and(
+            xp.greater_equal(number, xp.zeros_like(number)), xp.less(number, xp.full_like(number, classes))
+        )
+        if weights is not None:
+            inside = xp.logical_or(inside, xp.logical_not(xp.greater(weights, xp.zeros_like(weights))))
+        return weights, inside
+    found = backend.to_numpy(labels)
+    wrong = (found < 0) | (found >= classes)
+    if weights is not None:
+        wrong = wrong & (backend.to_numpy(weights) > 0)
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise InputError(
+            f"{owner}: the label of sample {i} is {int(found[i])}; expected 0 to {classes - 1}, or "
+            f"ignore_index={int(found[i])} to leave such samples out"
+        )
+    return weights, None
+
+
+def accuracy(
+    xp: Ops,
+    logits: Array,
+    target: Array,
+    *,
+    weights: Array | None = None,
+    ignore_index: int | None = None,
+) -> Array:
+    """The fraction of samples whose largest logit is the label's: a 0-d array; arguments as above.
 
     >>> import numpy as np
     >>> float(accuracy(np, np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([1, 1])))
     0.5
     """
+    guess = xp.argmax(logits, axis=-1)
     if len(target.shape) == 1:
-        target = one_hot(xp, target, int(logits.shape[-1]), logits)
-    right = xp.equal(xp.argmax(logits, axis=-1), xp.argmax(target, axis=-1))
-    return xp.mean(xp.astype(right, logits.dtype))
+        classes = int(logits.shape[-1])
+        weights, inside = counted_labels(xp, "accuracy", target, classes, logits, weights, ignore_index)
+        right = xp.equal(guess, xp.astype(target, guess.dtype))
+    else:
+        inside = None
+        right = xp.equal(guess, xp.argmax(target, axis=-1))
+    hits = xp.astype(right, logits.dtype)
+    if inside is not None:
+        hits = xp.where(inside, hits, xp.full_like(hits, NAN))
+    return weighted_mean(xp, hits, weights)

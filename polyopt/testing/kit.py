@@ -20,6 +20,7 @@ def all_cases(backend_name: str) -> Iterator[Case]:
         distillation_checks,
         federated_checks,
         finetuning_checks,
+        kinks,
         ops_checks,
         peers,
         properties,
@@ -30,6 +31,7 @@ def all_cases(backend_name: str) -> Iterator[Case]:
 
     yield from backend_checks.cases()
     yield from ops_checks.cases()
+    yield from kinks.cases()
     yield from rules_checks.cases()
     yield from peers.cases(backend_name)
     yield from bits.cases()

@@ -11,6 +11,7 @@ OUTCOMES: Final[tuple[Outcome, ...]] = ("passed", "failed", "skipped", "missing"
 CHECKS: Final = {
     "backend": "loads, converts, differentiates, compiles, draws",
     "ops": "array operations against the standard",
+    "kinks": "gradients at kinks, ties, zeros, infinities and what is left out",
     "reference": "algorithms against float64 references from the papers",
     "peer": "conventions against the framework's own optimizer",
     "bits": "the same bits as NumPy, eager and compiled",

@@ -102,6 +102,6 @@ print("the same bits")
 def test_interrupts_at_random_moments_change_nothing(kind: str, interrupts: int, longest: float) -> None:
     command = [sys.executable, "-W", "ignore", "-c", STEPS, kind, str(interrupts), str(longest)]
     # A deadlock ends here.
-    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.strip() == "the same bits"
