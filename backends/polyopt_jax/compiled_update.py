@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polyopt.backend.gradients import check_loss
 from polyopt.backend.protocol import LossFunction, Update, WholeStep
-from polyopt.core.errors import InputError
 from polyopt_jax import differentiable
 from polyopt_jax.fence import Fenced
 from polyopt_jax.grad import check
@@ -30,7 +30,7 @@ def whole(loss: LossFunction, update: Update) -> WholeStep:
     def run(arrays: Any, vectors: Any, args: Any) -> tuple[Any, Any]:
         params = arrays["params"]
         check(params)
-        value, gradients = jax.value_and_grad(lambda p: _scalar(loss(differentiable.xp, p, *args)))(params)
+        value, gradients = jax.value_and_grad(lambda p: check_loss(loss(differentiable.xp, p, *args)))(params)
         kind, vector = next(iter(vectors.items()))
         zero = lax.bitcast_convert_type(vector[-1], _UNSIGNED[kind])
         if not _factors_alone(loss, params, args):
@@ -45,12 +45,6 @@ def whole(loss: LossFunction, update: Update) -> WholeStep:
 
     compiled: Callable[..., tuple[Any, Any]] = run
     return compiled
-
-
-def _scalar(value: Any) -> Any:
-    if jnp.shape(value) != ():
-        raise InputError(f"the loss has shape {tuple(jnp.shape(value))}; expected a 0-d array")
-    return value
 
 
 LARGE = 1 << 15

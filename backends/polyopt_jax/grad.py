@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from polyopt.backend.gradients import check_loss
 from polyopt.backend.protocol import LossFunction
 from polyopt.core import tree
 from polyopt.core.errors import InputError
@@ -19,7 +20,7 @@ def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[An
 
     def run(params: Any, *args: Any) -> tuple[Any, Any]:
         check(params)
-        return jax.value_and_grad(lambda p: loss(xp, p, *args))(params)
+        return jax.value_and_grad(lambda p: check_loss(loss(xp, p, *args)))(params)
 
     return jax.jit(run) if compiled else run
 

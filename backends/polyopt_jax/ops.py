@@ -47,15 +47,11 @@ from jax.numpy import max as max
 from jax.numpy import mean as mean
 from jax.numpy import min as min
 from jax.numpy import negative as negative
-from jax.numpy import permute_dims as permute_dims
 from jax.numpy import reshape as reshape
 from jax.numpy import round as round
-from jax.numpy import sign as sign
 from jax.numpy import sqrt as sqrt
 from jax.numpy import square as square
 from jax.numpy import squeeze as squeeze
-from jax.numpy import take as take
-from jax.numpy import take_along_axis as take_along_axis
 from jax.numpy import tanh as tanh
 from jax.numpy import uint8 as uint8
 
@@ -188,6 +184,11 @@ def pow(x1: Any, x2: Any, /) -> Any:
     return jnp.pow(*_promoted(x1, x2))
 
 
+def sign(x: Any, /) -> Any:
+    """+0.0 for both zeros; JAX' own is -0.0 for -0.0."""
+    return jnp.where(x == 0, jnp.zeros_like(x), jnp.sign(x))
+
+
 def subtract(x1: Any, x2: Any, /) -> Any:
     return jnp.subtract(*_promoted(x1, x2))
 
@@ -212,11 +213,37 @@ def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Any:
 
 
 def expand_dims(x: Any, /, *, axis: int = 0) -> Any:
+    if not -x.ndim - 1 <= axis <= x.ndim:
+        raise IndexError(f"expand_dims: axis {axis} is out of range for {x.ndim} dimensions")
     return jnp.expand_dims(x, axis)
+
+
+def permute_dims(x: Any, /, axes: tuple[int, ...]) -> Any:
+    return jnp.permute_dims(x, tuple(a + x.ndim if a < 0 else a for a in axes))
 
 
 def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Any:
     return jnp.stack(_promoted(*arrays), axis=axis)
+
+
+def _inside(name: str, indices: Any, length: int) -> None:
+    """Refuse indices that are out of range, where they have values; traced ones give NaN."""
+    if isinstance(indices, jax.core.Tracer):
+        return
+    host = np.asarray(indices)
+    if host.size and not (-length <= host.min() and host.max() < length):
+        worst = host.min() if host.min() < -length else host.max()
+        raise IndexError(f"{name}: index {worst} is out of range for an axis of length {length}")
+
+
+def take(x: Any, indices: Any, /, *, axis: int | None = None) -> Any:
+    _inside("take", indices, x.size if axis is None else x.shape[axis])
+    return jnp.take(x, indices, axis=axis)
+
+
+def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Any:
+    _inside("take_along_axis", indices, x.shape[axis])
+    return jnp.take_along_axis(x, indices, axis=axis)
 
 
 # Beyond the standard (see polyopt.core.ops)

@@ -11,6 +11,7 @@ from autograd.core import VJPNode, add_outgrads
 from autograd.extend import Box
 from autograd.tracer import isbox, new_box, toposort
 
+from polyopt.backend.gradients import check_loss
 from polyopt.backend.protocol import LossFunction
 from polyopt.core import tree
 from polyopt.core.errors import InputError
@@ -38,7 +39,7 @@ def value_and_grad(loss: LossFunction) -> Callable[..., tuple[Any, Tree]]:
             filled: list[Any] = [None] * len(flat.leaves)
             for i, x in zip(present, values, strict=True):
                 filled[i] = x
-            return _checked(loss(differentiable, flat.unflatten(filled), *args))
+            return check_loss(loss(differentiable, flat.unflatten(filled), *args))
 
         with np.errstate(all="ignore"):
             value, found = _differentiate(of_leaves, leaves)
@@ -74,13 +75,6 @@ def _leaf(path: str, x: Any) -> Any:
             f"parameter {path!r} is {getattr(x, 'dtype', type(x).__name__)}; expected a floating array"
         )
     return x
-
-
-def _checked(value: Any) -> Any:
-    if getattr(value, "shape", None) != ():
-        found = f"an array of shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
-        raise InputError(f"the loss is {found}; expected a 0-d array")
-    return value
 
 
 def _like(g: Any, x: Any) -> Any:

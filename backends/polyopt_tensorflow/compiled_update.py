@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from polyopt.backend.gradients import check_loss
 from polyopt.backend.protocol import LossFunction, Update, WholeStep
-from polyopt.core.errors import InputError
 from polyopt_tensorflow import differentiable
 from polyopt_tensorflow.compiling import Trees, xla
 from polyopt_tensorflow.fence import Fenced
@@ -28,9 +28,7 @@ def whole(loss: LossFunction, update: Update) -> WholeStep | None:
         present = [x for x in leaves if x is not None]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(present)
-            value = loss(differentiable.xp, params, *args)
-        if len(value.shape) != 0:
-            raise InputError(f"the loss has shape {tuple(value.shape)}; expected a 0-d array")
+            value = check_loss(loss(differentiable.xp, params, *args))
         found = tape.gradient(value, present, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         kind, vector = next(iter(vectors.items()))
         xp = Fenced(tf.bitcast(vector[-1], _BITS[kind]))

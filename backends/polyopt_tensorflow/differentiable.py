@@ -53,8 +53,8 @@ def _extremum(function: Callable[[Any, Any], Any], lost: Callable[[Any, Any], An
     return apply
 
 
-maximum = _extremum(tf.maximum, tf.less)
-minimum = _extremum(tf.minimum, tf.greater)
+maximum = _extremum(ops.maximum, tf.less)
+minimum = _extremum(ops.minimum, tf.greater)
 
 
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:

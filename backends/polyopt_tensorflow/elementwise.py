@@ -37,8 +37,8 @@ def ceil(x: Any, /) -> Any:
 
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
     if min is not None:
-        x = tf.maximum(x, to(min, x.dtype))
-    return tf.convert_to_tensor(x) if max is None else tf.minimum(x, to(max, x.dtype))
+        x = _with_nan(tf.maximum, x, to(min, x.dtype))
+    return tf.convert_to_tensor(x) if max is None else _with_nan(tf.minimum, x, to(max, x.dtype))
 
 
 def cos(x: Any, /) -> Any:
@@ -114,11 +114,18 @@ def logical_or(x1: Any, x2: Any, /) -> Any:
 
 
 def maximum(x1: Any, x2: Any, /) -> Any:
-    return tf.maximum(*promoted(x1, x2))
+    return _with_nan(tf.maximum, *promoted(x1, x2))
 
 
 def minimum(x1: Any, x2: Any, /) -> Any:
-    return tf.minimum(*promoted(x1, x2))
+    return _with_nan(tf.minimum, *promoted(x1, x2))
+
+
+def _with_nan(function: Callable[..., Any], x1: Any, x2: Any) -> Any:
+    """``function``, NaN where the second operand is: compiled by XLA for a CPU, it gives the first."""
+    if tf.executing_eagerly() or not x2.dtype.is_floating:
+        return function(x1, x2)
+    return tf.where(tf.math.is_nan(x2), x2, function(x1, x2))
 
 
 def multiply(x1: Any, x2: Any, /) -> Any:
@@ -143,7 +150,12 @@ def round(x: Any, /) -> Any:
 
 
 def sign(x: Any, /) -> Any:
-    return tf.cast(tf.not_equal(x, 0), x.dtype) if x.dtype == tf.uint8 else tf.sign(x)
+    """+0.0 for both zeros; TensorFlow's own, compiled, is -0.0 for -0.0."""
+    if x.dtype == tf.uint8:
+        return tf.cast(tf.not_equal(x, 0), x.dtype)
+    if tf.executing_eagerly() or not x.dtype.is_floating:
+        return tf.sign(x)
+    return tf.where(tf.equal(x, 0), tf.zeros_like(x), tf.sign(x))
 
 
 def sqrt(x: Any, /) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from polyopt.backend.gradients import check_loss
 from polyopt.backend.protocol import LossFunction
 from polyopt.core import tree
 from polyopt.core.errors import InputError
@@ -26,9 +27,7 @@ def value_and_grad(
         check(flat.paths, leaves)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(present)
-            value = loss(xp, flat.unflatten(leaves), *args)
-        if len(value.shape) != 0:
-            raise InputError(f"the loss has shape {tuple(value.shape)}; expected a 0-d array")
+            value = check_loss(loss(xp, flat.unflatten(leaves), *args))
         found = tape.gradient(value, present, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         # The gradient of a gather is IndexedSlices: made dense, repeated rows are added.
         return value, [tf.convert_to_tensor(x) for x in found]

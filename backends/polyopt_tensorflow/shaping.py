@@ -99,6 +99,9 @@ def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Any:
 
 
 def expand_dims(x: Any, /, *, axis: int = 0) -> Any:
+    rank = len(x.shape)
+    if not -rank - 1 <= axis <= rank:
+        raise IndexError(f"expand_dims: axis {axis} is out of range for {rank} dimensions")
     return tf.expand_dims(x, axis)
 
 
@@ -121,7 +124,11 @@ def take(x: Any, indices: Any, /, *, axis: int | None = None) -> Any:
     if axis is None and len(x.shape) > 1:
         raise ValueError(f"take: axis is needed for an array of {len(x.shape)} dimensions")
     axis = axis or 0
-    return tf.gather(x, _wrapped(indices, x.shape[axis]), axis=axis)
+    axis %= len(x.shape)
+    chosen = _wrapped("take", indices, x.shape[axis])
+    found = tf.gather(x, chosen, axis=axis)
+    lead = (1,) * (len(x.shape) - axis - 1)
+    return _or_nan(found, tf.reshape(chosen, (*chosen.shape, *lead)), x.shape[axis])
 
 
 def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Any:
@@ -129,11 +136,13 @@ def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Any:
     axis %= rank
     order = [*(i for i in range(rank) if i != axis), axis]
     back = [order.index(i) for i in range(rank)]
-    rows, picks = tf.transpose(x, order), tf.transpose(_wrapped(indices, x.shape[axis]), order)
+    chosen = _wrapped("take_along_axis", indices, x.shape[axis])
+    rows, picks = tf.transpose(x, order), tf.transpose(chosen, order)
     lead = tf.broadcast_static_shape(rows.shape[:-1], picks.shape[:-1])
     rows = tf.broadcast_to(rows, [*lead, rows.shape[-1]])
     picks = tf.broadcast_to(picks, [*lead, picks.shape[-1]])
-    return tf.transpose(tf.gather(rows, picks, batch_dims=rank - 1, axis=-1), back)
+    found = _or_nan(tf.gather(rows, picks, batch_dims=rank - 1, axis=-1), picks, x.shape[axis])
+    return tf.transpose(found, back)
 
 
 def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
@@ -151,7 +160,18 @@ def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
     return carry
 
 
-def _wrapped(indices: Any, n: int) -> Any:
-    """Negative indices count from the end, which tf.gather refuses."""
+def _wrapped(name: str, indices: Any, n: int) -> Any:
+    """Count negative indices from the end, which tf.gather refuses; refuse what is out of range."""
     indices = tf.cast(indices, tf.int64)
-    return tf.where(indices < 0, indices + n, indices)
+    wrapped = tf.where(indices < 0, indices + n, indices)
+    if tf.executing_eagerly() and bool(tf.reduce_any((wrapped < 0) | (wrapped >= n))):
+        raise IndexError(f"{name}: an index is out of range for an axis of length {n}")
+    return wrapped
+
+
+def _or_nan(found: Any, chosen: Any, n: int) -> Any:
+    """``found``, NaN where a traced index is out of range: XLA takes the last element instead."""
+    if tf.executing_eagerly() or not found.dtype.is_floating:
+        return found
+    nan = tf.constant(float("nan"), found.dtype)
+    return tf.where((chosen < 0) | (chosen >= n), nan, found)

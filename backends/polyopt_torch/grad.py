@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from polyopt.backend.gradients import check_loss
 from polyopt.backend.protocol import LossFunction
 from polyopt.core import tree
 from polyopt.core.errors import InputError
@@ -28,9 +29,10 @@ def value_and_grad(loss: LossFunction) -> Callable[..., tuple[torch.Tensor, Tree
         leaves = [_leaf(path, x) for path, x in zip(flat.paths, flat.leaves, strict=True)]
         with torch.enable_grad():
             value = loss(ops, flat.unflatten(leaves), *args)
-            if not isinstance(value, torch.Tensor) or value.ndim != 0:
-                found = getattr(value, "shape", type(value).__name__)
-                raise InputError(f"the loss is {found}; expected a 0-d array")
+            if not isinstance(check_loss(value), torch.Tensor):
+                raise InputError(
+                    f"the loss returned a {type(value).__module__}.{type(value).__name__}; expected a tensor"
+                )
             gradients = iter(_gradients(value, [x for x in leaves if x is not None]))
         return value.detach(), flat.unflatten(None if x is None else next(gradients) for x in leaves)
 

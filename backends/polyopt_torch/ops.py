@@ -248,8 +248,16 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
 
 
 def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
-    """``torch.take_along_dim`` with indices from either end and of any integer dtype."""
-    return torch.take_along_dim(x, _from_start(indices, x.shape[axis]), dim=axis)
+    """``torch.take_along_dim`` with indices from either end and of any integer dtype.
+
+    It takes an index that is out of range, where others are of this shape alone, without a word.
+    """
+    length, plain = x.shape[axis], not torch.compiler.is_compiling() and type(indices) is Tensor
+    chosen = _from_start(indices, length)
+    plain = plain and indices.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(indices)
+    if plain and ((chosen < 0) | (chosen >= length)).any().item():
+        raise IndexError(f"take_along_axis: an index is out of range for an axis of length {length}")
+    return torch.take_along_dim(x, chosen, dim=axis)
 
 
 def _from_start(indices: Tensor, length: int) -> Tensor:

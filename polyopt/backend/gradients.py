@@ -9,7 +9,48 @@ from typing import Any
 from polyopt.backend import registry
 from polyopt.backend.protocol import Backend, LossFunction
 from polyopt.core import tree
+from polyopt.core.errors import InputError
 from polyopt.core.ops import Array
+
+
+def check_loss(value: Any) -> Any:
+    """Return what a loss gave if it can be differentiated: a 0-d array of a floating dtype.
+
+    Parameters
+    ----------
+    value
+        What ``loss(xp, params, ...)`` returned, of any framework, traced or not.
+
+    Returns
+    -------
+    Array
+        ``value``.
+
+    Raises
+    ------
+    InputError
+        For anything else; it says what was returned.
+
+    Examples
+    --------
+    >>> check_loss(None)
+    Traceback (most recent call last):
+    ...
+    polyopt.core.errors.InputError: the loss returned None; expected a 0-d array of a floating dtype, ...
+    """
+    shape, dtype = getattr(value, "shape", None), str(getattr(value, "dtype", ""))
+    if shape is None or not dtype:
+        found = "None" if value is None else f"a {type(value).__name__}"
+    elif len(shape) != 0:
+        found = f"an array of shape {tuple(shape)}"
+    elif "float" not in dtype:
+        found = f"an array of dtype {getattr(value.dtype, 'name', dtype.removeprefix('torch.'))}"
+    else:
+        return value
+    raise InputError(
+        f"the loss returned {found}; expected a 0-d array of a floating dtype, made of the parameters by "
+        "operations of xp (xp.mean or xp.sum of an array)"
+    )
 
 
 def value_and_grad(loss: LossFunction, *, compiled: bool = True) -> Callable[..., tuple[Array, Any]]:

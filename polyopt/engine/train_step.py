@@ -93,6 +93,11 @@ class TrainStep:
 
     def __call__(self, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         """``(carry after one step, loss before it)``; the carry that was given is given up."""
+        if not isinstance(carry, Carry):
+            raise InputError(
+                f"TrainStep: the first argument is a {type(carry).__name__}; expected what init(params), "
+                "load(params, state) or the step before gave"
+            )
         return carry, carry.way.step(carry, args)
 
     def unload(self, carry: Carry, *, copy: bool = True) -> tuple[Tree, State]:

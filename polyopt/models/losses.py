@@ -121,7 +121,7 @@ def cross_entropy(
     if label_smoothing:
         target = target * (1.0 - label_smoothing) + label_smoothing / classes
     none = xp.equal(target, xp.zeros_like(target))
-    terms = xp.where(none, xp.zeros_like(logits), target * log_softmax(xp, logits))
+    terms = target * xp.where(none, xp.zeros_like(logits), log_softmax(xp, logits))
     return -weighted_mean(xp, xp.sum(terms, axis=-1), weights)
 
 

@@ -46,7 +46,9 @@ def _overflows(value: Any, dtype: str) -> bool:
     return not limits.min <= value <= limits.max
 
 
-def _call(backend: Backend, name: str, arrays: list[Any], layout: str, dtype: str) -> None:
+def _call(
+    backend: Backend, name: str, arrays: list[Any], layout: str, dtype: str, compiled: bool = False
+) -> None:
     """Call operation ``name`` on ``arrays`` and compare; the result must have ``dtype`` (or be a bool)."""
     spec = ELEMENTWISE[name]
     if spec.largest < np.inf:
@@ -54,8 +56,12 @@ def _call(backend: Backend, name: str, arrays: list[Any], layout: str, dtype: st
     if name == "pow" and dtype in INTEGER:  # the standard leaves a negative exponent open
         arrays = [arrays[0], np.where((arrays[1] >= 0) & (arrays[1] < 8), arrays[1], arrays[1].dtype.type(2))]
     out_dtype = "bool" if spec.predicate else dtype
-    call = f"{name}({', '.join(x.dtype.name for x in arrays)}; {layout})"
-    out = getattr(backend.ops, name)(*(lay(backend, x, layout) for x in arrays))
+    how = f"{layout}, compiled" if compiled else layout
+    call = f"{name}({', '.join(x.dtype.name for x in arrays)}; {how})"
+    operation = getattr(backend.ops, name)
+    if compiled:
+        operation = backend.compile(lambda xp, *x: getattr(xp, name)(*x))
+    out = operation(*(lay(backend, x, layout) for x in arrays))
     want, exact, skip = expected(spec, arrays, out_dtype)
     got = result(backend, call, out, out_dtype, want.shape)
     ulps = spec.ulps.get(dtype, 0.0)
@@ -70,6 +76,8 @@ def check(context: Context, name: str) -> None:
     dtypes = dtypes_of(backend, spec.dtypes)
     for dtype in dtypes:
         _call(backend, name, _grid(spec, specials(dtype)), "contiguous", dtype)
+        if dtype in ("float32", "float64"):
+            _call(backend, name, _grid(spec, specials(dtype)), "contiguous", dtype, compiled=True)
     for dtype in {dtypes[0], dtypes[-1]}:
         for shape in ((), (0,), (0, 3)):
             arrays = [sample(i, dtype, shape) for i in range(spec.arity)]

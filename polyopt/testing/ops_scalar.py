@@ -148,7 +148,7 @@ ELEMENTWISE: Final[dict[str, Elementwise]] = {
     "not_equal": _predicate(operator.ne, 2, ALL),
     "pow": Elementwise(_pow, 2, NUMERIC, ulps=ULPS),
     "round": Elementwise(_rounding(round), 1, NUMERIC),
-    "sign": Elementwise(_sign, 1, NUMERIC, zeros=False),
+    "sign": Elementwise(_sign, 1, NUMERIC),
     "sqrt": Elementwise(lambda a: a if a == 0 else _total(math.sqrt)(a), 1, FLOATING),
     "square": Elementwise(lambda a: a * a, 1, NUMERIC),
     "subtract": Elementwise(operator.sub, 2, NUMERIC),

@@ -350,3 +350,17 @@ def test_sound_labels_pass_the_check(backend: Backend) -> None:
 def test_the_table_of_names_is_whole() -> None:
     assert sorted(DISTILLATION_LOSSES) == list(DISTILLATION_LOSSES)
     assert all(kind.__doc__ for kind in DISTILLATION_LOSSES.values())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 10.0, 100.0, 1e3, 1e4])
+def test_kl_is_accurate_at_every_temperature(backend: Backend, temperature: float) -> None:
+    """Float32, against float64: far below the rounding of the log-probabilities, and never negative."""
+    teacher, student = np.float32([[0.0, 1.0, 3.0]]), np.float32([[0.3, 0.9, 3.2]])
+    p, q = (z.astype(np.float64) / temperature for z in (teacher, student))
+    p, q = (z - np.log(np.exp(z).sum(-1, keepdims=True)) for z in (p, q))
+    # Of float64 too: the terms are small differences, of 1e-16 beside 1e-10.
+    expected = temperature**2 * np.sum(np.exp(p) * (p - q))
+    loss = SoftTargets(temperature=temperature, alpha=1.0)
+    got = np.asarray(backend.to_numpy(loss(backend.ops, *map(backend.from_numpy, (student, teacher)))))
+    assert got >= 0
+    assert_close(got.astype(np.float64), np.array(expected), rtol=1e-5, because="float32, some ten roundings")

@@ -91,9 +91,9 @@ def test_errors_say_what_is_wrong() -> None:
         NUMPY.dtype("bfloat61")
     with pytest.raises(InputError, match=r"parameter 'a\.0' is int64; expected a floating array"):
         NUMPY.value_and_grad(lambda xp, p: p["a"][0])({"a": [np.arange(3)]})
-    with pytest.raises(InputError, match=r"the loss is an array of shape \(3,\); expected a 0-d array"):
+    with pytest.raises(InputError, match=r"the loss returned an array of shape \(3,\); expected a 0-d array"):
         NUMPY.value_and_grad(lambda xp, p: p["w"])({"w": np.ones(3)})
-    with pytest.raises(InputError, match="the loss is float; expected a 0-d array"):
+    with pytest.raises(InputError, match="the loss returned a float; expected a 0-d array"):
         NUMPY.value_and_grad(lambda xp, p: 1.0)({"w": np.ones(3)})
 
 
