@@ -102,9 +102,9 @@ __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
-        from polyopt.core.errors import nearest
+        from polyopt.core.aliases import NAMES, called
 
-        raise AttributeError(f"polyopt has no {name!r}; {nearest(name, _HOME_OF)}")
+        raise AttributeError(f"polyopt has no {name!r}; {called(name, NAMES, _HOME_OF)}")
     value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value

@@ -249,7 +249,7 @@ def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Any:
 # Beyond the standard (see polyopt.core.ops)
 
 
-def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
+def repeat_until(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
     for i in range(times):
         if isinstance(carry[0], jax.core.Tracer):
             # Not a while loop, through which JAX can't differentiate backwards.

@@ -212,7 +212,7 @@ def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Any:
 # Beyond the standard (see polyopt.core.ops)
 
 
-def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
+def repeat_until(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
     for _ in range(times):
         if carry[0]:
             break

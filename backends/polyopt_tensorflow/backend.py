@@ -55,6 +55,10 @@ class TensorFlowBackend:
     def is_array(self, x: object) -> bool:
         return isinstance(x, _ARRAYS)  # tf.is_tensor is slow on what is none
 
+    def is_variable(self, x: object) -> bool:
+        """Return True for what a model holds and a user expects to change: a variable."""
+        return isinstance(x, tf.Variable)
+
     def is_traced(self, x: object) -> bool:
         if isinstance(x, tf.Variable):
             return not tf.executing_eagerly()

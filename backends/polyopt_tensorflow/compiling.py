@@ -25,7 +25,8 @@ MOST_KINDS = 64
 def xla() -> bool:
     """Whether this TensorFlow can compile by XLA on its default device; warns once where it can't."""
     try:
-        tf.function(lambda x: x + x, jit_compile=True, autograph=False)(tf.constant(1.0))
+        with tf.init_scope():
+            tf.function(lambda x: x + x, jit_compile=True, autograph=False)(tf.constant(1.0))
     except (tf.errors.OpError, ValueError) as e:
         warnings.warn(
             f"this TensorFlow has no XLA ({type(e).__name__}): polyopt runs op by op: same bits, but slower",
@@ -116,5 +117,7 @@ def compile_function(function: Callable[..., Any], exact: bool) -> Callable[...,
     if not exact:
         return Trees(lambda *args: function(ops, *args), jit_compile=True)
     compiled = Trees(lambda zero, *args: function(Fenced(zero), *args), jit_compile=True)
-    zero = tf.constant(0)
+    # Outside of a graph that is being traced now: its tensors can't be used in another one.
+    with tf.init_scope():
+        zero = tf.constant(0)
     return lambda *args: compiled(zero, *args)

@@ -76,7 +76,7 @@ from polyopt_tensorflow.shaping import max as max
 from polyopt_tensorflow.shaping import mean as mean
 from polyopt_tensorflow.shaping import min as min
 from polyopt_tensorflow.shaping import permute_dims as permute_dims
-from polyopt_tensorflow.shaping import repeat as repeat
+from polyopt_tensorflow.shaping import repeat_until as repeat_until
 from polyopt_tensorflow.shaping import reshape as reshape
 from polyopt_tensorflow.shaping import squeeze as squeeze
 from polyopt_tensorflow.shaping import stack as stack

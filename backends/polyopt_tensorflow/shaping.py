@@ -145,7 +145,7 @@ def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Any:
     return tf.transpose(found, back)
 
 
-def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
+def repeat_until(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
     for i in range(times):
         if tf.is_symbolic_tensor(carry[0]):
             return tf.while_loop(

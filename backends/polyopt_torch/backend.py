@@ -36,6 +36,10 @@ class TorchBackend:
     def is_array(self, x: object) -> bool:
         return isinstance(x, torch.Tensor)
 
+    def is_variable(self, x: object) -> bool:
+        """Return True for what a model holds and a user expects to change: a parameter."""
+        return isinstance(x, torch.nn.Parameter)
+
     def is_traced(self, x: object) -> bool:
         """Inside ``torch.compile``, ``torch.vmap`` or a fake-tensor mode; also a tensor on ``meta``."""
         if not isinstance(x, torch.Tensor):

@@ -268,7 +268,7 @@ def _from_start(indices: Tensor, length: int) -> Tensor:
 # Beyond the standard (see polyopt.core.ops)
 
 
-def repeat(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
+def repeat_until(times: int, function: Callable[[Any], Any], carry: Any) -> Any:
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         for _ in range(times):
             carry = tuple(

@@ -164,7 +164,7 @@ def _keras_pairs() -> list[Pair]:
 
 def run_ours(job: Work, pair: Pair) -> Arrays:
     """polyopt, on NumPy."""
-    rule = OPTIMIZERS[pair.algorithm](lr=job.rate, convention=pair.convention, **pair.settings)  # type: ignore[call-arg]
+    rule = OPTIMIZERS[pair.algorithm](lr=job.rate, convention=pair.convention, **pair.settings)
     optimizer = Optimizer(rule)
     params = job.params
     state = optimizer.init(params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,7 @@ from polyopt.backend import registry
 from polyopt.backend.protocol import Backend, LossFunction
 from polyopt.core import tree
 from polyopt.core.errors import InputError
+from polyopt.core.opaque import opaque
 from polyopt.core.ops import Array
 
 
@@ -53,6 +55,26 @@ def check_loss(value: Any) -> Any:
     )
 
 
+def check_takes_xp(loss: Any) -> None:
+    """Refuse a loss that doesn't take ``(xp, params)``.
+
+    Raises
+    ------
+    InputError
+        It says what the loss takes.
+    """
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):
+        return  # a builtin
+    try:
+        signature.bind_partial(None, None)
+    except TypeError:
+        raise InputError(
+            f"the loss takes {signature}; expected loss(xp, params, ...): xp are the array operations"
+        ) from None
+
+
 def value_and_grad(loss: LossFunction, *, compiled: bool = True) -> Callable[..., tuple[Array, Any]]:
     """``f(params, *args) -> (loss, gradients)`` on whatever framework ``params`` are of.
 
@@ -72,10 +94,13 @@ def value_and_grad(loss: LossFunction, *, compiled: bool = True) -> Callable[...
     (11.0, [3.0, 4.0])
     """
 
+    check_takes_xp(loss)
+
     @lru_cache(maxsize=8)
     def on(backend: Backend) -> Callable[..., tuple[Array, Any]]:
         return backend.value_and_grad(loss, compiled=compiled)
 
+    @opaque
     def run(params: Any, *args: Any) -> tuple[Array, Any]:
         leaves = (x for x in tree.flatten(params).leaves if x is not None)
         return on(registry.of(*leaves))(params, *args)

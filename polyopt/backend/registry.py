@@ -155,9 +155,19 @@ def _find(x: Any) -> Backend:
                 _by_type[type(x)] = backend
                 return backend
     raise InputError(
-        f"{type(x).__module__}.{type(x).__qualname__} is not an array of a known framework; "
-        f"known: {', '.join(names())}"
+        f"{type(x).__module__}.{type(x).__qualname__} is not an array of a known framework; {_remedy(x)}"
     )
+
+
+def _remedy(x: Any) -> str:
+    """Return what to give in the place of a whole model."""
+    if hasattr(x, "named_parameters"):
+        return "give dict(model.named_parameters())"
+    if hasattr(x, "trainable_variables"):
+        return "give {v.path: v.value for v in model.trainable_variables}"
+    if hasattr(x, "to_pure_dict"):
+        return "give state.to_pure_dict()"
+    return f"known: {', '.join(names())}"
 
 
 def _module_roots(kind: type) -> Iterable[str]:

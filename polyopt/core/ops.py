@@ -8,8 +8,8 @@ Nothing stands here that no algorithm, model or stage uses; an algorithm that ne
 
 A namespace may offer more, where it has something better than what ``polyopt.core.reductions`` does without:
 
-- ``repeat(times, function, carry)``: ``carry = function(carry)`` as long as the bool ``carry[0]`` is false,
-  at most ``times`` times; ``carry`` is a tuple of 0-d arrays. Compiled once, however often it runs.
+- ``repeat_until(times, function, carry)``: ``carry = function(carry)`` as long as the bool ``carry[0]`` is
+  false, at most ``times`` times; ``carry`` is a tuple of 0-d arrays. Compiled once, however often it runs.
 - ``settled(x)``: ``x``, which is computed before what follows; that it is there tells that operations on
   whole arrays are compiled into one.
 - ``sum_squares(arrays, scale)``: the sum of the squares of all elements times ``scale``, in the bits of

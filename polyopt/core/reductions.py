@@ -104,7 +104,7 @@ def root_sum_squares(xp: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
     start = xp.reshape(xp.reshape(arrays[0], (-1,))[:0], (0,))
     zero = xp.sum(start)
     carry = (xp.less(zero, zero), xp.ones_like(zero), zero)
-    _, scale, total = getattr(xp, "repeat", partial(_repeated, xp))(_ATTEMPTS[kind], attempt, carry)
+    _, scale, total = getattr(xp, "repeat_until", partial(_repeated, xp))(_ATTEMPTS[kind], attempt, carry)
     return xp.sqrt(total), scale
 
 
@@ -189,7 +189,7 @@ def _kind(xp: Any, x: Array) -> str:
 def _repeated(
     xp: Any, times: int, function: Callable[[tuple[Array, ...]], tuple[Array, ...]], carry: tuple[Array, ...]
 ) -> tuple[Array, ...]:
-    """``xp.repeat`` where it is missing: everything is computed, and the flag selects."""
+    """``xp.repeat_until`` where it is missing: everything is computed, and the flag selects."""
     for i in range(times):
         new = function(carry)
         done = carry[0]

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
+from polyopt.core.aliases import check_keywords
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.schedule import Schedule, finite
@@ -74,6 +75,10 @@ class Rule(ABC):
 
     LAST: ClassVar[bool] = False
     """Whether what it gets must be what the parameter will move by, so that only its like may follow."""
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        check_keywords(cls, keywords)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self
 
 import polyopt.core.scalars as host
+from polyopt.core.aliases import check_keywords
 from polyopt.core.errors import InputError, nearest
 
 
@@ -44,6 +45,10 @@ def choice(default: Any, *choices: Any) -> Any:
 @dataclass(frozen=True)
 class Schedule(ABC):
     """A pure function of the number of updates made so far (0 for the first update)."""
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        check_keywords(cls, keywords)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

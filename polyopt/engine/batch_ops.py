@@ -288,7 +288,7 @@ class BatchOps:
 
     # Beyond the standard
 
-    def repeat(self, times: int, function: Callable[[Any], Any], carry: Any) -> Any:
+    def repeat_until(self, times: int, function: Callable[[Any], Any], carry: Any) -> Any:
         """Until it is done for every array; what is done for one stays as it is."""
         start = tuple(self._batch(x) for x in carry)
 
@@ -299,8 +299,8 @@ class BatchOps:
             return (self._xp.all(both[0]), *both)
 
         state: tuple[Array, ...] = (self._xp.all(start[0].data), *(x.data for x in start))
-        if hasattr(self._xp, "repeat"):
-            state = self._xp.repeat(times, step, state)
+        if hasattr(self._xp, "repeat_until"):
+            state = self._xp.repeat_until(times, step, state)
         else:
             for _ in range(times):
                 state = step(state)

@@ -11,7 +11,7 @@ from typing import Any
 import polyopt.core.scalars as host
 from polyopt.backend.evaluate import cast
 from polyopt.backend.protocol import Backend
-from polyopt.core.errors import InputError, nearest
+from polyopt.core.errors import InputError
 from polyopt.core.ops import FLOATING, Array
 from polyopt.core.rule import Global, Leafwise, Rule
 from polyopt.core.tree import Flat
@@ -168,19 +168,9 @@ class Execution:
         return segment.awaits is not None and segment.parts[0].key not in self.measured
 
     def _slot(self, name: str, paths: Sequence[str]) -> list[Any]:
-        """The state's ``name`` for each of ``paths``."""
-        slots = self.state["slots"]
-        try:
-            return [slots[name][path] for path in paths]
-        except KeyError:
-            pass
-        wanted = "expected the state that this optimizer's init made for these parameters"
-        if name not in slots:
-            raise InputError(f"the state has no slot {name!r}; {nearest(name, slots)}; {wanted}")
-        path = next(path for path in paths if path not in slots[name])
-        raise InputError(
-            f"the state's slot {name!r} has no leaf {path!r}; {nearest(path, slots[name])}; {wanted}"
-        )
+        """Return the state's ``name`` for each of ``paths``."""
+        values = self.state["slots"][name]
+        return [values[path] for path in paths]
 
     def _leafwise(
         self, part: Part, arrays: dict[str, Any], scalars: dict[str, Any], dtype: str

@@ -7,7 +7,7 @@ Pure functions of plain data: ``Optimizer.init``, ``Optimizer.update``, ``apply`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
@@ -17,10 +17,18 @@ from polyopt.backend.evaluate import full_like
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
 from polyopt.core.errors import InputError, NonFiniteError
+from polyopt.core.opaque import opaque
 from polyopt.core.ops import FLOATING, Array
 from polyopt.core.rule import Chain, Partition, Rule, Stage, rules_of
 from polyopt.core.tree import Tree
 from polyopt.engine import accumulate, repeat_step
+from polyopt.engine.checks import (
+    UnchangedVariables,
+    check_leaves,
+    check_shared,
+    check_slots,
+    check_state,
+)
 from polyopt.engine.execution import Execution, Resolve, compute_dtype
 from polyopt.engine.lift import all_finite, initial
 from polyopt.engine.outcome import select, written
@@ -88,9 +96,22 @@ class Optimizer:
         self.reduce = reduce
         self.nonfinite: Policy = nonfinite
         self.compiled = compiled
-        self._plan = lru_cache(maxsize=16)(lambda paths: plan(rule, paths))
-        self._replay: Replay | None = None
+        self._prepare()
 
+    def _prepare(self) -> None:
+        """Make what is kept from step to step."""
+        self._plan = lru_cache(maxsize=16)(partial(plan, self.rule))
+        self._replay: Replay | None = None
+        self._unchanged = UnchangedVariables()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._prepare()
+
+    @opaque
     def init(self, params: Tree) -> State:
         """The state before the first update: a dict of plain data.
 
@@ -118,6 +139,7 @@ class Optimizer:
         observed = {name: schedule.initial_state() for name, schedule in self._measured()}
         return state | ({"observed": observed} if observed else {})
 
+    @opaque
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
         """``(updates to add, next state)``; a leaf without a gradient has the update ``None``.
 
@@ -126,6 +148,7 @@ class Optimizer:
         """
         return self._run(params, grads, state, "update", donate=False)
 
+    @opaque
     def step(self, params: Tree, grads: Tree, state: State, *, donate: bool = False) -> tuple[Tree, State]:
         """``(next params, next state)``: update and apply in one.
 
@@ -133,12 +156,13 @@ class Optimizer:
         changed in place where the framework can (NumPy, PyTorch, ``tf.Variable``) or their memory is
         reused (JAX).
         """
-        if donate and self._replay is not None:
+        if donate and self._replay is not None and type(state) is dict:
             done = self._again(self._replay, params, grads, state)
             if done is not None:
                 return done
         return self._run(params, grads, state, "p", donate=donate)
 
+    @opaque
     def observe(self, state: State, value: float, what: str = "metric") -> State:
         """The state after ``value`` was reported to the schedules that wait for ``what``.
 
@@ -183,14 +207,20 @@ class Optimizer:
     def _run(
         self, params: Tree, grads: Tree, state: State, output: str, *, donate: bool
     ) -> tuple[Tree, State]:
+        check_state(state)
         flat = tree.flatten(params)
         gradients = tree.aligned(grads, flat, "gradients")
+        if donate:
+            check_shared(flat.paths, flat.leaves)
         backend = registry.of(*(x for x in (*flat.leaves, *gradients) if x is not None))
         plan_ = self._plan(flat.paths)
         frozen = plan_.pipelines
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
-        _check(backend, flat.paths, flat.leaves, g)
+        check_leaves(backend, flat.paths, flat.leaves, g)
+        check_slots(plan_, flat, g, state["slots"])
         unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
+        if output == "p" and not donate:
+            self._unchanged.check(backend, flat, state)
         reading = self._read(backend, flat, g)
         ok = self._finite(reading, flat.paths, g)
         if ok is False:
@@ -212,6 +242,8 @@ class Optimizer:
             new = new | {"slots": written(backend, state["slots"], new["slots"])}
         if give and output == "p" and self.accumulate == 1 and self.compiled:
             self._replay = repeat_step.record(backend, params, flat, g, execution.groups, new)
+        if output == "p" and not donate:
+            self._unchanged.remember(backend, flat, leaves, state["step"])
         return flat.unflatten(leaves), new
 
     def _again(self, last: Replay, params: Tree, grads: Tree, state: State) -> tuple[Tree, State] | None:
@@ -312,6 +344,7 @@ class Optimizer:
         return False
 
 
+@opaque
 def apply(params: Tree, updates: Tree) -> Tree:
     """``params + updates``, rounded once to each parameter's dtype; a leaf whose update is ``None`` stays.
 
@@ -322,7 +355,7 @@ def apply(params: Tree, updates: Tree) -> Tree:
     flat = tree.flatten(params)
     u = tree.aligned(updates, flat, "updates")
     backend = registry.of(*(x for x in (*flat.leaves, *u) if x is not None))
-    _check(backend, flat.paths, flat.leaves, u)
+    check_leaves(backend, flat.paths, flat.leaves, u)
     present = {p: x for p, x in zip(flat.paths, flat.leaves, strict=True) if x is not None}
     moves = [x if path in present else None for path, x in zip(flat.paths, u, strict=True)]
     moved = accumulate.add(backend, flat.paths, moves, present, compiled=True)
@@ -337,24 +370,3 @@ def _floating(backend: Backend, path: str, leaf: Array) -> str:
             "(leave it out, or freeze it with partition)"
         )
     return dtype
-
-
-def _check(
-    backend: Backend,
-    paths: Sequence[str],
-    params: Sequence[Array | None],
-    given: Sequence[Array | None],
-) -> None:
-    for path, p, x in zip(paths, params, given, strict=True):
-        if p is None or x is None or (x.dtype is p.dtype and x.shape == p.shape):
-            continue
-        if tuple(p.shape) != tuple(x.shape):
-            raise InputError(
-                f"leaf {path!r}: its gradient or update has shape {tuple(x.shape)}; "
-                f"expected the parameter's {tuple(p.shape)}"
-            )
-        if x.dtype != p.dtype and (dtype := backend.dtype_name(x)) not in FLOATING:
-            raise InputError(
-                f"leaf {path!r}: its gradient or update has dtype {dtype}; "
-                f"expected one of {', '.join(FLOATING)}"
-            )

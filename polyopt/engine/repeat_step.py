@@ -102,7 +102,8 @@ class Replay:
         """What ``run`` takes, if this update is like the one kept. Nothing is changed."""
         p, g = self._places.leaves(params), self._places.leaves(grads)
         slots = state.get("slots", {})
-        if p is None or g is None or state.get("missed") != {} or type(state.get("step")) is not int:
+        step = state.get("step")
+        if p is None or g is None or state.get("missed") != {} or type(step) is not int or step < 0:
             return None
         values: dict[str, list[Any]] = {}
         for name, keys in self._slots.items():

@@ -6,9 +6,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from polyopt.backend import registry
+from polyopt.backend.gradients import check_takes_xp
 from polyopt.backend.protocol import Backend, LossFunction
 from polyopt.core import tree
 from polyopt.core.errors import InputError, nearest
+from polyopt.core.opaque import opaque
 from polyopt.core.ops import Array
 from polyopt.core.tree import Tree
 from polyopt.engine.compiled_update import WholeUpdate
@@ -53,6 +55,8 @@ class TrainStep:
     """
 
     def __init__(self, loss: LossFunction, optimizer: Optimizer, gradient: Gradient | None = None) -> None:
+        if gradient is None:
+            check_takes_xp(loss)
         self.loss, self.optimizer, self.gradient = loss, optimizer, gradient
         self._made: dict[Hashable, Any] = {}
 
@@ -91,6 +95,7 @@ class TrainStep:
             self._made[key] = gradient or backend.value_and_grad(self.loss, compiled=optimizer.compiled)
         return Carry(backend, copied(backend, params), state, Leaves(self._made[key], optimizer))
 
+    @opaque
     def __call__(self, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         """``(carry after one step, loss before it)``; the carry that was given is given up."""
         if not isinstance(carry, Carry):

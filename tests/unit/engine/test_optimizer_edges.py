@@ -73,16 +73,6 @@ def test_a_backward_through_overwritten_parameters_is_refused() -> None:
         loss.backward()
 
 
-def test_jax_takes_one_buffer_twice() -> None:
-    import jax.numpy as jnp
-
-    w, opt = jnp.ones(3), Optimizer(SGD(lr=1.0))
-    params = {"a": w, "b": w}
-    new, _ = opt.step(params, {"a": w, "b": jnp.zeros(3)}, opt.init(params), donate=True)
-    assert np.asarray(new["a"]).tolist() == [0.0, 0.0, 0.0]
-    assert np.asarray(new["b"]).tolist() == [1.0, 1.0, 1.0]
-
-
 def in_user_function(backend: Backend, function: Any) -> Any:
     """``function`` in the user's own jit or tf.function."""
     if backend.name == "jax":

@@ -1,0 +1,178 @@
+"""Check what an update is given before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from polyopt.backend.protocol import Backend
+from polyopt.core.errors import InputError, nearest
+from polyopt.core.ops import FLOATING, Array
+from polyopt.core.tree import Flat
+from polyopt.engine.plan import Plan
+
+WANTED = "expected the state that this optimizer's init made for these parameters"
+
+
+def check_state(state: Any) -> None:
+    """Refuse what is no state of an optimizer.
+
+    Raises
+    ------
+    InputError
+        For anything that isn't a dict with ``step``, ``missed`` and ``slots``, and for a step that is not an
+        integer >= 0: it says what was found.
+    """
+    if not isinstance(state, Mapping):
+        raise InputError(f"the state is a {type(state).__name__}; expected the dict that init(params) made")
+    for key in ("step", "missed", "slots"):
+        if key not in state:
+            raise InputError(
+                f"the state has no {key!r}; {nearest(key, map(str, state))}; expected the dict that "
+                "init(params) made (the order is step(params, gradients, state))"
+            )
+    step = state["step"]
+    if type(step) is int and step >= 0:
+        return
+    dtype = str(getattr(step, "dtype", ""))
+    array = tuple(getattr(step, "shape", (0,))) == () and bool(dtype) and "bool" not in dtype
+    if not array and (isinstance(step, bool) or not isinstance(step, Integral)):
+        raise InputError(f"state['step'] = {step!r}; expected an integer >= 0")
+    if not array and int(step) < 0:
+        raise InputError(f"state['step'] = {step!r}; expected an integer >= 0")
+
+
+def check_leaves(
+    backend: Backend, paths: Sequence[str], params: Sequence[Array | None], given: Sequence[Array | None]
+) -> None:
+    """Refuse gradients or updates of another shape than their parameter, or of no floating dtype."""
+    for path, p, x in zip(paths, params, given, strict=True):
+        if p is None or x is None or (x.dtype is p.dtype and x.shape == p.shape):
+            continue
+        if tuple(p.shape) != tuple(x.shape):
+            raise InputError(
+                f"leaf {path!r}: its gradient or update has shape {tuple(x.shape)}; "
+                f"expected the parameter's {tuple(p.shape)}"
+            )
+        dtype = "" if x.dtype == p.dtype else backend.dtype_name(x)
+        if dtype and dtype not in FLOATING:
+            raise InputError(
+                f"leaf {path!r}: its gradient or update has dtype {dtype}; "
+                f"expected one of {', '.join(FLOATING)}"
+            )
+
+
+def check_slots(plan: Plan, flat: Flat, given: Sequence[Array | None], slots: Mapping[str, Any]) -> None:
+    """Refuse slots that are missing, or of another shape than their leaf: they would be broadcast.
+
+    Parameters
+    ----------
+    plan
+        Which slots each leaf has.
+    flat
+        The parameters.
+    given
+        The gradients; a leaf without one is not looked at.
+    slots
+        ``{slot: {path: array}}``.
+
+    Raises
+    ------
+    InputError
+        It names the slot and the leaf.
+    """
+    paths, leaves = flat.paths, flat.leaves
+    for pipeline, indices in plan.classes:
+        names = [names for segment in pipeline for part in segment.parts for names in part.names]
+        for name, slot in names:
+            if name not in slots:
+                raise InputError(f"the state has no slot {name!r}; {nearest(name, slots)}; {WANTED}")
+            values, like = slots[name], slot.shape == "like"
+            for i in indices:
+                if given[i] is None:
+                    continue
+                x = values.get(paths[i])
+                if x is None:
+                    raise InputError(
+                        f"the state's slot {name!r} has no leaf {paths[i]!r}; {nearest(paths[i], values)}; "
+                        f"{WANTED}"
+                    )
+                if like and x.shape != leaves[i].shape:
+                    raise InputError(
+                        f"the state's slot {name!r} of leaf {paths[i]!r} has shape {tuple(x.shape)}; "
+                        f"expected the parameter's {tuple(leaves[i].shape)}; nothing was changed"
+                    )
+
+
+def check_shared(paths: Sequence[str], leaves: Iterable[Array | None]) -> None:
+    """Refuse one array at two paths where arrays are given up: one of its two updates would be lost."""
+    present = [(path, x) for path, x in zip(paths, leaves, strict=True) if x is not None]
+    if len({id(x) for _, x in present}) == len(present):
+        return
+    first: dict[int, str] = {}
+    for path, x in present:
+        if id(x) in first:
+            raise InputError(
+                f"leaves {first[id(x)]!r} and {path!r} are the same array, which donate=True would update "
+                "twice in place; give it once, or leave donate=True out"
+            )
+        first[id(x)] = path
+
+
+class UnchangedVariables:
+    """Notice a loop whose steps never reach the module's parameters.
+
+    ``step`` without ``donate`` returns new tensors; a loop that goes on from the module's own parameters
+    with the state of the step before trains nothing. It is noticed at the second step: the same variable has
+    still the value from before the first one, which did change it.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[str, Any, Any, Any, int] | None = None
+        self._over = False
+
+    def check(self, backend: Backend, flat: Flat, state: Mapping[str, Any]) -> None:
+        """Refuse the second step of such a loop.
+
+        Raises
+        ------
+        InputError
+            It names a leaf and the remedies.
+        """
+        if self._over or self._seen is None or type(state["step"]) is not int:
+            return
+        path, variable, before, after, step = self._seen
+        self._over = True
+        self._seen = None
+        now = dict(zip(flat.paths, flat.leaves, strict=True)).get(path)
+        if now is not variable or state["step"] <= step or not _differs(before, after):
+            return
+        if not _differs(before, backend.to_numpy(variable)):
+            raise InputError(
+                f"parameter {path!r} is as it was before the last step, though the state has gone on: step() "
+                "returned new arrays and left the variables of your model alone. Use step(..., donate=True), "
+                "which changes them in place, or go on from the parameters that it returns"
+            )
+
+    def remember(self, backend: Backend, flat: Flat, leaves: Sequence[Array | None], step: Any) -> None:
+        """Keep the smallest variable that the first step left alone, and what it returned for it."""
+        is_variable = getattr(backend, "is_variable", None)
+        if self._over or is_variable is None or type(step) is not int:
+            self._over = True
+            return
+        found = [
+            (x.numel() if hasattr(x, "numel") else int(x.shape.num_elements() or 0), i)
+            for i, x in enumerate(flat.leaves)
+            if x is not None and leaves[i] is not None and is_variable(x)
+        ]
+        if not found or any(backend.is_traced(flat.leaves[i]) for _, i in found[:1]):
+            self._over = True
+            return
+        i = min(found)[1]
+        before, after = (backend.to_numpy(x).copy() for x in (flat.leaves[i], leaves[i]))
+        self._seen = (flat.paths[i], flat.leaves[i], before, after, step)
+
+
+def _differs(x: Any, y: Any) -> bool:
+    return bool(x.tobytes() != y.tobytes())
