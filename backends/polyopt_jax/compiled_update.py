@@ -20,11 +20,7 @@ _UNSIGNED = {"float32": jnp.uint32, "float64": jnp.uint64}
 
 
 def whole(loss: LossFunction, update: Update) -> WholeStep:
-    """The arrays that are given up are donated: their memory becomes the result's.
-
-    Large leaves do not go through ``polyopt_jax.native`` here: its gradients would have to be in memory,
-    where XLA computes a cheap one as it is needed.
-    """
+    """Donate the arrays that are given up: their memory becomes the result's."""
 
     @partial(jax.jit, donate_argnums=(0,))
     def run(arrays: Any, vectors: Any, args: Any) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from jax import lax
 from polyopt.backend.evaluate import cast, evaluate_leaves
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
-from polyopt_jax import native, ops
+from polyopt_jax import ops
 from polyopt_jax.fence import Fenced
 
 if TYPE_CHECKING:
@@ -106,12 +106,8 @@ def batches(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
 def _over_leaves(backend: JaxBackend, program: Program, dtype: str) -> Callable[..., Any]:
     """``program`` over a list of leaves, as what ``jax.jit`` compiles."""
 
-    @partial(jax.jit, static_argnums=(3,))  # traced once for all leaves of a kind; XLA inlines it
-    def leaf(
-        arrays: Mapping[str, Any], values: Mapping[str, Any], zero: Any, in_place: bool
-    ) -> dict[str, Any]:
-        if native.runs(program, arrays):
-            return native.run(program, arrays, values, dtype, in_place=in_place)
+    @jax.jit  # traced once for all leaves of a kind; XLA inlines it
+    def leaf(arrays: Mapping[str, Any], values: Mapping[str, Any], zero: Any) -> dict[str, Any]:
         alone = {n: [x] for n, x in arrays.items()}
         outputs = evaluate_leaves(backend, Fenced(zero), program, alone, values, dtype)
         return {n: x for n, (x,) in outputs.items()}
@@ -122,10 +118,8 @@ def _over_leaves(backend: JaxBackend, program: Program, dtype: str) -> Callable[
         values |= {n: cast(backend, x, dtype) for n, x in measured.items()}
         zero = lax.bitcast_convert_type(vector[-1], _UNSIGNED[dtype])
         arrays = {**replaced, **kept}
-        leaves = [
-            leaf({n: group[i] for n, group in arrays.items()}, values, zero, bool(replaced))
-            for i in range(len(arrays["p"]))
-        ]
+        count = len(arrays["p"])
+        leaves = [leaf({n: x[i] for n, x in arrays.items()}, values, zero) for i in range(count)]
         return {n: [x[n] for x in leaves] for n, _ in program.outputs}
 
     return run

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,7 +71,16 @@ def result_type(*arrays_and_dtypes: Any) -> Any:
 
 
 def _promoted(*arrays: Any) -> tuple[Any, ...]:
-    """The arrays in their common dtype; a Python scalar among them follows them, as JAX does itself."""
+    """The arrays in their common dtype; a Python scalar among them follows them, as JAX does itself.
+
+    Their ranks are made equal where the user has JAX refuse others.
+    """
+    if jax.config.jax_numpy_rank_promotion != "allow":  # type: ignore[attr-defined]
+        most = builtins.max(getattr(x, "ndim", 0) for x in arrays)
+        arrays = tuple(
+            jnp.reshape(x, (1,) * (most - x.ndim) + x.shape) if 0 < getattr(x, "ndim", 0) < most else x
+            for x in arrays
+        )
     dtypes = {x.dtype for x in arrays if hasattr(x, "dtype")}
     if len(dtypes) < 2:
         return arrays

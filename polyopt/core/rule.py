@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 from polyopt.core.aliases import check_keywords
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
-from polyopt.core.schedule import Schedule, finite
+from polyopt.core.schedule import Schedule, finite, first_outside
 
 Slots: TypeAlias = Mapping[str, Array]
 Pattern: TypeAlias = str | Callable[[str], bool]
@@ -267,14 +267,8 @@ def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
         raise InputError(f"{owner}: {field.name} = {value!r}; {known}")
     if "range" not in field.metadata or value is None:
         return
-    low, high, open_low, open_high = field.metadata["range"]
     if isinstance(value, Schedule):
-        # Closed: some schedules only approach their end.
-        for key, x in value.levels():
-            if not low <= x <= high:
-                raise InputError(
-                    f"{owner}: {field.name}.{key} = {x!r}; expected a finite number in [{low}, {high}]"
-                )
+        _check_schedule(owner, field, value)
         return
     if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")):
         raise InputError(f"{owner}: {field.name} = {value!r}; expected a number or a schedule")
@@ -284,10 +278,53 @@ def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
                 f"{owner}: {field.name} = {value!r}; expected a number, a 0-d array or a schedule"
             )
         return  # an array: it may be traced, so its value can't be looked at
-    above = value > low if open_low else value >= low
-    below = value < high if open_high else value <= high
-    if not (above and below and finite(value)):
-        left, right = "(" if open_low else "[", ")" if open_high else "]"
+    if not inside(field, value):
+        raise InputError(f"{owner}: {field.name} = {value!r}; expected {_interval(field)}")
+
+
+def inside(field: dataclasses.Field[Any], value: float, *, reached: bool = True) -> bool:
+    """Return True if ``value`` lies in the field's range; an open end may be approached, not reached."""
+    low, high, open_low, open_high = field.metadata["range"]
+    above = value > low if open_low and reached else value >= low
+    below = value < high if open_high and reached else value <= high
+    return above and below and (finite(value) or not reached)
+
+
+def _interval(field: dataclasses.Field[Any]) -> str:
+    low, high, open_low, open_high = field.metadata["range"]
+    return f"a finite number in {'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+
+
+def _check_schedule(owner: str, field: dataclasses.Field[Any], schedule: Schedule) -> None:
+    """Hold all that ``schedule`` will be to the field's range, as far as it is known beforehand."""
+    for key, x, reached in schedule.extremes():
+        if inside(field, x, reached=reached):
+            continue
+        if finite(x):
+            raise InputError(f"{owner}: {field.name}.{key} gives {x!r}; expected {_interval(field)}")
+        found = first_outside(schedule, lambda value: inside(field, value))
+        where = "" if found is None else f": {found[1]!r} at step {found[0]}"
         raise InputError(
-            f"{owner}: {field.name} = {value!r}; expected a finite number in {left}{low}, {high}{right}"
+            f"{owner}: {field.name}.{key} grows without bound{where}; expected {_interval(field)}"
+        )
+
+
+@lru_cache(maxsize=256)
+def _ranges(kind: type[Rule]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(kind) if "range" in field.metadata}
+
+
+def check_scheduled(rule: Rule, name: str, value: float, step: Any) -> None:
+    """Hold what a schedule gave at ``step`` to the range of the field ``name``.
+
+    Raises
+    ------
+    InputError
+        It names the field, the step and the value.
+    """
+    field = _ranges(type(rule)).get(name)
+    if field is not None and not inside(field, value):
+        raise InputError(
+            f"{type(rule).__name__}: {name} = {value!r} at step {step}, by {getattr(rule, name)!r:.120}; "
+            f"expected {_interval(field)}"
         )

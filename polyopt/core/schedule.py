@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, Self
@@ -77,6 +79,60 @@ class Schedule(ABC):
                     yield from ((f"{key}.{inside}", x) for inside, x in item.levels())
                 elif field.metadata.get("level") and item is not None:
                     yield key, item
+
+    def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        """Yield the values between which it lies: each with its key, and True if it is reached.
+
+        A schedule that grows without bound yields an infinity; one that approaches its end without getting
+        there yields it with False.
+
+        >>> from polyopt.schedules import Exponential
+        >>> list(Exponential(0.5, rate=0.9).extremes())
+        [('initial', 0.5, True), ('rate', 0.0, False)]
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for key, item in _items(field.name, value):
+                if isinstance(item, Schedule):
+                    yield from ((f"{key}.{inside}", x, there) for inside, x, there in item.extremes())
+                elif field.metadata.get("level") and item is not None:
+                    yield key, item, True
+
+
+@lru_cache(maxsize=256)
+def for_traced_step(schedule: Schedule) -> Schedule:
+    """Return ``schedule`` with large integers as floats: a framework may have no int64 (JAX by default)."""
+    changed = copy.copy(schedule)
+    for field in dataclasses.fields(schedule):
+        value = getattr(schedule, field.name)
+        many = isinstance(value, tuple)
+        items = tuple(_in_float(x) for x in (value if many else (value,)))
+        object.__setattr__(changed, field.name, items if many else items[0])
+    return changed
+
+
+def _in_float(x: Any) -> Any:
+    if isinstance(x, Schedule):
+        return for_traced_step(x)
+    return float(x) if type(x) is int and abs(x) >= 2**31 else x
+
+
+def first_outside(schedule: Schedule, inside: Callable[[float], bool]) -> tuple[int, float] | None:
+    """Return the step from which on ``schedule`` is not ``inside``, and its value there, if there is one.
+
+    >>> from polyopt.schedules import Exponential
+    >>> first_outside(Exponential(0.5, rate=2.0), lambda x: x < 4)
+    (3, 4.0)
+    """
+    low, high = -1, 0
+    while inside(schedule(high)):
+        low, high = high, 2 * high + 1
+        if high > 2**40:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if inside(schedule(middle)) else (low, middle)
+    return high, schedule(high)
 
 
 @dataclass(frozen=True)

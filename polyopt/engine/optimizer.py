@@ -19,7 +19,8 @@ from polyopt.core import tree
 from polyopt.core.errors import InputError, NonFiniteError
 from polyopt.core.opaque import opaque
 from polyopt.core.ops import FLOATING, Array
-from polyopt.core.rule import Chain, Partition, Rule, Stage, rules_of
+from polyopt.core.rule import Chain, Partition, Rule, Stage, check_scheduled, rules_of
+from polyopt.core.schedule import for_traced_step
 from polyopt.core.tree import Tree
 from polyopt.engine import accumulate, repeat_step
 from polyopt.engine.checks import (
@@ -201,7 +202,9 @@ class Optimizer:
             if isinstance(value, Measured):
                 values[name] = value.current(state["observed"][f"{key}{name}"], xp, step)
             elif isinstance(value, Schedule):
-                values[name] = value.value(xp, step)
+                values[name] = (value if xp is host else for_traced_step(value)).value(xp, step)
+            if isinstance(values[name], float) and values[name] is not value:
+                check_scheduled(rule, name, values[name], step)
         return SimpleNamespace(**values)
 
     def _run(

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
-from polyopt.core.scalars import one_minus_power
 from polyopt.optim.base import Descent, is_zero, quotient, root
 
 _PAPER: dict[str, Any] = {
@@ -57,12 +56,13 @@ class Moments(Descent):
         return self.amsgrad and self.amsgrad_max == "corrected"
 
     def slots(self) -> tuple[Slot, ...]:
-        both = (Slot("exp_avg"), Slot("exp_avg_sq"))
+        both = (Slot("exp_avg"), Slot("exp_avg_sq"), *self.products("b1", "b2"))
         return (*both, Slot("max_exp_avg_sq")) if self.amsgrad else both
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        bc1, bc2 = one_minus_power(xp, h.b1, t), one_minus_power(xp, h.b2, t)
+        (bc1, first), (bc2, second) = (self.remaining(xp, beta, t, h) for beta in ("b1", "b2"))
         values = {"b1": h.b1, "b2": h.b2, "rest1": 1 - h.b1, "rest2": 1 - h.b2, "bc1": bc1, "bc2": bc2}
+        values |= first | second
         if self._corrects_first:
             return values | {"scale": -(h.lr / bc1), "eps": h.eps, "inside": h.eps_root}
         correction = xp.sqrt(bc2)
@@ -87,7 +87,8 @@ class Adam(Moments):
     """Adam (Kingma & Ba, 2015, Algorithm 1); AMSGrad (Reddi, Kale & Kumar, 2018, Algorithm 2).
 
     ``m = β1·m + (1-β1)g``, ``v = β2·v + (1-β2)g²``, ``p -= lr·m̂/(√v̂ + ε)``, where ``m̂ = m/(1-β1^t)`` and
-    ``v̂ = v/(1-β2^t)``. AMSGrad has x = max(x, v) in the place of v.
+    ``v̂ = v/(1-β2^t)``. AMSGrad has x = max(x, v) in the place of v. With a β that follows a schedule β^t is
+    the product of all β so far (``b1_product``, ``b2_product``), but for the ``"torch"`` convention.
 
     Parameters
     ----------

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
-from polyopt.core.scalars import one_minus_power
 from polyopt.optim.base import Descent, is_zero, quotient
 
 _PAPER: dict[str, Any] = {
@@ -64,11 +63,12 @@ class Adamax(Descent):
     }
 
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("exp_avg"), Slot("exp_inf"))
+        return (Slot("exp_avg"), Slot("exp_inf"), *self.products("b1"))
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        bc1 = one_minus_power(xp, h.b1, t)
-        return {"b1": h.b1, "rest1": 1 - h.b1, "b2": h.b2, "eps": h.eps, "bc1": bc1, "scale": -(h.lr / bc1)}
+        bc1, first = self.remaining(xp, "b1", t, h)
+        values = {"b1": h.b1, "rest1": 1 - h.b1, "b2": h.b2, "eps": h.eps, "bc1": bc1}
+        return values | first | {"scale": -(h.lr / bc1)}
 
     def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
         m = c.b1 * slots["exp_avg"] + c.rest1 * g

@@ -9,7 +9,9 @@ from typing import Any
 
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array
-from polyopt.core.rule import Elementwise, Pattern, Slots, compiled, hyper, matches, static
+from polyopt.core.rule import Elementwise, Pattern, Slot, Slots, compiled, hyper, matches, static
+from polyopt.core.scalars import one_minus_power
+from polyopt.core.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,28 @@ class Descent(Elementwise):
         if self.mask is None or is_zero(self.weight_decay) or matches(self.mask, path):
             return self
         return dataclasses.replace(self, weight_decay=0.0)
+
+    def products(self, *betas: str) -> tuple[Slot, ...]:
+        """Return a slot for the running product of each of ``betas`` that follows a schedule.
+
+        With a constant β the weights of all gradients in an average add up to 1 - β^t; with a scheduled one,
+        to 1 - Πβ_i. The ``"torch"`` convention has no such slot and keeps 1 - β^t.
+        """
+        if self.convention == "torch":
+            return ()
+        return tuple(
+            Slot(f"{beta}_product", 1.0, "scalar")
+            for beta in betas
+            if isinstance(getattr(self, beta), Schedule)
+        )
+
+    def remaining(self, xp: Any, beta: str, t: Any, h: Any) -> tuple[Any, dict[str, Any]]:
+        """Return 1 - β^t, or 1 - Πβ_i and the slot with the next product, for a bias correction."""
+        slot = f"{beta}_product"
+        if not any(x.name == slot for x in self.products(beta)):
+            return one_minus_power(xp, getattr(h, beta), t), {}
+        product = getattr(h, slot) * getattr(h, beta)
+        return 1 - product, {slot: product}
 
     @abstractmethod
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:

@@ -82,31 +82,39 @@ class NAdam(Descent):
     }
 
     def slots(self) -> tuple[Slot, ...]:
-        both = (Slot("exp_avg"), Slot("exp_avg_sq"))
+        both = (Slot("exp_avg"), Slot("exp_avg_sq"), *self.products("b2"))
+        if self.schedule == "constant":
+            both = (*both, *self.products("b1"))
         return (*both, Slot("mu_product", 1.0, "scalar")) if self.schedule == "warming" else both
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
         values = self._momentum(xp, t, h)
         mean = values["mu"] if self.average == "mu" else h.b1
-        bc2 = one_minus_power(xp, h.b2, t)
+        bc2, second = self.remaining(xp, "b2", t, h)
         shrunk = bc2 / h.b2 if self.second == "shrunk" else bc2
         correction = xp.sqrt(shrunk)
-        return values | {
-            "mean": mean,
-            "rest1": 1 - mean,
-            "b2": h.b2,
-            "rest2": 1 - h.b2,
-            "bc2": bc2,
-            "scale": -(h.lr * correction),
-            "eps": h.eps * correction,
-            "inside": h.eps_root * shrunk,
-        }
+        return (
+            values
+            | second
+            | {
+                "mean": mean,
+                "rest1": 1 - mean,
+                "b2": h.b2,
+                "rest2": 1 - h.b2,
+                "bc2": bc2,
+                "scale": -(h.lr * correction),
+                "eps": h.eps * correction,
+                "inside": h.eps_root * shrunk,
+            }
+        )
 
     def _momentum(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
         """μ_t, what m and g weigh in m̂, and the running product."""
         if self.schedule == "constant":
-            ahead = h.b1 / one_minus_power(xp, h.b1, t + 1)
-            return {"mu": h.b1, "ahead": ahead, "now": (1 - h.b1) / one_minus_power(xp, h.b1, t)}
+            bc1, first = self.remaining(xp, "b1", t, h)
+            # The next β as this one: what a schedule will say is not known here.
+            later = 1 - first["b1_product"] * h.b1 if first else one_minus_power(xp, h.b1, t + 1)
+            return {"mu": h.b1, "ahead": h.b1 / later, "now": (1 - h.b1) / bc1} | first
         mu = h.b1 * (1 - 0.5 * xp.pow(0.96, t * h.momentum_decay))
         mu_next = h.b1 * (1 - 0.5 * xp.pow(0.96, (t + 1) * h.momentum_decay))
         product = h.mu_product * mu

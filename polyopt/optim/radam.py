@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
-from polyopt.core.scalars import one_minus_power
 from polyopt.optim.base import Descent, is_zero, quotient, root
 
 _PAPER: dict[str, Any] = {
@@ -80,18 +79,20 @@ class RAdam(Descent):
     }
 
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("exp_avg"), Slot("exp_avg_sq"))
+        return (Slot("exp_avg"), Slot("exp_avg_sq"), *self.products("b1", "b2"))
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        bc1, bc2 = one_minus_power(xp, h.b1, t), one_minus_power(xp, h.b2, t)
+        (bc1, first), (bc2, second) = (self.remaining(xp, beta, t, h) for beta in ("b1", "b2"))
         rho_inf = 2 / (1 - h.b2) - 1
-        rho = rho_inf - 2 * t * xp.pow(h.b2, t) / bc2
+        rho = rho_inf - 2 * t * (second["b2_product"] if second else xp.pow(h.b2, t)) / bc2
         rectified = rho > h.threshold if self.at_threshold == "plain" else rho >= h.threshold
         over = (rho - 4) * (rho - 2) * rho_inf
         r = xp.sqrt(xp.maximum(xp.divide(over, (rho_inf - 4) * (rho_inf - 2) * rho), 0.0))
         correction = xp.sqrt(bc2)
         outside = self.eps_placement == "outside"
         return {
+            **first,
+            **second,
             "b1": h.b1,
             "rest1": 1 - h.b1,
             "b2": h.b2,

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyopt.core.errors import InputError
-from polyopt.core.schedule import Schedule, blend, choice, falling, increasing, inner, level, number, unit
+from polyopt.core.schedule import (
+    Schedule,
+    blend,
+    choice,
+    falling,
+    for_traced_step,
+    increasing,
+    inner,
+    level,
+    number,
+    unit,
+)
 from polyopt.schedules.cycle import Cosine
 
 
@@ -73,6 +84,16 @@ class Warmup(Schedule):
         fraction = self.clock == "shared"
         return (pair for pair in super().levels() if pair[0] != "initial" or not fraction)
 
+    def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        """As of any schedule; a fraction multiplies what ``then`` reaches."""
+        if self.clock == "own":
+            yield from super().extremes()
+            return
+        for key, x, there in self.then.extremes():
+            yield f"then.{key}", x, there
+            if self.steps:
+                yield f"initial times then.{key}", self.initial * x, there
+
     def value(self, xp: Any, t: Any) -> Any:
         rise = unit(xp, t / self.steps) if self.steps else 1.0
         if self.clock == "shared":
@@ -111,7 +132,8 @@ class WarmupCosine(Schedule):
 
     def value(self, xp: Any, t: Any) -> Any:
         decay = self.steps - self.warmup if self.convention == "optax" else self.steps
-        return Warmup(Cosine(self.peak, decay, end=self.end), self.warmup, self.initial).value(xp, t)
+        parts = Warmup(Cosine(self.peak, decay, end=self.end), int(self.warmup), self.initial)
+        return for_traced_step(parts).value(xp, t)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +50,11 @@ class Cosine(Schedule):
                 "alpha is end as a fraction of initial"
             )
 
+    def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        yield from super().extremes()
+        if self.end is None:
+            yield "alpha", self.initial * (self.alpha or 0.0), True
+
     def value(self, xp: Any, t: Any) -> Any:
         end = self.initial * self.alpha if self.alpha is not None else self.end or 0.0
         if self.after == "hold":
@@ -81,6 +88,11 @@ class WarmRestarts(Schedule):
     factor: float = number(1, low=1)
     end: float = level(0.0)
     peak_factor: float = number(1.0, low=0.0)
+
+    def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        yield from super().extremes()
+        if self.peak_factor > 1 and self.initial != self.end:
+            yield "peak_factor", math.copysign(math.inf, self.initial - self.end), False
 
     def value(self, xp: Any, t: Any) -> Any:
         cycle, fraction = self._equal(xp, t) if self.factor == 1 else self._growing(xp, t)
@@ -144,6 +156,11 @@ class OneCycle(Schedule):
             raise InputError(
                 f"OneCycle: pct_start = {self.pct_start!r}: three phases can't end at steps {knots}"
             )
+
+    def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        yield from super().extremes()
+        yield "div", self.peak / self.div, True
+        yield "final_div", self.peak / self.div / self.final_div, True
 
     def _knots(self) -> tuple[tuple[float, float], ...]:
         start = self.peak / self.div

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,15 @@ class Exponential(Schedule):
     staircase: bool = choice(False, False, True)
     end: float | None = level(None, optional=True)
 
+    def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        yield from super().extremes()
+        if self.rate != 1 and not (self.end is not None and self._shrinks == (self.rate < 1)):
+            yield "rate", 0.0 if self.rate < 1 else math.copysign(math.inf, self.initial), False
+
+    @property
+    def _shrinks(self) -> bool:
+        return (self.rate <= 1) == (self.initial >= 0)
+
     def value(self, xp: Any, t: Any) -> Any:
         exponent = t / self.steps
         if self.staircase:
@@ -47,8 +58,7 @@ class Exponential(Schedule):
         value = self.initial * xp.pow(self.rate, exponent)
         if self.end is None:
             return value
-        shrinks = (self.rate <= 1) == (self.initial >= 0)
-        return (xp.maximum if shrinks else xp.minimum)(value, self.end)
+        return (xp.maximum if self._shrinks else xp.minimum)(value, self.end)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,12 @@ class Step(Schedule):
     initial: float = level()
     steps: int = number(low=1, whole=True)
     rate: float = number(0.1, low=0.0)
+
+    def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        yield from super().extremes()
+        if self.rate != 1:
+            far = 0.0 if self.rate < 1 else math.copysign(math.inf, self.initial)
+            yield "rate", far, self.rate == 0
 
     def value(self, xp: Any, t: Any) -> Any:
         return self.initial * xp.pow(self.rate, xp.floor(t / self.steps))
@@ -84,6 +100,10 @@ class MultiStep(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         increasing("MultiStep", "milestones", self.milestones)
+
+    def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        yield from super().extremes()
+        yield "rate", self.initial * self.rate ** len(self.milestones), True
 
     def value(self, xp: Any, t: Any) -> Any:
         passed = 0.0 * t
@@ -125,6 +145,11 @@ class InverseTime(Schedule):
     rate: float = number(low=0.0)
     steps: float = number(1, low=0.0, open_low=True)
     staircase: bool = choice(False, False, True)
+
+    def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        yield from super().extremes()
+        if self.rate:
+            yield "rate", 0.0, False
 
     def value(self, xp: Any, t: Any) -> Any:
         time = t / self.steps

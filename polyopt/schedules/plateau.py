@@ -80,7 +80,8 @@ class Plateau(Measured):
         if not seen:
             return sign * metric < float("inf")
         if self.threshold_mode == "rel":
-            goal = best * (1.0 - sign * self.threshold)
+            # Of its size: of a negative best, a fraction of itself would be worse.
+            goal = best - sign * self.threshold * abs(best)
         else:
             goal = best - sign * self.threshold
         return sign * metric < sign * goal

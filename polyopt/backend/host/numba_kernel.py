@@ -9,6 +9,7 @@ those of the program op by op.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from polyopt.backend.host.numpy_kernel import scalar_names
 from polyopt.backend.host.threads import HEAD, PREAMBLE, Team
 from polyopt.core.trace import PREDICATES, Program
 
+log = logging.getLogger(__name__)
+
 CHUNK = 1 << 14
 """Elements of a row at the most: what threads share out."""
 
@@ -30,12 +33,14 @@ STORED = frozenset(np.dtype(name) for name in ("float32", "float64"))
 """Dtypes that the kernel reads and writes; others are left to NumPy."""
 
 # Correctly rounded, or only comparing and selecting: LLVM's bits are NumPy's. exp, log, pow, cos and tanh
-# are not among them.
+# are not among them. {t} is the compute dtype.
 EXPRESSIONS: Mapping[str, str] = {
     "abs": "abs({0})",
     "add": "{0} + {1}",
+    "ceil": "np.ceil({0})",
     "divide": "{0} / {1}",
     "equal": "{0} == {1}",
+    "floor": "np.floor({0})",
     "greater": "{0} > {1}",
     "greater_equal": "{0} >= {1}",
     "isfinite": "np.isfinite({0})",
@@ -52,6 +57,8 @@ EXPRESSIONS: Mapping[str, str] = {
     "multiply": "{0} * {1}",
     "negative": "-{0}",
     "not_equal": "{0} != {1}",
+    "round": "np.rint({0})",
+    "sign": "{t}(1) if {0} > 0 else ({t}(-1) if {0} < 0 else ({t}(0) if {0} == 0 else {0}))",
     "sqrt": "np.sqrt({0})",
     "square": "{0} * {0}",
     "subtract": "{0} - {1}",
@@ -124,9 +131,13 @@ def available() -> bool:
 
 def supported(program: Program) -> bool:
     """Whether numba is installed and the kernel can have the program's bits."""
+    if not available():
+        return False
     scalars = scalar_names(program)
-    used = {i.op for i in program.body if i.name not in scalars}
-    return used <= EXPRESSIONS.keys() and available()
+    outside = {i.op for i in program.body if i.name not in scalars} - EXPRESSIONS.keys()
+    if outside:
+        log.debug("slower, in blocks of NumPy calls: no exactly rounded kernel for %s", sorted(outside))
+    return not outside
 
 
 class Kernel:
@@ -200,7 +211,7 @@ def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: 
             lines.append(f"            {name(column.name)} = np.{dtype}(a{k}[i])")
     for i in program.body:
         if i.name not in known:
-            value = EXPRESSIONS[i.op].format(*(name(a) for a in i.args))
+            value = EXPRESSIONS[i.op].format(*(name(a) for a in i.args), t=f"np.{dtype}")
             lines.append(f"            {name(i.name)} = {value}")
     results = dict(program.outputs)
     for k, column in enumerate(columns):
