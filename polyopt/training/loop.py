@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -35,6 +36,9 @@ class Run:
     def to(self, at: Progress, last: int | None) -> None:
         """Go on to the end, or until ``last`` batches are done; test and save."""
         engine = self.engine
+        if at.step == 0:
+            # The first step is saved at once: a kill soon after it loses no more than a later one does.
+            self.saved = -math.inf
         self._tell("started", at)
         with _deferred_interrupt() as interrupted:
             try:
