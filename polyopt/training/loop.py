@@ -18,6 +18,11 @@ from polyopt.training.run_folder import Folder
 from polyopt.training.run_state import Progress
 from polyopt.training.trainer import Engine
 
+
+class Terminated(KeyboardInterrupt):
+    """End a run that was asked to by SIGTERM, saved as after Ctrl-C."""
+
+
 Listener: TypeAlias = Callable[[Event], None]
 
 
@@ -61,7 +66,7 @@ class Run:
                     if self.folder and late and not self._done(at, last):
                         self._save(at)
                 if interrupted:
-                    raise KeyboardInterrupt
+                    raise Terminated if signal.SIGTERM in interrupted else KeyboardInterrupt
             except KeyboardInterrupt:
                 if self.folder:
                     self._save(at)
@@ -118,23 +123,25 @@ class Run:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[list[int]]:
-    """A list that Ctrl-C makes non-empty, instead of breaking into a step that changes arrays in place.
+    """A list that Ctrl-C or SIGTERM makes non-empty, instead of breaking into a step that changes arrays in
+    place.
 
-    A second Ctrl-C raises at once. Another thread than the main one, and a program with a handler of its
+    A second one ends it at once. Another thread than the main one, and a program with a handler of its
     own, are left alone.
     """
     seen: list[int] = []
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield seen
-        return
+    held = [number for number, own in defaults.items() if mine and signal.getsignal(number) is own]
 
     def note(number: int, frame: Any) -> None:
         seen.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(number, defaults[signal.Signals(number)])
 
-    signal.signal(signal.SIGINT, note)
+    for number in held:
+        signal.signal(number, note)
     try:
         yield seen
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in held:
+            signal.signal(number, defaults[number])
