@@ -19,6 +19,8 @@ app = typer.Typer(
     help="Training recipes written once, run on NumPy, PyTorch, TensorFlow and JAX with the same numbers.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Help is text, not markup: rich would take "[tune]" for a style and leave it out.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

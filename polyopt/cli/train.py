@@ -45,9 +45,11 @@ def train(request: RunRequest, as_json: bool) -> int:
                 resume=request.resume,
                 on_event=on_event,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         output.complain(_interrupted(out / training.CHECKPOINT))
-        return 130
+        from polyopt.training.loop import Terminated
+
+        return 143 if isinstance(e, Terminated) else 130
     remark = folder.draw(_curve, out / PICTURE, recipe, result)
     if remark:
         output.say(remark)

@@ -32,6 +32,7 @@ class TuneRequest(RunRequest):
 def tune(request: TuneRequest, as_json: bool) -> int:
     """Search, draw and show; 1 where no trial came to an end."""
     from polyopt.training import tuning
+    from polyopt.training.loop import Terminated
     from polyopt.training.tuning.sampling import optuna
 
     optuna()
@@ -56,9 +57,9 @@ def tune(request: TuneRequest, as_json: bool) -> int:
                 resume=request.resume,
                 on_progress=on_progress,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         output.complain(_interrupted(out / tuning.STUDY, ended))
-        return 130
+        return 143 if isinstance(e, Terminated) else 130
     remark = _draw(out / PICTURE, study)
     if remark:
         output.say(remark)

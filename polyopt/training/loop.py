@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -16,6 +17,11 @@ from polyopt.training.phases.setup import host
 from polyopt.training.run_folder import Folder
 from polyopt.training.run_state import Progress
 from polyopt.training.trainer import Engine
+
+
+class Terminated(KeyboardInterrupt):
+    """End a run that was asked to by SIGTERM, saved as after Ctrl-C."""
+
 
 Listener: TypeAlias = Callable[[Event], None]
 
@@ -35,6 +41,9 @@ class Run:
     def to(self, at: Progress, last: int | None) -> None:
         """Go on to the end, or until ``last`` batches are done; test and save."""
         engine = self.engine
+        if at.step == 0:
+            # The first step is saved at once: a kill soon after it loses no more than a later one does.
+            self.saved = -math.inf
         self._tell("started", at)
         with _deferred_interrupt() as interrupted:
             try:
@@ -57,7 +66,7 @@ class Run:
                     if self.folder and late and not self._done(at, last):
                         self._save(at)
                 if interrupted:
-                    raise KeyboardInterrupt
+                    raise Terminated if signal.SIGTERM in interrupted else KeyboardInterrupt
             except KeyboardInterrupt:
                 if self.folder:
                     self._save(at)
@@ -114,23 +123,25 @@ class Run:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[list[int]]:
-    """A list that Ctrl-C makes non-empty, instead of breaking into a step that changes arrays in place.
+    """A list that Ctrl-C or SIGTERM makes non-empty, instead of breaking into a step that changes arrays in
+    place.
 
-    A second Ctrl-C raises at once. Another thread than the main one, and a program with a handler of its
+    A second one ends it at once. Another thread than the main one, and a program with a handler of its
     own, are left alone.
     """
     seen: list[int] = []
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield seen
-        return
+    held = [number for number, own in defaults.items() if mine and signal.getsignal(number) is own]
 
     def note(number: int, frame: Any) -> None:
         seen.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(number, defaults[signal.Signals(number)])
 
-    signal.signal(signal.SIGINT, note)
+    for number in held:
+        signal.signal(number, note)
     try:
         yield seen
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in held:
+            signal.signal(number, defaults[number])

@@ -161,6 +161,7 @@ def _figure(path: Path, panels: int, title: str) -> Iterator[list[Any]]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(STYLE):
         # Not pyplot: it would choose a display and keep the figure alive.
@@ -169,6 +170,9 @@ def _figure(path: Path, panels: int, title: str) -> Iterator[list[Any]]:
         axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
         axes[0].set_title(title)
         yield axes
+        if axes[-1].get_xscale() == "linear":
+            # Steps are whole: a short run's axis has no half ones.
+            axes[-1].xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=130)
     write_atomic(path, [png.getvalue()])

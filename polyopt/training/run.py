@@ -53,7 +53,8 @@ def train(
     record
         ``"step"`` keeps every batch's loss, ``"evaluation"`` the tests alone.
     checkpoint_seconds
-        Time between two checkpoints in mid-run; 0 saves after each step. One is saved at the end always.
+        Time between two checkpoints in mid-run; 0 saves after each step. One is saved at the
+        first step and at the end always.
     snapshots
         How many copies of the parameters to keep on the host, evenly spread over the run before any phase.
 

@@ -50,6 +50,8 @@ def picture(path: Path, study: Study) -> None:
 
 
 def _history(panel: Any, study: Study) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     panel.set_title(f"{study.recipe.name} on {study.backend}: {len(study.trials)} trials")
     for state, label in (("complete", "complete"), ("pruned", "given up")):
         found = _of(study, state)
@@ -60,12 +62,16 @@ def _history(panel: Any, study: Study) -> None:
         better = max if study.metric == "accuracy" else min
         best = list(accumulate((t.value or 0.0 for t in done), better))
         panel.step([t.number for t in done], best, where="post", color=COLOURS[1], label="best so far")
+    # Trials are whole numbers: no tick lies between two.
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     panel.set_xlabel("trial")
     panel.set_ylabel(f"validation {study.metric}")
     panel.legend(loc="best")
 
 
 def _against(panel: Any, study: Study, key: str, axis: Axis) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     for state in ("pruned", "complete"):
         found = _of(study, state)
         panel.plot([_place(axis, t.values[key]) for t in found], [t.value for t in found], **_mark(state))
@@ -77,6 +83,12 @@ def _against(panel: Any, study: Study, key: str, axis: Axis) -> None:
         panel.set_xlim(-0.5, len(axis.values) - 0.5)
     elif axis.log:
         panel.set_xscale("log")
+        # Within a panel this narrow the labels of minor ticks lie on each other.
+        low, high = panel.get_xlim()
+        subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+        panel.xaxis.set_major_locator(LogLocator(subs=subs, numticks=5))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel(key)
 
 

@@ -11,6 +11,7 @@ import pytest
 from helpers.cli_output import result
 
 from polyopt.cli import tune as command
+from polyopt.cli.app import run
 from polyopt.core.errors import InputError
 from polyopt.recipe import Recipe
 from polyopt.training import train, tuning
@@ -116,3 +117,8 @@ def test_a_search_in_which_nothing_ends_well(recipe: Path, capsys: pytest.Captur
     assert said[-1].startswith("error: no trial came to an end; trial 0: numpy, step ")
     assert "no picture: no trial has a value" in said
     assert not (Path("runs/search-tune-numpy") / tuning.BEST).exists()
+
+
+def test_help_keeps_its_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["tune", "--help"]) == 0
+    assert "[tune]" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from polyopt.testing import assert_close
-from polyopt.training.plots import comparison, smoothed, training_curve
+from polyopt.training.plots import _figure, comparison, smoothed, training_curve
 
 LOSS = [(i, 2.3 * math.exp(-i / 50) + 0.01) for i in range(1, 201)]
 
@@ -97,3 +97,10 @@ def test_no_display_is_asked_for() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_short_run_has_no_half_steps(tmp_path: Path) -> None:
+    with _figure(tmp_path / "curve.png", 1, "short") as axes:
+        axes[0].plot([1, 2], [0.5, 0.4])
+    low, high = axes[0].get_xlim()
+    assert [x for x in axes[0].get_xticks() if low <= x <= high] == [1, 2]

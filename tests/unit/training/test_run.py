@@ -135,8 +135,9 @@ def test_events(tmp_path: Path) -> None:
     result = train(small(), out=tmp_path, on_event=events.append, checkpoint_seconds=3600)
     kinds = [event.kind for event in events]
     assert kinds[0] == "started"
+    assert kinds[:3] == ["started", "step", "checkpointed"], "a kill soon after the start loses nothing"
     assert kinds[-2:] == ["checkpointed", "finished"]
-    assert (kinds.count("step"), kinds.count("evaluated"), kinds.count("checkpointed")) == (20, 4, 1)
+    assert (kinds.count("step"), kinds.count("evaluated"), kinds.count("checkpointed")) == (20, 4, 2)
     assert [e.step for e in events if e.kind == "step"] == list(range(1, 21))
     last = events[-1]
     assert (last.steps, last.epoch, last.epochs, last.backend) == (20, 4, 4, "numpy")
@@ -390,3 +391,29 @@ def test_the_second_epoch_compiles_nothing() -> None:
         engine.advance(at)
     assert set(traced) == {(80, 10), (34, 10)}
     assert len(traced) == 2
+
+
+TERMINATED = """
+import os, signal, sys
+from pathlib import Path
+from polyopt.cli import main, train as command
+from polyopt import training
+plain = training.train
+def killed(*args, on_event, **rest):
+    def listener(event):
+        on_event(event)
+        if event.kind == "step" and event.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+    return plain(*args, on_event=listener, **rest)
+training.train = killed
+main(["train", sys.argv[1], "--backend", "numpy", "--out", sys.argv[2]])
+"""
+
+
+def test_sigterm_saves_as_ctrl_c_does(tmp_path: Path) -> None:
+    (tmp_path / "in.toml").write_text(small().to_toml())
+    out = tmp_path / "out"
+    words = [sys.executable, "-c", TERMINATED, str(tmp_path / "in.toml"), str(out)]
+    assert subprocess.run(words, check=False).returncode == 143
+    assert checkpoint.load(out / "checkpoint.safetensors").meta["step"] == 7
+    same_run(train(small()), train(small(), out=out, resume=True))
