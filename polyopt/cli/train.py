@@ -77,7 +77,7 @@ def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
         "test_loss": result.test_loss,
         "test_accuracy": result.test_accuracy,
         "seconds": result.seconds,
-        "ms_per_step": 1000 * result.seconds / steps if steps else None,
+        "ms_per_step": 1000 * result.step_seconds if steps else None,
         "checkpoint": result.checkpoint,
     }
     if recipe.phase:
@@ -142,8 +142,8 @@ def _show(found: Mapping[str, Any]) -> None:
     if "test_accuracy" in found:
         rows.append(("test accuracy", f"{found['test_accuracy']:.2%}"))
     rows += [
-        ("seconds", output.number(found["seconds"], 2)),
         ("ms/step", output.number(found["ms_per_step"], 3)),
+        ("seconds in all", output.number(found["seconds"], 2)),
     ]
     screen = output.screen()
     screen.print(output.table(found["recipe"], ("", "result"), rows, numbers=1))

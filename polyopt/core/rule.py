@@ -301,7 +301,7 @@ def _check_schedule(owner: str, field: dataclasses.Field[Any], schedule: Schedul
         if inside(field, x, reached=reached):
             continue
         if finite(x):
-            raise InputError(f"{owner}: {field.name}.{key} gives {x!r}; expected {_interval(field)}")
+            raise InputError(f"{owner}: {field.name}.{key} = {x!r}; expected {_interval(field)}")
         found = first_outside(schedule, lambda value: inside(field, value))
         where = "" if found is None else f": {found[1]!r} at step {found[0]}"
         raise InputError(

@@ -90,6 +90,9 @@ class Schedule(ABC):
         >>> list(Exponential(0.5, rate=0.9).extremes())
         [('initial', 0.5, True), ('rate', 0.0, False)]
         """
+        if type(self).levels is not Schedule.levels:
+            yield from ((key, x, True) for key, x in self.levels())
+            return
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             for key, item in _items(field.name, value):

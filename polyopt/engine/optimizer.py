@@ -163,6 +163,67 @@ class Optimizer:
                 return done
         return self._run(params, grads, state, "p", donate=donate)
 
+    def flush(self, params: Tree, state: State, *, donate: bool = False) -> tuple[Tree, State]:
+        """Make an update of the gradients that are held back, if there are any: the last of a run.
+
+        Parameters
+        ----------
+        params, state
+            As of ``step``; with ``accumulate=1``, or right after an update, they come back as they are.
+        donate
+            Give the arrays up, as of ``step``.
+
+        Returns
+        -------
+        tuple
+            ``(next params, next state)``: updated by the mean (or sum) of as many gradients as were held.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from polyopt import SGD, Optimizer
+        >>> opt = Optimizer(SGD(lr=1.0), accumulate=8)
+        >>> params, state = np.zeros(1), opt.init(np.zeros(1))
+        >>> for gradient in (1.0, 3.0):
+        ...     params, state = opt.step(params, np.array([gradient]), state)
+        >>> opt.flush(params, state)[0].tolist()
+        [-2.0]
+        """
+        check_state(state)
+        micro = int(state.get("micro_step", 0))
+        if not micro:
+            return params, state
+        flat = tree.flatten(params)
+        backend = registry.of(*(x for x in flat.leaves if x is not None))
+        execution = Execution(backend, flat, state, self.resolver(state), self.compiled)
+        held = state["slots"].get("grad_accumulator", {})
+        active = [path for path in flat.paths if state["accumulated"].get(path, 0) > 0]
+        usable = self._released(execution, held, state["accumulated"], active, micro, micro)
+        g = [usable.get(path) for path in flat.paths]
+        leaves, new = execution.advance(self._plan(flat.paths), g, "p", donate)
+        return flat.unflatten(leaves), new
+
+    def _released(
+        self,
+        execution: Execution,
+        held: dict[str, Array],
+        counts: dict[str, Any],
+        active: list[str],
+        micro: Any,
+        number: int,
+    ) -> dict[str, Array]:
+        """The mean (or sum) of ``number`` held gradients; the state's own are zeros from here on."""
+        backend, state = execution.backend, execution.state
+        total = number if self.reduce == "mean" else 1
+        usable = accumulate.mean(backend, active, held, total, self.compiled)
+        zeros = {path: backend.ops.zeros_like(x) for path, x in held.items()}
+        execution.state = state | {
+            "micro_step": micro - number,
+            "accumulated": {path: count - count for path, count in counts.items()},
+            "slots": state["slots"] | {"grad_accumulator": zeros},
+        }
+        return usable
+
     @opaque
     def observe(self, state: State, value: float, what: str = "metric") -> State:
         """The state after ``value`` was reported to the schedules that wait for ``what``.
@@ -301,14 +362,8 @@ class Optimizer:
         # A traced count has no value; but a leaf with a gradient in this trace gets one at every step.
         present = {path for path, x in zip(paths, g, strict=True) if x is not None}
         active = [path for path in paths if (path in present if traced else counts.get(path, 0) > 0)]
-        total = self.accumulate if self.reduce == "mean" else 1
-        usable = accumulate.mean(backend, active, held, total, self.compiled)
-        zeros = {path: backend.ops.zeros_like(x) for path, x in held.items()}
-        execution.state = waiting | {
-            "micro_step": micro - self.accumulate,
-            "accumulated": {path: count - count for path, count in counts.items()},
-            "slots": slots | {"grad_accumulator": zeros},
-        }
+        execution.state = waiting
+        usable = self._released(execution, held, counts, active, micro, self.accumulate)
         leaves, new = execution.advance(plan_, [usable.get(p) for p in paths], output, donate)
         if not traced:
             return leaves, new

@@ -113,6 +113,12 @@ class TrainStep:
         params, state = carry.way.by_path(carry)
         return (copied(carry.backend, params), copied(carry.backend, state)) if copy else (params, state)
 
+    def flush(self, carry: Carry) -> Carry:
+        """Make an update of the gradients that the optimizer holds back, if it does: the last of a run."""
+        if self.optimizer.accumulate > 1:
+            carry.params, carry.state = self.optimizer.flush(carry.params, carry.state, donate=True)
+        return carry
+
     def observe(self, carry: Carry, value: float, what: str = "metric") -> Carry:
         """Report ``value`` to the schedules that wait for ``what``, as ``Optimizer.observe`` does."""
         carry.way.observe(carry, self.optimizer, value, what)

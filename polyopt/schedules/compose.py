@@ -86,13 +86,12 @@ class Warmup(Schedule):
 
     def extremes(self) -> Iterator[tuple[str, float, bool]]:
         """As of any schedule; a fraction multiplies what ``then`` reaches."""
-        if self.clock == "own":
-            yield from super().extremes()
-            return
         for key, x, there in self.then.extremes():
             yield f"then.{key}", x, there
-            if self.steps:
+            if self.clock == "shared" and self.steps:
                 yield f"initial times then.{key}", self.initial * x, there
+        if self.clock == "own":
+            yield "initial", self.initial, True
 
     def value(self, xp: Any, t: Any) -> Any:
         rise = unit(xp, t / self.steps) if self.steps else 1.0

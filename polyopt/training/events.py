@@ -86,8 +86,10 @@ class Result:
     """A run that ended. ``params`` is ``{path: host array}``; ``state`` the optimizer's, on the backend.
 
     ``steps`` counts the batches from the very start, also where the run was resumed; ``seconds`` only the
-    time of this call. ``average`` holds the averaged weights where the recipe has ``[ema]``; ``snapshots``
-    the parameters after some of the batches, ``{batches done: params}``, where they were asked for.
+    time of this call; ``step_seconds`` is the mean of its steps alone, without loading, tests, files and the
+    first step, which compiles; NaN where it made none. ``average`` holds the averaged weights where the
+    recipe has ``[ema]``; ``snapshots`` the parameters after some of the batches, ``{batches done: params}``, where
+    they were asked for.
 
     With phases, what is tested and kept here is what the last of them left; ``history`` and ``steps`` go
     through all, ``phases`` has each one's figures, and ``model`` is the file with the last one's weights in
@@ -109,3 +111,4 @@ class Result:
     phases: tuple[PhaseResult, ...] = ()
     model: Path | None = None
     grids: dict[str, Any] = field(default_factory=dict)
+    step_seconds: float = float("nan")

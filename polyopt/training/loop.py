@@ -37,6 +37,8 @@ class Run:
         self.copies = 0
         """How many to keep of the parameters, evenly spread."""
         self.snapshots: dict[int, dict[str, Any]] = {}
+        self.spent: list[float] = []
+        """Seconds of each step."""
 
     def to(self, at: Progress, last: int | None) -> None:
         """Go on to the end, or until ``last`` batches are done; test and save."""
@@ -49,7 +51,9 @@ class Run:
             try:
                 while not (self._done(at, last) or interrupted):
                     before = self._copied(at, last)
+                    begun = time.perf_counter()
                     engine.advance(at)
+                    self.spent.append(time.perf_counter() - begun)
                     if self._copied(at, last) > before:
                         # Copies: the next step may change the arrays in place.
                         self.snapshots[at.step] = tree.named(host(at.params))
@@ -85,11 +89,17 @@ class Run:
 
     def _finish(self, at: Progress) -> None:
         self.engine.fetch(at)
+        held = self.engine.ended(at) and at.holds_gradients
+        if held:
+            # Saved as it is, so that a longer run goes on from there; then updated by what is held.
+            if self.folder:
+                self._save(at)
+            at.flush()
         tests = at.history.evaluations
         if not tests or tests[-1].step != at.step:
             self.engine.evaluate(at)
             self._tell("evaluated", at)
-        if self.folder:
+        if self.folder and not held:
             self._save(at)
         self._tell("finished", at)
 
@@ -130,7 +140,7 @@ def _deferred_interrupt() -> Iterator[list[int]]:
     own, are left alone.
     """
     seen: list[int] = []
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    defaults: dict[Any, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     mine = threading.current_thread() is threading.main_thread()
     held = [number for number, own in defaults.items() if mine and signal.getsignal(number) is own]
 

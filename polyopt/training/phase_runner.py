@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from polyopt import quantization
@@ -62,6 +63,7 @@ class Chain:
         self.steps = 0
         self._earlier = read_figures(out) if out is not None and resume else {}
         self._kept: dict[int, dict[str, Any]] = {}
+        self._spent: list[float] = []
 
     def run(self, max_steps: int | None) -> Result:
         """All of it, or ``max_steps`` batches."""
@@ -103,6 +105,7 @@ class Chain:
         run.copies = self.snapshots if task.phase is None else 0
         run.to(at, last)
         self._kept |= run.snapshots
+        self._spent += run.spent
 
     def _remember(self, at: Progress) -> None:
         """Its history behind that of the ones before."""
@@ -157,6 +160,7 @@ class Chain:
             test_loss=final.test_loss if done is None else done.test_loss,
             test_accuracy=final.test_accuracy if done is None else done.test_accuracy,
             seconds=math.nan,
+            step_seconds=fmean(self._spent[1:] or self._spent) if self._spent else math.nan,
             checkpoint=None if self.out is None else Folder(self.out, self.recipe).checkpoint,
             params=tree.named(engine.params(at) if last is None else last.weights),
             state=at.state,

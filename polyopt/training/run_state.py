@@ -52,6 +52,16 @@ class Progress:
         self._unloaded = None
         self.carry = self.train.observe(self.carry, value, what)
 
+    @property
+    def holds_gradients(self) -> bool:
+        """True where the last batches were too few for an update."""
+        return bool(int(self.state.get("micro_step", 0)))
+
+    def flush(self) -> None:
+        """Make the update that the last batches are too few for."""
+        self._unloaded = None
+        self.carry = self.train.flush(self.carry)
+
     def put(self, params: Any, state: dict[str, Any]) -> None:
         """Go on from these."""
         self._unloaded = None

@@ -12,7 +12,7 @@ from polyopt.core.errors import NonFiniteError
 from polyopt.core.ops import Array, Ops
 from polyopt.core.tree import Tree
 from polyopt.engine.batches import Accumulated
-from polyopt.engine.batches.plan import Adaptive, Course, Place
+from polyopt.engine.batches.plan import Adaptive, Course, Even, Place
 from polyopt.engine.train_step import TrainStep
 from polyopt.models.datasets import Dataset
 from polyopt.optim.averaging import averaged
@@ -74,7 +74,9 @@ class Engine:
         if self.course.micro:
             self._step = self._by_parts(loss)
         else:
-            self._step = TrainStep(work.parts.loss(loss), self.optimizer)
+            whole = work.parts.loss(loss)
+            self._step = TrainStep(whole, self.optimizer, self._weighted(whole))
+        self._share = 1.0
         self._measure = backend.compile(self._metrics)
         self._waiting: list[Array] = []
         self.last_loss: float | None = None
@@ -135,6 +137,7 @@ class Engine:
             for part in self.course.parts(rows)
         ]
         norms = None
+        self._share = self._share_of(at, len(rows))
         try:
             if self.course.micro:
                 at.observe(len(rows), "size")
@@ -235,7 +238,36 @@ class Engine:
         train = self.recipe.train
         return self.course.epochs(train.steps) if train.steps is not None else train.epochs
 
+    def _share_of(self, at: Progress, count: int) -> float:
+        """What the mean over a batch of ``count`` samples weighs among those of its update.
+
+        A window of batches is averaged with equal weights; so that every sample weighs the same, also in a
+        last window that is not full, each batch is scaled by its size over the mean size.
+        """
+        k = self.recipe.train.accumulate
+        if k == 1 or not isinstance(self.course, Even) or self.steps is None:
+            return 1.0
+        first = at.step - at.step % k
+        places = [
+            self.course.place(step) for step in range(first, max(min(first + k, self.steps), at.step + 1))
+        ]
+        sizes = [len(self.course.rows(place)) for place in places]
+        return count * len(sizes) / sum(sizes)
+
     # Functions of arrays
+
+    def _weighted(self, loss: Callable[..., Array]) -> Callable[..., tuple[Array, Any]] | None:
+        """Loss and gradients scaled by the batch's share; ``None`` where all batches have the same."""
+        if self.recipe.train.accumulate == 1:
+            return None
+        plain = self.backend.value_and_grad(loss, compiled=self.optimizer.compiled)
+
+        def gradient(params: Any, *args: Any) -> tuple[Array, Any]:
+            value, found = plain(params, *args)
+            share = self._share
+            return value, found if share == 1.0 else tree.map_leaves(lambda g: g * share, found)
+
+        return gradient
 
     def _by_parts(self, loss: Callable[..., Array]) -> TrainStep:
         """A step over micro-batches of ``loss``, which is a mean."""

@@ -132,7 +132,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"optimizer__b1": {"schedule": "warmup", "steps": 3, "then": {"schedule": "constant", "initial": 2}}},
-        r"^optimizer\.b1\.then\.initial = 2; expected a finite number in \[0\.0, 1\.0\]$",
+        r"^optimizer\.b1\.then\.initial = 2; expected a finite number in \[0\.0, 1\.0\)$",
     ),
     (
         {"optimizer__lr": {"schedule": "constant", "initial": 10**400}},

@@ -417,3 +417,25 @@ def test_sigterm_saves_as_ctrl_c_does(tmp_path: Path) -> None:
     assert subprocess.run(words, check=False).returncode == 143
     assert checkpoint.load(out / "checkpoint.safetensors").meta["step"] == 7
     same_run(train(small()), train(small(), out=out, resume=True))
+
+
+def accumulated(size: int, samples: int, accumulate: int, steps: int | None = None) -> Any:
+    """Linear regression by plain descent, one pass over the data without shuffling."""
+    return {
+        "data": {"name": "diabetes"},
+        "model": {"name": "linear"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "train": {"epochs": 1, "batch_size": size, "accumulate": accumulate, "shuffle": False},
+        "dtype": "float64",
+    }
+
+
+@pytest.mark.parametrize("accumulate", [4, 8])
+def test_every_sample_of_an_accumulated_update_weighs_the_same(accumulate: int) -> None:
+    """Also of a last batch that is smaller, and of a window that the run ends in: the full batch's step."""
+    found = Recipe.from_dict(accumulated(100, 354, accumulate))
+    whole = Recipe.from_dict(accumulated(10_000, 354, 1) | {"train": {"epochs": 1, "batch_size": "full"}})
+    parts, one = (training.train(r, backend="numpy") for r in (found, whole))
+    assert (parts.steps, parts.state["step"], one.state["step"]) == (4, 1, 1)
+    for path, x in one.params.items():
+        assert_close(parts.params[path], x, rtol=1e-12, atol=1e-14, because="sums in another order")
