@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from polyopt.schedules import WarmupCosine as WarmupCosine
     from polyopt.schedules import WarmupStableDecay as WarmupStableDecay
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "polyopt.optim.averaging": "EMA PolyakAverage averaged",

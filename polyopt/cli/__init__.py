@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted.
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 ended.
 
     Parameters
     ----------

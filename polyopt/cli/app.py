@@ -246,7 +246,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code.
 
     >>> run(["--version"])
-    polyopt 0.1.0
+    polyopt 0.2.0
     0
     """
     from polyopt.core.errors import NonFiniteError, PolyoptError

@@ -88,8 +88,8 @@ class Result:
     ``steps`` counts the batches from the very start, also where the run was resumed; ``seconds`` only the
     time of this call; ``step_seconds`` is the mean of its steps alone, without loading, tests, files and the
     first step, which compiles; NaN where it made none. ``average`` holds the averaged weights where the
-    recipe has ``[ema]``; ``snapshots`` the parameters after some of the batches, ``{batches done: params}``, where
-    they were asked for.
+    recipe has ``[ema]``; ``snapshots`` the parameters after some of the batches, ``{batches done: params}``,
+    where they were asked for.
 
     With phases, what is tested and kept here is what the last of them left; ``history`` and ``steps`` go
     through all, ``phases`` has each one's figures, and ``model`` is the file with the last one's weights in

@@ -13,6 +13,7 @@ import pytest
 from helpers.cli_output import error, result
 from rich.console import Console
 
+import polyopt
 from polyopt import testing
 from polyopt.backend import registry
 from polyopt.cli import main, output
@@ -42,7 +43,7 @@ def test_usage_errors(arguments: list[str], named: str, capsys: pytest.CaptureFi
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
-    assert capsys.readouterr().out == "polyopt 0.1.0\n"
+    assert capsys.readouterr().out == f"polyopt {polyopt.__version__}\n"
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
     for command in ("train", "compare", "backends", "explain", "conform"):
