@@ -65,7 +65,7 @@ class Inlined:
         return lambda *args: function(self.ops, *args)
 
 
-class WholeUpdate:
+class CompiledUpdate:
     """The update of all leaves, of which each has a gradient at every step.
 
     Parameters

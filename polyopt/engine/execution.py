@@ -15,10 +15,10 @@ from polyopt.core.errors import InputError
 from polyopt.core.ops import FLOATING, Array
 from polyopt.core.rule import Global, Leafwise, Rule
 from polyopt.core.tree import Flat
+from polyopt.engine.gradient_pass import GradientPass, KnownNorm
 from polyopt.engine.leafwise import leafwise
 from polyopt.engine.lift import TracedScalars, lifted
 from polyopt.engine.plan import Part, Plan, Segment, program
-from polyopt.engine.reading import KnownNorm, Reading
 
 Resolve = Callable[[str, Rule, Any, Any], SimpleNamespace]
 """``resolve(key, rule, xp, step)``: a rule's hyperparameters at ``step``, schedules evaluated."""
@@ -62,7 +62,7 @@ class Execution:
         state: dict[str, Any],
         resolve: Resolve,
         compiled: bool,
-        reading: Reading | None = None,
+        reading: GradientPass | None = None,
     ) -> None:
         self.backend, self.flat, self.state = backend, flat, state
         self.resolve, self.compiled, self.reading = resolve, compiled, reading

@@ -31,11 +31,11 @@ from polyopt.engine.checks import (
     check_state,
 )
 from polyopt.engine.execution import Execution, Resolve, compute_dtype
+from polyopt.engine.gradient_pass import GradientPass
 from polyopt.engine.lift import all_finite, initial
-from polyopt.engine.outcome import select, written
+from polyopt.engine.outcome import select, write_back
 from polyopt.engine.plan import Plan, plan
-from polyopt.engine.reading import Reading
-from polyopt.engine.repeat_step import Replay
+from polyopt.engine.repeat_step import CachedStep
 from polyopt.schedules import Measured, Schedule
 
 State: TypeAlias = dict[str, Any]
@@ -102,7 +102,7 @@ class Optimizer:
     def _prepare(self) -> None:
         """Make what is kept from step to step."""
         self._plan = lru_cache(maxsize=16)(partial(plan, self.rule))
-        self._replay: Replay | None = None
+        self._replay: CachedStep | None = None
         self._unchanged = UnchangedVariables()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -228,7 +228,7 @@ class Optimizer:
     def observe(self, state: State, value: float, what: str = "metric") -> State:
         """The state after ``value`` was reported to the schedules that wait for ``what``.
 
-        A plateau waits for a ``"metric"``, a ``RateOfSize`` for a ``"size"``.
+        A plateau waits for a ``"metric"``, a ``RateByReportedSize`` for a ``"size"``.
         """
         told = {
             name: schedule.observe(state["observed"][name], float(value))
@@ -302,15 +302,15 @@ class Optimizer:
             leaves = select(backend, ok, leaves, unchanged)
             new = select(backend, ok, new, state)
         if donate and not decided:
-            leaves = written(backend, flat.leaves, leaves)
-            new = new | {"slots": written(backend, state["slots"], new["slots"])}
+            leaves = write_back(backend, flat.leaves, leaves)
+            new = new | {"slots": write_back(backend, state["slots"], new["slots"])}
         if give and output == "p" and self.accumulate == 1 and self.compiled:
             self._replay = repeat_step.record(backend, params, flat, g, execution.groups, new)
         if output == "p" and not donate:
             self._unchanged.remember(backend, flat, leaves, state["step"])
         return flat.unflatten(leaves), new
 
-    def _again(self, last: Replay, params: Tree, grads: Tree, state: State) -> tuple[Tree, State] | None:
+    def _again(self, last: CachedStep, params: Tree, grads: Tree, state: State) -> tuple[Tree, State] | None:
         """The step done as the last one was, ``None`` where it differs."""
         if not last.lock.acquire(blocking=False):
             return None
@@ -372,7 +372,7 @@ class Optimizer:
             unchanged = [None if x is None else backend.ops.zeros_like(x) for x in leaves]
         return select(backend, ready, leaves, unchanged), select(backend, ready, new, waiting)
 
-    def _read(self, backend: Backend, flat: tree.Flat, g: Sequence[Array | None]) -> Reading | None:
+    def _read(self, backend: Backend, flat: tree.Flat, g: Sequence[Array | None]) -> GradientPass | None:
         """The pass over the gradients that is due before anything else, if one is."""
         if self.nonfinite == "propagate":
             return None
@@ -380,9 +380,9 @@ class Optimizer:
         if self.accumulate == 1 and self._plan(flat.paths).norm_first:
             kinds = {p.dtype: p for p, x in zip(flat.leaves, g, strict=True) if x is not None}
             norm = "float64" if "float64" in map(backend.dtype_name, kinds.values()) else "float32"
-        return Reading(backend, [x for x in g if x is not None], norm, self.compiled)
+        return GradientPass(backend, [x for x in g if x is not None], norm, self.compiled)
 
-    def _finite(self, reading: Reading | None, paths: Sequence[str], g: Sequence[Array | None]) -> Any:
+    def _finite(self, reading: GradientPass | None, paths: Sequence[str], g: Sequence[Array | None]) -> Any:
         """``None``: not asked; ``True``/``False``: known; a traced bool: not known yet."""
         if reading is None:
             return None

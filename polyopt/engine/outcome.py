@@ -27,12 +27,12 @@ def select(backend: Backend, condition: Array, new: Any, old: Any) -> Any:
     return xp.where(condition, new, cast(backend, old, backend.dtype_name(new)))
 
 
-def written(backend: Backend, old: Any, new: Any) -> Any:
+def write_back(backend: Backend, old: Any, new: Any) -> Any:
     """``new`` in the arrays ``old`` where the framework can write into them: plain data of arrays."""
     if isinstance(new, Mapping):
-        return {key: written(backend, old[key], value) for key, value in new.items()}
+        return {key: write_back(backend, old[key], value) for key, value in new.items()}
     if isinstance(new, list):
-        return [written(backend, o, n) for n, o in zip(new, old, strict=True)]
+        return [write_back(backend, o, n) for n, o in zip(new, old, strict=True)]
     if new is old or not (backend.is_array(old) and backend.is_array(new)):
         return new
     return backend.assign(old, new)

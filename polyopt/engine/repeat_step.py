@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from polyopt.backend.host.fused import FusedLift, Look
+from polyopt.backend.host.fused import FusedLift, KernelPlan
 from polyopt.backend.protocol import Backend
 from polyopt.core.ops import Array
 from polyopt.core.tree import Flat, Tree, flatten
@@ -24,14 +24,14 @@ from polyopt.engine.plan import Segment, program
 
 
 @dataclass(frozen=True)
-class Places:
+class LeafOrder:
     """Where a container keeps its leaves: a flat dict's keys, in its own order, or the whole structure."""
 
     structure: Any
     keys: list[Any] | None
 
     @classmethod
-    def of(cls, tree: Tree, flat: Flat) -> Places:
+    def of(cls, tree: Tree, flat: Flat) -> LeafOrder:
         alone = type(tree) is dict and sorted(map(str, tree)) == sorted(flat.paths)
         return cls(flat.structure, list(tree) if alone else None)
 
@@ -61,14 +61,14 @@ def _picker(positions: Sequence[int], total: int) -> Callable[[list[Any]], list[
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedGroup:
     """What a group of the update before was, and how to find its arrays again."""
 
     pipeline: tuple[Segment, ...]
     indices: list[int]
     dtype: str
     lift: FusedLift
-    look: Look
+    look: KernelPlan
     scalars: tuple[str, ...]
     pick: Callable[[list[Any]], list[Any]]
     """From the leaves of a tree."""
@@ -79,26 +79,31 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Ready:
+class CachedArrays:
     """The arrays of an update that is like the one kept."""
 
     flat: Flat
     g: list[Array]
-    groups: list[tuple[Kept, dict[str, list[Array]], Group]]
+    groups: list[tuple[CachedGroup, dict[str, list[Array]], Group]]
 
 
-class Replay:
+class CachedStep:
     """The structure of one update, to be used by one thread at a time."""
 
     def __init__(
-        self, backend: Backend, flat: Flat, places: Places, slots: dict[str, list[str]], kept: list[Kept]
+        self,
+        backend: Backend,
+        flat: Flat,
+        places: LeafOrder,
+        slots: dict[str, list[str]],
+        kept: list[CachedGroup],
     ) -> None:
         self.backend, self.lock = backend, threading.Lock()
         self._paths, self._structure = flat.paths, flat.structure
         self._places, self._slots, self._kept = places, slots, kept
         self._in_order = _picker(places.order(flat), len(flat.leaves))
 
-    def ready(self, params: Tree, grads: Tree, state: dict[str, Any]) -> Ready | None:
+    def ready(self, params: Tree, grads: Tree, state: dict[str, Any]) -> CachedArrays | None:
         """What ``run`` takes, if this update is like the one kept. Nothing is changed."""
         p, g = self._places.leaves(params), self._places.leaves(grads)
         slots = state.get("slots", {})
@@ -122,9 +127,9 @@ class Replay:
             numbers = {name: x.pop() for name, x in own.items()}
             group = Group(kept.pipeline, kept.indices, kept.dtype, 0, numbers, arrays["g"])
             groups.append((kept, arrays, group))
-        return Ready(Flat(self._paths, self._in_order(p), self._structure), self._in_order(g), groups)
+        return CachedArrays(Flat(self._paths, self._in_order(p), self._structure), self._in_order(g), groups)
 
-    def run(self, ready: Ready, execution: Execution) -> dict[str, Any]:
+    def run(self, ready: CachedArrays, execution: Execution) -> dict[str, Any]:
         """Update the arrays in place and give the next state."""
         execution.measure_heads([group for _, _, group in ready.groups])
         slots = execution.state["slots"]
@@ -148,17 +153,17 @@ def record(
     g: Sequence[Array | None],
     groups: list[Group],
     state: dict[str, Any],
-) -> Replay | None:
+) -> CachedStep | None:
     """What to keep of an update in place that left ``state``; ``None`` where it can't be repeated so."""
     slots = {name: list(values) for name, values in state["slots"].items()}
     if state["missed"] or type(state["step"]) is not int or any(x is None for x in flat.leaves):
         return None
-    places = Places.of(tree, flat)
+    places = LeafOrder.of(tree, flat)
     found = [_keep(backend, flat, places.order(flat), g, group, state["slots"]) for group in groups]
     kept = [x for x in found if x is not None]
     if not kept or len(kept) < len(found):
         return None
-    return Replay(backend, flat, places, slots, kept)
+    return CachedStep(backend, flat, places, slots, kept)
 
 
 def _keep(
@@ -168,7 +173,7 @@ def _keep(
     g: Sequence[Array | None],
     group: Group,
     slots: dict[str, dict[str, Any]],
-) -> Kept | None:
+) -> CachedGroup | None:
     if len(group.pipeline) != 1 or group.pipeline[0].leafwise:
         return None
     code = program(group.pipeline[0].parts, "p")
@@ -189,7 +194,7 @@ def _keep(
     if look is None or not look.kernel.in_place.issuperset(written):
         return None
     pick = _picker([order[i] for i in group.indices], len(order))
-    return Kept(
+    return CachedGroup(
         group.pipeline,
         group.indices,
         group.dtype,

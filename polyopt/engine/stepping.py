@@ -10,7 +10,7 @@ from polyopt.backend.protocol import Backend, WholeStep
 from polyopt.core import tree
 from polyopt.core.ops import Array
 from polyopt.core.tree import Tree
-from polyopt.engine.compiled_update import WholeUpdate
+from polyopt.engine.compiled_update import CompiledUpdate
 from polyopt.engine.optimizer import Optimizer, State
 from polyopt.engine.packing import Packing
 
@@ -18,7 +18,7 @@ Gradient = Callable[..., tuple[Array, Any]]
 
 
 @dataclass
-class Carry:
+class TrainState:
     """What a ``TrainStep`` goes on from; its arrays are given up at each step, so it is one
     alone.
 
@@ -28,22 +28,22 @@ class Carry:
     backend: Backend
     params: Any
     state: dict[str, Any]
-    way: Way
+    way: StepMode
     gradients: Any = None
     """Those of the last step, until the next one begins: memory that is given back to the system between an
     update and a forward pass comes again page by page."""
 
 
-class Way(Protocol):
+class StepMode(Protocol):
     """How a carry moves on."""
 
-    def step(self, carry: Carry, args: tuple[Any, ...]) -> Array:
+    def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
         """One step; gives the loss before it."""
 
-    def by_path(self, carry: Carry) -> tuple[Tree, State]:
+    def by_path(self, carry: TrainState) -> tuple[Tree, State]:
         """Parameters and state as ``Optimizer.step`` has them."""
 
-    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+    def observe(self, carry: TrainState, optimizer: Optimizer, value: float, what: str) -> None:
         """Report ``value`` to the schedules that wait for ``what``."""
 
 
@@ -54,7 +54,7 @@ class Leaves:
     gradient: Gradient
     optimizer: Optimizer
 
-    def step(self, carry: Carry, args: tuple[Any, ...]) -> Array:
+    def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
         carry.gradients = None
         loss, carry.gradients = self.gradient(carry.params, *args)
         carry.params, carry.state = self.optimizer.step(
@@ -62,10 +62,10 @@ class Leaves:
         )
         return loss
 
-    def by_path(self, carry: Carry) -> tuple[Tree, State]:
+    def by_path(self, carry: TrainState) -> tuple[Tree, State]:
         return carry.params, carry.state
 
-    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+    def observe(self, carry: TrainState, optimizer: Optimizer, value: float, what: str) -> None:
         carry.state = optimizer.observe(carry.state, value, what)
 
 
@@ -76,13 +76,13 @@ class Buffers:
     leaves: Leaves
     packing: Packing
 
-    def step(self, carry: Carry, args: tuple[Any, ...]) -> Array:
+    def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
         return self.leaves.step(carry, args)
 
-    def by_path(self, carry: Carry) -> tuple[Tree, State]:
+    def by_path(self, carry: TrainState) -> tuple[Tree, State]:
         return self.packing.unpack(carry.params), self.packing.unpack_state(carry.state)
 
-    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+    def observe(self, carry: TrainState, optimizer: Optimizer, value: float, what: str) -> None:
         self.leaves.observe(carry, optimizer, value, what)
 
 
@@ -95,7 +95,7 @@ class Whole:
     """
 
     packing: Packing
-    update: WholeUpdate
+    update: CompiledUpdate
     run: WholeStep
     scalar_slots: list[dict[str, float]]
     before: tuple[dict[str, Any], list[dict[str, float]]] | None = None
@@ -103,7 +103,7 @@ class Whole:
     ahead: tuple[dict[str, Any], list[dict[str, float]]] | None = None
     """What the host has for the coming step already, where it knows."""
 
-    def step(self, carry: Carry, args: tuple[Any, ...]) -> Array:
+    def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
         self._settle(carry)
         vectors, scalar_slots = self.ahead or self.update.host(carry.state, self.scalar_slots)
         arrays = {"params": carry.params, "slots": carry.state["slots"]}
@@ -116,18 +116,18 @@ class Whole:
         self.ahead = self.update.host(carry.state, scalar_slots)
         return loss
 
-    def by_path(self, carry: Carry) -> tuple[Tree, State]:
+    def by_path(self, carry: TrainState) -> tuple[Tree, State]:
         self._settle(carry)
         slots = {**carry.state["slots"], **self.update.by_leaf(self.scalar_slots)}
         state = self.packing.unpack_state({**carry.state, "slots": slots})
         return self.packing.unpack(carry.params), state
 
-    def observe(self, carry: Carry, optimizer: Optimizer, value: float, what: str) -> None:
+    def observe(self, carry: TrainState, optimizer: Optimizer, value: float, what: str) -> None:
         self._settle(carry)
         self.ahead = None
         carry.state = optimizer.observe(carry.state, value, what)
 
-    def _settle(self, carry: Carry) -> None:
+    def _settle(self, carry: TrainState) -> None:
         """Take back the host's part of a step that was not made."""
         if self.ok is not None and self.before is not None and not bool(carry.backend.to_numpy(self.ok)):
             before, self.scalar_slots = self.before

@@ -13,12 +13,12 @@ from polyopt.core.errors import InputError, nearest
 from polyopt.core.opaque import opaque
 from polyopt.core.ops import Array
 from polyopt.core.tree import Tree
-from polyopt.engine.compiled_update import WholeUpdate
+from polyopt.engine.compiled_update import CompiledUpdate
 from polyopt.engine.optimizer import Optimizer, State
 from polyopt.engine.packing import Packing
 from polyopt.engine.plan import plan
 from polyopt.engine.stepping import Buffers, Gradient, Leaves, Whole, copied
-from polyopt.engine.stepping import Carry as Carry
+from polyopt.engine.stepping import TrainState as TrainState
 
 
 class TrainStep:
@@ -60,11 +60,11 @@ class TrainStep:
         self.loss, self.optimizer, self.gradient = loss, optimizer, gradient
         self._made: dict[Hashable, Any] = {}
 
-    def init(self, params: Tree) -> Carry:
+    def init(self, params: Tree) -> TrainState:
         """The beginning: ``params``, which are copied, and a fresh state."""
         return self._carry(params, None)
 
-    def load(self, params: Tree, state: State) -> Carry:
+    def load(self, params: Tree, state: State) -> TrainState:
         """Go on from parameters and a state by path, which are copied.
 
         Raises
@@ -74,7 +74,7 @@ class TrainStep:
         """
         return self._carry(params, state)
 
-    def _carry(self, params: Tree, state: State | None) -> Carry:
+    def _carry(self, params: Tree, state: State | None) -> TrainState:
         flat = tree.flatten(params)
         backend = registry.of(*(x for x in flat.leaves if x is not None))
         for path, x in zip(flat.paths, flat.leaves, strict=True):
@@ -93,19 +93,19 @@ class TrainStep:
         key = ("leaves", backend)
         if key not in self._made:
             self._made[key] = gradient or backend.value_and_grad(self.loss, compiled=optimizer.compiled)
-        return Carry(backend, copied(backend, params), state, Leaves(self._made[key], optimizer))
+        return TrainState(backend, copied(backend, params), state, Leaves(self._made[key], optimizer))
 
     @opaque
-    def __call__(self, carry: Carry, *args: Any) -> tuple[Carry, Array]:
+    def __call__(self, carry: TrainState, *args: Any) -> tuple[TrainState, Array]:
         """``(carry after one step, loss before it)``; the carry that was given is given up."""
-        if not isinstance(carry, Carry):
+        if not isinstance(carry, TrainState):
             raise InputError(
                 f"TrainStep: the first argument is a {type(carry).__name__}; expected what init(params), "
                 "load(params, state) or the step before gave"
             )
         return carry, carry.way.step(carry, args)
 
-    def unload(self, carry: Carry, *, copy: bool = True) -> tuple[Tree, State]:
+    def unload(self, carry: TrainState, *, copy: bool = True) -> tuple[Tree, State]:
         """``(params, state)`` by path, as ``Optimizer.step`` has them: what a checkpoint holds.
 
         ``copy=False`` may give arrays that the next step gives up: read them before it.
@@ -113,20 +113,20 @@ class TrainStep:
         params, state = carry.way.by_path(carry)
         return (copied(carry.backend, params), copied(carry.backend, state)) if copy else (params, state)
 
-    def flush(self, carry: Carry) -> Carry:
+    def flush(self, carry: TrainState) -> TrainState:
         """Make an update of the gradients that the optimizer holds back, if it does: the last of a run."""
         if self.optimizer.accumulate > 1:
             carry.params, carry.state = self.optimizer.flush(carry.params, carry.state, donate=True)
         return carry
 
-    def observe(self, carry: Carry, value: float, what: str = "metric") -> Carry:
+    def observe(self, carry: TrainState, value: float, what: str = "metric") -> TrainState:
         """Report ``value`` to the schedules that wait for ``what``, as ``Optimizer.observe`` does."""
         carry.way.observe(carry, self.optimizer, value, what)
         return carry
 
     # Over packed buffers
 
-    def _packed(self, backend: Backend, params: Tree, state: State | None) -> Carry | None:
+    def _packed(self, backend: Backend, params: Tree, state: State | None) -> TrainState | None:
         whole = backend.whole(self.loss, _unused) is not None
         if not whole and backend.packed_gradient(self.loss, 1) is None:
             return None
@@ -142,20 +142,20 @@ class TrainStep:
         way = self._whole if whole else self._buffers
         return way(backend, packing, buffers, packed)
 
-    def _whole(self, backend: Backend, packing: Packing, buffers: Any, state: State) -> Carry:
+    def _whole(self, backend: Backend, packing: Packing, buffers: Any, state: State) -> TrainState:
         flat = tree.flatten(buffers)
         skip = self.optimizer.nonfinite == "skip"
         planned = plan(packing.rule, flat.paths)
-        update = WholeUpdate(backend, flat, planned, state, self.optimizer.resolver, skip)
+        update = CompiledUpdate(backend, flat, planned, state, self.optimizer.resolver, skip)
         scalar_slots = update.scalar_slots(state)
         numbers = update.by_leaf(scalar_slots)
         state["slots"] = {name: values for name, values in state["slots"].items() if name not in numbers}
         key = (backend, packing.structure, packing.buffers, update.key)
         if key not in self._made:
             self._made[key] = backend.whole(self._over_buffers(packing), update.device)
-        return Carry(backend, buffers, state, Whole(packing, update, self._made[key], scalar_slots))
+        return TrainState(backend, buffers, state, Whole(packing, update, self._made[key], scalar_slots))
 
-    def _buffers(self, backend: Backend, packing: Packing, buffers: Any, state: State) -> Carry:
+    def _buffers(self, backend: Backend, packing: Packing, buffers: Any, state: State) -> TrainState:
         key = (backend, packing.structure, packing.buffers)
         if key not in self._made:
             leaves = sum(len(buffer.members) for buffer in packing.buffers)
@@ -163,7 +163,7 @@ class TrainStep:
             assert gradient is not None
             optimizer = Optimizer(packing.rule, nonfinite=self.optimizer.nonfinite)
             self._made[key] = Leaves(gradient, optimizer)
-        return Carry(backend, buffers, state, Buffers(self._made[key], packing))
+        return TrainState(backend, buffers, state, Buffers(self._made[key], packing))
 
     def _over_buffers(self, packing: Packing) -> Callable[..., Array]:
         loss = self.loss

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from polyopt.engine.batches import Buckets, Feed, Norms
-from polyopt.engine.batches.plan import Even, Place
+from polyopt.engine.batches import Buckets, IndexSampler, Norms
+from polyopt.engine.batches.plan import Cursor, FixedBatches
 from polyopt.federated import participants
 
 
@@ -58,9 +58,9 @@ class Rounds:
     --------
     >>> import numpy as np
     >>> rounds = Rounds([np.array([4, 7]), np.array([1, 2, 3])], Local(epochs=1, size=2, shuffle=False))
-    >>> rounds.steps(2), rounds.epochs(4), rounds.ended(Place(3)), rounds.ended(Place(4))
+    >>> rounds.steps(2), rounds.epochs(4), rounds.ended(Cursor(3)), rounds.ended(Cursor(4))
     (6, 2, 1, None)
-    >>> [[x.tolist() for x in rounds.parts(rounds.rows(Place(step)))[0]] for step in range(3)]
+    >>> [[x.tolist() for x in rounds.parts(rounds.rows(Cursor(step)))[0]] for step in range(3)]
     [[[4, 7], [1.0, 1.0]], [[1, 2], [1.0, 1.0]], [[3, 3], [1.0, 0.0]]]
     >>> rounds.turn(2)
     Turn(round=0, client=1, batch=1, last=True)
@@ -89,10 +89,10 @@ class Rounds:
         self._reach(steps)
         return bisect_left(self._ends, steps)
 
-    def start(self) -> Place:
-        return Place()
+    def start(self) -> Cursor:
+        return Cursor()
 
-    def rows(self, place: Place) -> Any:
+    def rows(self, place: Cursor) -> Any:
         turn = self.turn(place.step)
         own = self._of(turn.client, turn.round)
         return self.samples[turn.client][own.rows(own.place(turn.batch))]
@@ -100,13 +100,13 @@ class Rounds:
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
         return [self._buckets.pad(rows)]
 
-    def after(self, place: Place, taken: int, norms: Norms | None = None) -> Place:
-        return Place(place.step + 1, place.position + taken)
+    def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
+        return Cursor(place.step + 1, place.position + taken)
 
-    def epoch(self, place: Place) -> int:
+    def epoch(self, place: Cursor) -> int:
         return self.epochs(place.step)
 
-    def ended(self, place: Place) -> int | None:
+    def ended(self, place: Cursor) -> int | None:
         rounds = self.epochs(place.step)
         return rounds if self._ends[rounds] == place.step else None
 
@@ -121,11 +121,11 @@ class Rounds:
         client = members[i]
         return Turn(round_, client, done - ends[i] + self.batches[client], done + 1 == ends[i])
 
-    def _of(self, client: int, round_: int) -> Even:
+    def _of(self, client: int, round_: int) -> FixedBatches:
         """The batches of a client in a round, as places among its samples."""
         count, local = len(self.samples[client]), self.local
-        feed = Feed(count, self.seed, local.shuffle, f"client {client}, round {round_}")
-        return Even(feed, min(local.size or count, count), local.drop_last)
+        feed = IndexSampler(count, self.seed, local.shuffle, f"client {client}, round {round_}")
+        return FixedBatches(feed, min(local.size or count, count), local.drop_last)
 
     def _reach(self, step: int) -> None:
         while self._ends[-1] < step:

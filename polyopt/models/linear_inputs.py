@@ -17,7 +17,7 @@ from polyopt.core.tree import Tree
 
 
 @dataclass(frozen=True)
-class Factor:
+class LinearInput:
     """A parameter on the right of a product."""
 
     path: str
@@ -25,7 +25,7 @@ class Factor:
     """``"in_out"``, or ``"out_in"`` where the product is with its transpose: how its axes lie."""
 
 
-Product: TypeAlias = Callable[[Factor, Array, Array], Array]
+Product: TypeAlias = Callable[[LinearInput, Array, Array], Array]
 """``product(factor, x, w)``: what takes the place of ``xp.matmul(x, w)``, w as (in, out)."""
 
 
@@ -46,7 +46,7 @@ class Products:
     def __init__(self, xp: Any, params: Tree, product: Product) -> None:
         self._xp, self._product = xp, product
         # The arrays too: an identity lives as long as its object.
-        self._known = {id(w): (Factor(path, "in_out"), w) for path, w in tree.named(params).items()}
+        self._known = {id(w): (LinearInput(path, "in_out"), w) for path, w in tree.named(params).items()}
 
     def matmul(self, x: Array, w: Array) -> Array:
         known = self._known.get(id(w))
@@ -57,7 +57,7 @@ class Products:
         known = self._known.get(id(w))
         if known is not None:
             other = "in_out" if known[0].layout == "out_in" else "out_in"
-            self._known[id(turned)] = Factor(known[0].path, other), turned
+            self._known[id(turned)] = LinearInput(known[0].path, other), turned
         return turned
 
     def __getattr__(self, name: str) -> Any:
@@ -79,7 +79,7 @@ def layer_inputs(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[st
     return {path: x for path, (_, x) in _products(apply, params, args).items()}
 
 
-def factors(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[str, Factor]:
+def factors(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[str, LinearInput]:
     """The parameters that stand on the right of a product in ``apply(xp, params, *args)``, by path.
 
     >>> import numpy as np
@@ -92,11 +92,11 @@ def factors(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[str, Fa
 
 def _products(
     apply: Callable[..., Any], params: Tree, args: tuple[Any, ...]
-) -> dict[str, tuple[Factor, Array]]:
+) -> dict[str, tuple[LinearInput, Array]]:
     xp: Ops = registry.of(*tree.named(params).values()).ops
-    found: dict[str, tuple[Factor, Array]] = {}
+    found: dict[str, tuple[LinearInput, Array]] = {}
 
-    def noted(factor: Factor, x: Array, w: Array) -> Array:
+    def noted(factor: LinearInput, x: Array, w: Array) -> Array:
         found[factor.path] = factor, x
         return xp.matmul(x, w)
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from polyopt.backend import registry
-from polyopt.backend.host.buffers import adopted, aligned
+from polyopt.backend.host.buffers import aligned, donate_host_array
 from polyopt.backend.host.threads import POOL
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
@@ -94,7 +94,7 @@ def host(owner: str, backend: Backend, path: str, x: Array) -> Any:
 
 def mask_like(backend: Backend, leaf: Array, mask: Any) -> Array:
     """The host's ``mask``, given up, as a bool array with the shape and the device of ``leaf``."""
-    return adopted(backend, np.ascontiguousarray(mask).reshape(tuple(leaf.shape)), leaf)
+    return donate_host_array(backend, np.ascontiguousarray(mask).reshape(tuple(leaf.shape)), leaf)
 
 
 def aligned_masks(owner: str, flat: Flat, masks: Mapping[str, Array]) -> dict[str, Array]:
@@ -183,7 +183,7 @@ def pruned(params: Tree, masks: Mapping[str, Array]) -> Tree:
     >>> pruned({"w": np.array([1.0, 2.0])}, {"w": np.array([True, False])})["w"].tolist()
     [1.0, 0.0]
     """
-    return _where_masked("pruned", without, params, masks)
+    return _where_masked("pruned", remove_units, params, masks)
 
 
 def _where_masked(
@@ -198,7 +198,7 @@ def _where_masked(
     )
 
 
-def without(x: Array, mask: Array) -> Array:
+def remove_units(x: Array, mask: Array) -> Array:
     """``x``, and 0 where ``mask`` is ``False``, as a constant.
 
     In host memory by bits: NumPy's ``where`` takes twice as long.
@@ -217,7 +217,7 @@ def without(x: Array, mask: Array) -> Array:
         np.multiply(given[here], keep[here], out=out[here])  # of integers: the bits, or 0
 
     POOL.each(zero, range(0, given.size, BLOCK), given.size)
-    return adopted(backend, result, x)
+    return donate_host_array(backend, result, x)
 
 
 def _zeroed(xp: Ops, x: Array, mask: Array) -> Array:

@@ -22,9 +22,9 @@ from polyopt.core.rule import Chain, Elementwise, Partition, Rule, Slot, Slots, 
 from polyopt.core.tree import Flat, Tree
 from polyopt.engine.execution import compute_dtype
 from polyopt.engine.optimizer import Optimizer, State
-from polyopt.engine.outcome import written
+from polyopt.engine.outcome import write_back
 from polyopt.engine.plan import Part, plan
-from polyopt.pruning.leaves import Masks, aligned_masks, without
+from polyopt.pruning.leaves import Masks, aligned_masks, remove_units
 
 SLOT = "mask"
 
@@ -152,12 +152,12 @@ def with_masks(
             )
         mask = known.get(path)
         if mask is not None:
-            leaves[i] = without(leaf, mask)
+            leaves[i] = remove_units(leaf, mask)
         if first is not None:
             names = [n for part in parts[first:] for n, slot in part.names if slot.shape == "like"]
             _prune_slots(owner, backend, path, leaf, mask, slots, names)
     if donate:
-        leaves = written(backend, flat.leaves, leaves)
+        leaves = write_back(backend, flat.leaves, leaves)
     return flat.unflatten(leaves), state | {"slots": slots}
 
 
@@ -206,7 +206,7 @@ def finalize(optimizer: Optimizer, params: Tree, state: State) -> tuple[Tree, St
     flat = tree.flatten(params)
     masks = aligned_masks("finalize", flat, masks_of(state))
     leaves = [
-        without(x, masks[path]) if path in masks else x
+        remove_units(x, masks[path]) if path in masks else x
         for path, x in zip(flat.paths, flat.leaves, strict=True)
     ]
     return flat.unflatten(leaves), _renamed(optimizer.rule, unmasked(optimizer.rule), flat, state)
@@ -224,11 +224,11 @@ def _prune_slots(
     """Put ``mask`` into ``slots`` and zero what it prunes in those called ``names``."""
     dtype = compute_dtype(backend.dtype_name(leaf))
     whole = full_like(backend, leaf, 1.0, dtype)
-    slots.setdefault(SLOT, {})[path] = whole if mask is None else without(whole, mask)
+    slots.setdefault(SLOT, {})[path] = whole if mask is None else remove_units(whole, mask)
     for name in {*names, "grad_accumulator"} - {SLOT}:
         if path in (values := slots.get(name, {})):
             if mask is not None:
-                values[path] = without(values[path], mask)
+                values[path] = remove_units(values[path], mask)
         elif name != "grad_accumulator":
             raise InputError(
                 f"{owner}: the state's slot {name!r} has no leaf {path!r}; expected the state that this "

@@ -9,6 +9,7 @@ from polyopt.quantization.calibration import Grid as Grid
 from polyopt.quantization.calibration import calibrate as calibrate
 from polyopt.quantization.fake import fake_quantize as fake_quantize
 from polyopt.quantization.fake import fake_quantize_weight as fake_quantize_weight
+from polyopt.quantization.gptq import gptq as gptq
 from polyopt.quantization.layers import gptq_layers as gptq_layers
 from polyopt.quantization.matmul import int8_linear as int8_linear
 from polyopt.quantization.matmul import int8_matmul as int8_matmul
@@ -30,6 +31,5 @@ from polyopt.quantization.saving import save as save
 from polyopt.quantization.saving import to_arrays as to_arrays
 from polyopt.quantization.scheme import Cast as Cast
 from polyopt.quantization.scheme import Integer as Integer
-from polyopt.quantization.second_order import gptq as gptq
 from polyopt.quantization.weights import dequantize as dequantize
 from polyopt.quantization.weights import quantize as quantize

@@ -8,7 +8,7 @@ from typing import Any
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array, Ops
 from polyopt.core.tree import Tree
-from polyopt.models.linear_inputs import Factor, Products
+from polyopt.models.linear_inputs import LinearInput, Products
 from polyopt.quantization.calibration import Grid
 from polyopt.quantization.fake import fake_quantize
 
@@ -57,7 +57,7 @@ def quantize_inputs(
     def rounded(xp: Ops, params: Tree, *args: Any) -> Any:
         found: set[str] = set()
 
-        def product(factor: Factor, x: Array, w: Array) -> Array:
+        def product(factor: LinearInput, x: Array, w: Array) -> Array:
             found.add(factor.path)
             grid = grids.get(factor.path)
             return xp.matmul(x if grid is None else on_grid(xp, x, grid, gradient), w)

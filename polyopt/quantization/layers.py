@@ -12,10 +12,10 @@ from polyopt.core.errors import InputError
 from polyopt.core.ops import Array, Ops
 from polyopt.core.rule import Pattern
 from polyopt.core.tree import Tree
-from polyopt.models.linear_inputs import Factor, Products
+from polyopt.models.linear_inputs import LinearInput, Products
+from polyopt.quantization.gptq import gptq
 from polyopt.quantization.record import Quantized, restored
 from polyopt.quantization.scheme import Integer
-from polyopt.quantization.second_order import gptq
 from polyopt.quantization.weights import quantize, selected
 
 
@@ -77,7 +77,7 @@ def gptq_layers(
     xp: Ops = registry.of(*leaves.values()).ops
     done: dict[str, Quantized] = {}
 
-    def product(factor: Factor, inputs: Array, w: Array) -> Array:
+    def product(factor: LinearInput, inputs: Array, w: Array) -> Array:
         path = factor.path
         if path not in chosen:
             return xp.matmul(inputs, w)

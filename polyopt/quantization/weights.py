@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from polyopt.backend import registry
-from polyopt.backend.host.buffers import adopted
+from polyopt.backend.host.buffers import donate_host_array
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
 from polyopt.core.errors import InputError, nearest
@@ -120,9 +120,9 @@ def record(
 ) -> Quantized:
     """A record on the framework and the device of ``like``, of host arrays, which are given up."""
     return Quantized(
-        adopted(backend, pack(codes) if scheme.bits == 4 else codes, like),
-        adopted(backend, scale.reshape(cut.stored), like),
-        None if zero_point is None else adopted(backend, zero_point.reshape(cut.stored), like),
+        donate_host_array(backend, pack(codes) if scheme.bits == 4 else codes, like),
+        donate_host_array(backend, scale.reshape(cut.stored), like),
+        None if zero_point is None else donate_host_array(backend, zero_point.reshape(cut.stored), like),
         tuple(like.shape),
         backend.dtype_name(like),
         scheme,
@@ -160,5 +160,5 @@ def _cast(path: str, backend: Backend, x: Any, host: Any, scheme: Cast) -> Quant
             f"leaf {path!r}: the element at {index} is {float(host[index]):.6g}, beyond {scheme.dtype}; "
             "expected smaller numbers, or bfloat16"
         )
-    codes = adopted(backend, narrowed(host, scheme.dtype), x)
+    codes = donate_host_array(backend, narrowed(host, scheme.dtype), x)
     return Quantized(codes, None, None, tuple(x.shape), backend.dtype_name(x), scheme)

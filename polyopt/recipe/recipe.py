@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from polyopt.core.errors import InputError, nearest
-from polyopt.engine.batches import Feed
-from polyopt.engine.batches.plan import Course, Even
+from polyopt.engine.batches import IndexSampler
+from polyopt.engine.batches.plan import BatchPlan, FixedBatches
 from polyopt.models.datasets import Dataset
 from polyopt.models.losses import default_loss
 from polyopt.models.networks import MLP
@@ -274,19 +274,19 @@ class Recipe(Section):
             table["train"] = phase.train.model_dump(mode="json", exclude_none=True)
         return type(self).from_dict(table)
 
-    def course(self, n_train: int) -> Course:
+    def course(self, n_train: int) -> BatchPlan:
         """Which of ``n_train`` samples each batch takes."""
         size = self.train.batch_size
-        feed = Feed(n_train, self.seed, self.train.shuffle)
+        feed = IndexSampler(n_train, self.seed, self.train.shuffle)
         if isinstance(size, BatchSizes):
             return size.course(feed)
         if size == "full":
-            return Even(feed, n_train)
+            return FixedBatches(feed, n_train)
         if size > n_train:
             raise InputError(
                 f'train.batch_size = {size}; expected at most the {n_train} training samples, or "full"'
             )
-        return Even(feed, size, self.train.drop_last)
+        return FixedBatches(feed, size, self.train.drop_last)
 
     def steps_per_epoch(self, n_train: int) -> int | None:
         """Batches in a pass over ``n_train`` samples; in the first, where their size has a schedule.

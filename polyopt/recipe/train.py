@@ -10,8 +10,16 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WrapValidator, mod
 
 from polyopt.core.errors import InputError
 from polyopt.core.rule import Stage
-from polyopt.engine.batches import Batches, BatchSize, Buckets, DynamicSize, Feed, RateForSize, RateOfSize
-from polyopt.engine.batches.plan import Adaptive, Uneven
+from polyopt.engine.batches import (
+    Batches,
+    BatchSize,
+    Buckets,
+    DynamicSize,
+    IndexSampler,
+    RateByPlannedSize,
+    RateByReportedSize,
+)
+from polyopt.engine.batches.plan import NoiseScaledBatches, ScheduledBatches
 from polyopt.recipe.component import Component
 from polyopt.recipe.problems import Problem, shown
 from polyopt.recipe.sections import MAX_INTEGER, Count, Section, _reads, _tuple, _writes
@@ -106,7 +114,7 @@ class BatchSizes(Section):
             key, _, found = str(e).removeprefix("DynamicSize: ").partition(" ")
             raise Problem(("noise", key) if key in Noise.model_fields else (key,), f" {found}") from None
 
-    def course(self, feed: Feed) -> Uneven | Adaptive:
+    def course(self, feed: IndexSampler) -> ScheduledBatches | NoiseScaledBatches:
         """The batches of a run over the samples of ``feed``."""
         first = None if self.noise is None else self.noise.initial
         for key, size in (("micro", self.micro), ("noise.initial", first)):
@@ -116,10 +124,10 @@ class BatchSizes(Section):
                 )
         if self.noise is not None:
             assert self.micro is not None
-            return Adaptive(feed, self.noise.size(self.micro, self._most(feed.samples)))
+            return NoiseScaledBatches(feed, self.noise.size(self.micro, self._most(feed.samples)))
         batches = Batches(feed, self._schedule())
         if self.micro is not None:
-            return Uneven(batches, Buckets((self.micro,)), self.micro)
+            return ScheduledBatches(batches, Buckets((self.micro,)), self.micro)
         largest = min(self.maximum or feed.samples, feed.samples)
         smallest = min(self.minimum or self.multiple or 1, largest)
         buckets = Buckets.powers(largest, smallest) if self.buckets is None else Buckets(self.buckets)
@@ -128,18 +136,18 @@ class BatchSizes(Section):
                 f"train.batch_size.buckets: the last is {buckets.sizes[-1]}, and batches may have {largest} "
                 "samples; add a larger one, or a maximum"
             )
-        return Uneven(batches, buckets)
+        return ScheduledBatches(batches, buckets)
 
     def paced(self, rule: Any) -> Stage:
         """``rule`` with a rate that follows the size."""
         found: Stage = rule
         if self.scaling != "none":
-            rate: RateForSize | RateOfSize
+            rate: RateByPlannedSize | RateByReportedSize
             if self.noise is not None:
-                rate = RateOfSize(rule.lr, self.base or self.noise.initial, self.scaling)
+                rate = RateByReportedSize(rule.lr, self.base or self.noise.initial, self.scaling)
             else:
                 size = self._schedule()
-                rate = RateForSize(rule.lr, size, self.base or size(0), self.scaling)
+                rate = RateByPlannedSize(rule.lr, size, self.base or size(0), self.scaling)
             found = dataclasses.replace(rule, lr=rate)
         return found
 

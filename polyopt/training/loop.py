@@ -16,7 +16,7 @@ from polyopt.training.events import Event, Kind
 from polyopt.training.phases.setup import host
 from polyopt.training.run_folder import Folder
 from polyopt.training.run_state import Progress
-from polyopt.training.trainer import Engine
+from polyopt.training.trainer import Trainer
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,7 +30,7 @@ class Run:
     """The loop, with its events and checkpoints."""
 
     def __init__(
-        self, engine: Engine, folder: Folder | None, listener: Listener, checkpoint_seconds: float
+        self, engine: Trainer, folder: Folder | None, listener: Listener, checkpoint_seconds: float
     ) -> None:
         self.engine, self.folder, self.listener = engine, folder, listener
         self.every, self.saved = checkpoint_seconds, time.monotonic()

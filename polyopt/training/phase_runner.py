@@ -19,8 +19,8 @@ from polyopt.quantization.reporting import WIDTHS
 from polyopt.recipe import Recipe
 from polyopt.training.events import History, PhaseResult, Result
 from polyopt.training.loop import Listener, Run
-from polyopt.training.phases.plan import Task
-from polyopt.training.phases.setup import Left, host
+from polyopt.training.phases.plan import PhasePlan
+from polyopt.training.phases.setup import ModelState, host
 from polyopt.training.run_folder import (
     MODEL,
     Folder,
@@ -30,10 +30,10 @@ from polyopt.training.run_folder import (
     write_results,
 )
 from polyopt.training.run_state import Progress
-from polyopt.training.trainer import Engine
+from polyopt.training.trainer import Trainer
 
 
-class Chain:
+class PhaseRunner:
     """Tasks on one backend: each one goes on with the model that the one before it left.
 
     A task that was done before is run again in no steps, from its checkpoint: so a chain that was stopped
@@ -43,7 +43,7 @@ class Chain:
     def __init__(
         self,
         recipe: Recipe,
-        tasks: Sequence[Task],
+        tasks: Sequence[PhasePlan],
         backend: Backend,
         device: str | None,
         *,
@@ -57,7 +57,7 @@ class Chain:
         self.recipe, self.tasks, self.backend, self.device = recipe, tasks, backend, device
         self.out, self.resume, self.record = out, resume, record
         self.listener, self.checkpoint_seconds, self.snapshots = listener, checkpoint_seconds, snapshots
-        self.before: dict[str, Left] = {}
+        self.before: dict[str, ModelState] = {}
         self.results: list[PhaseResult] = []
         self.history = History()
         self.steps = 0
@@ -70,7 +70,7 @@ class Chain:
         for task in self.tasks:
             begun = time.perf_counter()
             work = task.work(self.before)
-            engine = Engine(task.recipe, task.dataset, self.backend, self.device, self.record, work)
+            engine = Trainer(task.recipe, task.dataset, self.backend, self.device, self.record, work)
             folder = self._folder(task, work.idle)
             at = self._begin(task, engine, folder)
             gone_on = not engine.ended(at)
@@ -82,14 +82,14 @@ class Chain:
                 self._leave(task, engine, at, begun, gone_on)
         return self._result(engine, at)
 
-    def _folder(self, task: Task, idle: bool) -> Folder | None:
+    def _folder(self, task: PhasePlan, idle: bool) -> Folder | None:
         if self.out is None or idle:
             return None
         if task.phase is None:
             return Folder(self.out, self.recipe)
         return Folder(phase_folder(self.out, task.number, task.name), task.recipe)
 
-    def _begin(self, task: Task, engine: Engine, folder: Folder | None) -> Progress:
+    def _begin(self, task: PhasePlan, engine: Trainer, folder: Folder | None) -> Progress:
         goes_on = self.resume and folder is not None and (task.phase is None or folder.checkpoint.exists())
         at = folder.resume(engine) if goes_on and folder is not None else engine.start()
         if folder is not None:
@@ -99,7 +99,7 @@ class Chain:
         return at
 
     def _advance(
-        self, task: Task, engine: Engine, folder: Folder | None, at: Progress, last: int | None
+        self, task: PhasePlan, engine: Trainer, folder: Folder | None, at: Progress, last: int | None
     ) -> None:
         run = Run(engine, folder, self.listener, self.checkpoint_seconds)
         run.copies = self.snapshots if task.phase is None else 0
@@ -117,7 +117,7 @@ class Chain:
         ]
         self.steps += at.step
 
-    def _leave(self, task: Task, engine: Engine, at: Progress, begun: float, gone_on: bool) -> None:
+    def _leave(self, task: PhasePlan, engine: Trainer, at: Progress, begun: float, gone_on: bool) -> None:
         """The model for the next one, its file and its figures."""
         left = task.finished(engine.left(at))
         earlier = None if gone_on or not at.step else self._earlier.get(task.name)
@@ -147,7 +147,7 @@ class Chain:
                 quantization.save(path, left.params, meta, grids=left.grids)
             write_results(self.out, self.results)
 
-    def _result(self, engine: Engine, at: Progress) -> Result:
+    def _result(self, engine: Trainer, at: Progress) -> Result:
         final = at.history.evaluations[-1]
         average = engine.average(at)
         done = self.results[-1] if len(self.results) == len(self.tasks) else None
@@ -183,10 +183,10 @@ def stored_bytes(params: Any) -> int:
     return sum(math.prod(x.shape) * WIDTHS[of(x).dtype_name(x)] for x in arrays.values())
 
 
-def _sparsity(left: Left) -> float:
+def _sparsity(left: ModelState) -> float:
     leaves = {path: x for path, x in tree.named(left.weights).items() if path in left.masks}
     return sparsity_report(leaves, left.masks).sparsity if leaves else 0.0
 
 
-def _kept(left: Left) -> int:
+def _kept(left: ModelState) -> int:
     return sparsity_report(left.weights, left.masks).kept

@@ -13,9 +13,9 @@ from polyopt.core.errors import InputError
 from polyopt.recipe import Recipe
 from polyopt.training.events import Event, Result
 from polyopt.training.loop import Listener
-from polyopt.training.phase_runner import Chain
+from polyopt.training.phase_runner import PhaseRunner
 from polyopt.training.phases.plan import tasks
-from polyopt.training.trainer import Engine
+from polyopt.training.trainer import Trainer
 
 
 def train(
@@ -84,7 +84,7 @@ def train(
     _ready(recipe, target, device, record)
     if resume and out is None:
         raise InputError("resume: give the folder of the run as out")
-    chain = Chain(
+    chain = PhaseRunner(
         recipe,
         tasks(recipe),
         target,
@@ -99,10 +99,10 @@ def train(
     return replace(chain.run(max_steps), seconds=time.perf_counter() - begun)
 
 
-def prepare(recipe: Recipe, backend: Backend, device: str | None, record: str) -> Engine:
+def prepare(recipe: Recipe, backend: Backend, device: str | None, record: str) -> Trainer:
     """The run without its phases, checked: its data, model and optimizer on ``backend``."""
     _ready(recipe, backend, device, record)
-    return Engine(recipe, recipe.data.load(), backend, device, record)
+    return Trainer(recipe, recipe.data.load(), backend, device, record)
 
 
 def _ready(recipe: Recipe, backend: Backend, device: str | None, record: str) -> None:

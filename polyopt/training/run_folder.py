@@ -13,13 +13,13 @@ from typing import Any
 from polyopt import checkpoint
 from polyopt.core.errors import CheckpointError, InputError
 from polyopt.core.files import read_bounded, write_atomic
-from polyopt.engine.batches.plan import Place
+from polyopt.engine.batches.plan import Cursor
 from polyopt.recipe import Recipe
 from polyopt.recipe.problems import shown
 from polyopt.training.events import Evaluation, History, PhaseResult
 from polyopt.training.phases.federated import KEPT
 from polyopt.training.run_state import Progress
-from polyopt.training.trainer import Engine
+from polyopt.training.trainer import Trainer
 
 CHECKPOINT, HISTORY, RECIPE = "checkpoint.safetensors", "history.json", "recipe.toml"
 MAX_HISTORY = 1 << 30
@@ -46,7 +46,7 @@ class Folder:
         """Write the recipe."""
         write_atomic(self.path / RECIPE, [self.recipe.to_toml().encode()])
 
-    def save(self, engine: Engine, at: Progress) -> Path:
+    def save(self, engine: Trainer, at: Progress) -> Path:
         """Write history and checkpoint as of now."""
         engine.fetch(at)
         meta = {
@@ -62,7 +62,7 @@ class Folder:
         checkpoint.save(self.checkpoint, at.params, engine.kept(at), meta)
         return self.checkpoint
 
-    def resume(self, engine: Engine) -> Progress:
+    def resume(self, engine: Trainer) -> Progress:
         """The run as the checkpoint has it; refuses one of another recipe, naming the key that differs."""
         if not self.checkpoint.exists():
             raise InputError(f"{self.checkpoint}: no checkpoint to resume from; start without resume")
@@ -76,7 +76,7 @@ class Folder:
             )
             meta = found.meta
             assert found.state is not None
-            place = Place(*(meta[key] for key in ("step", "position", "noise")))
+            place = Cursor(*(meta[key] for key in ("step", "position", "noise")))
             counts = {key: meta[key] for key in ("loss_sum", "loss_count")}
             at = engine.resume(found.params, found.state, server, place, **counts)
         except KeyError as e:
@@ -179,7 +179,7 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _history_text(engine: Engine, at: Progress) -> bytes:
+def _history_text(engine: Trainer, at: Progress) -> bytes:
     table = {
         "backend": engine.backend.name,
         "step": at.step,

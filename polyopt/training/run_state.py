@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyopt.engine.batches.plan import Place
-from polyopt.engine.train_step import Carry, TrainStep
+from polyopt.engine.batches.plan import Cursor
+from polyopt.engine.train_step import TrainState, TrainStep
 from polyopt.training.events import History
-from polyopt.training.phases.federated import Standing
+from polyopt.training.phases.federated import ServerState
 
 
 @dataclass
@@ -16,13 +16,13 @@ class Progress:
     """What decides how a run goes on, besides its recipe: all of it is in a checkpoint."""
 
     train: TrainStep
-    carry: Carry
-    place: Place
+    carry: TrainState
+    place: Cursor
     loss_sum: float = 0.0
     """Of the losses since the last evaluation, and their number: what a plateau schedule is told."""
     loss_count: int = 0
     history: History = field(default_factory=History)
-    server: Standing | None = None
+    server: ServerState | None = None
     """Of a federated phase."""
     _unloaded: tuple[Any, dict[str, Any]] | None = None
 

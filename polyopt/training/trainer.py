@@ -12,7 +12,7 @@ from polyopt.core.errors import NonFiniteError
 from polyopt.core.ops import Array, Ops
 from polyopt.core.tree import Tree
 from polyopt.engine.batches import Accumulated
-from polyopt.engine.batches.plan import Adaptive, Course, Even, Place
+from polyopt.engine.batches.plan import BatchPlan, Cursor, FixedBatches, NoiseScaledBatches
 from polyopt.engine.train_step import TrainStep
 from polyopt.models.datasets import Dataset
 from polyopt.optim.averaging import averaged
@@ -20,16 +20,16 @@ from polyopt.recipe import Recipe
 from polyopt.training.events import Evaluation
 from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.phases.between_updates import Changes
-from polyopt.training.phases.distil import Told
+from polyopt.training.phases.distil import TeacherOutputs
 from polyopt.training.phases.federated import KEPT
-from polyopt.training.phases.setup import Left, Work, check_masks, host
+from polyopt.training.phases.setup import ModelState, PhaseSetup, check_masks, host
 from polyopt.training.run_state import Progress
 
 FETCH_EVERY = 32
 """Steps between two fetches of losses: fetching each one would wait for the device at every step."""
 
 
-class Engine:
+class Trainer:
     """A recipe on a backend. ``record`` is ``"step"`` to keep every loss, ``"evaluation"`` to keep none.
 
     ``work`` is what a phase does otherwise than a run from scratch.
@@ -42,19 +42,19 @@ class Engine:
         backend: Backend,
         device: str | None,
         record: str,
-        work: Work | None = None,
+        work: PhaseSetup | None = None,
     ) -> None:
         self.recipe, self.backend, self.device, self.record = recipe, backend, device, record
         model = recipe.build_model(dataset) if work is None else work.model
         if work is None:
             initial = model.init(recipe.seed, recipe.dtype)
-            work = Work(model, initial, initial)
+            work = PhaseSetup(model, initial, initial)
         self.work, self.model = work, model
         self.samples = len(dataset.x_train)
         self.tests = len(dataset.x_test)
         self.classes = dataset.classes
         self.federation = work.federation
-        self.course: Course = recipe.course(self.samples)
+        self.course: BatchPlan = recipe.course(self.samples)
         self.steps = 0 if self.work.idle else recipe.total_steps(self.samples)
         """Batches of the whole run, ``None`` where only the run will know; so too ``epochs``."""
         if self.federation is not None:
@@ -102,7 +102,7 @@ class Engine:
         """The state that a checkpoint holds."""
         return at.state if at.server is None else at.state | {KEPT: at.server.plain()}
 
-    def resume(self, params: Any, state: dict[str, Any], server: Any, place: Place, **rest: Any) -> Progress:
+    def resume(self, params: Any, state: dict[str, Any], server: Any, place: Cursor, **rest: Any) -> Progress:
         """As a checkpoint has it, the server's part on the host; after ``start``, which brought what is
         held."""
         own = {key: value for key, value in state.items() if key != KEPT}
@@ -189,7 +189,7 @@ class Engine:
         at.history.evaluations.append(found)
         return found
 
-    def test(self, left: Left) -> tuple[float, float | None]:
+    def test(self, left: ModelState) -> tuple[float, float | None]:
         """Loss and accuracy of a model on the host, as it is stored, on the test samples."""
         measure = self._measure
         if left.grids or self.work.view is not None:
@@ -200,10 +200,10 @@ class Engine:
             measure = self.backend.compile(stored)
         return self._tested(convert(left.weights, self.backend, device=self.device), measure)
 
-    def left(self, at: Progress) -> Left:
+    def left(self, at: Progress) -> ModelState:
         """The model as it is tested, on the host, and its masks."""
         masks = self._changes.masks(at)
-        return Left(self.model, host(self._whole(at)), self.work.initial, masks, self.work.grids)
+        return ModelState(self.model, host(self._whole(at)), self.work.initial, masks, self.work.grids)
 
     def params(self, at: Progress) -> Tree:
         """What is trained, on the host; in a federated phase what the server has."""
@@ -245,7 +245,7 @@ class Engine:
         last window that is not full, each batch is scaled by its size over the mean size.
         """
         k = self.recipe.train.accumulate
-        if k == 1 or not isinstance(self.course, Even) or self.steps is None:
+        if k == 1 or not isinstance(self.course, FixedBatches) or self.steps is None:
             return 1.0
         first = at.step - at.step % k
         places = [
@@ -279,7 +279,7 @@ class Engine:
             return value * (xp.astype(xp.sum(rows[1]), value.dtype) / float(micro))
 
         whole = self.work.parts.loss(part)
-        measure = isinstance(self.course, Adaptive)
+        measure = isinstance(self.course, NoiseScaledBatches)
         gradient = Accumulated(whole, micro, measure=measure, compiled=self.optimizer.compiled)
         return TrainStep(whole, self.optimizer, gradient)
 
@@ -290,7 +290,7 @@ class Engine:
         return self.objective.of_output(xp, output, xp.take(y, indices, axis=0), *counted)
 
     def _distilled(
-        self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array, told: Told
+        self, xp: Ops, params: Any, rows: tuple[Array, ...], x: Array, y: Array, told: TeacherOutputs
     ) -> Array:
         assert self.work.teaching is not None
         indices, *counted = rows

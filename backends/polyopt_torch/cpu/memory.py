@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from polyopt.backend.host import numba_kernel
-from polyopt.backend.host.array_table import Facts
+from polyopt.backend.host.array_table import ArrayTable
 from polyopt.backend.host.lift import disjoint
 from polyopt.backend.host.memory import Shapes
 from polyopt.backend.host.threads import Team, openmp
@@ -62,7 +62,7 @@ class TorchMemory:
     def disjoint(self, targets: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
         return disjoint(_bounds(targets), _bounds(others))
 
-    def survey(self) -> Facts | None:
+    def survey(self) -> ArrayTable | None:
         return tensors()
 
     def team(self) -> Team:

@@ -110,7 +110,7 @@ STRIDED = f"""
 DLPACK = DLPACK.replace("#STRIDED#", STRIDED.strip("\n"))
 
 
-class Facts(Protocol):
+class ArrayTable(Protocol):
     """What gives facts about lists of arrays: see ``Survey``."""
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None: ...

@@ -107,7 +107,7 @@ def copied(x: Any, dtype: Any = None) -> Host:
     return fresh
 
 
-def adopted(backend: Backend, fresh: Host, like: Array) -> Array:
+def donate_host_array(backend: Backend, fresh: Host, like: Array) -> Array:
     """``fresh`` as an array of ``backend`` on the device of ``like``, without a copy where that can be.
 
     ``fresh`` is contiguous, and given up: nobody else holds it or its memory, and it is never written again.

@@ -20,7 +20,7 @@ from polyopt.core.trace import Program
 
 
 @dataclass(frozen=True)
-class Look:
+class KernelPlan:
     """What was found out about a call's arrays: the kernel for them, and the survey of each column."""
 
     kernel: Kernel
@@ -32,7 +32,7 @@ class Look:
     """Which of ``names`` the kernel is given, in its order."""
     exact: bool
     """Whether ``given`` is all of ``names`` in their order."""
-    apart: Apart
+    apart: NoOverlap
 
 
 class FusedLift:
@@ -54,7 +54,7 @@ class FusedLift:
         look = self.look(arrays, dtype, donate)
         return None if look is None else self.run(look, arrays, scalars, dtype)
 
-    def look(self, arrays: Arrays, dtype: str, donate: bool) -> Look | None:
+    def look(self, arrays: Arrays, dtype: str, donate: bool) -> KernelPlan | None:
         """What to run for these leaves; ``None`` where it has to be something else."""
         survey = self.memory.survey() if self._touched and supported(self.program) else None
         if survey is None or not self.memory.plain():
@@ -63,7 +63,7 @@ class FusedLift:
         facts = survey.facts(columns)
         return None if facts is None else self._understood(facts, dtype, donate)
 
-    def again(self, look: Look, arrays: Mapping[str, list[Array]]) -> bool:
+    def again(self, look: KernelPlan, arrays: Mapping[str, list[Array]]) -> bool:
         """Whether these leaves are what ``look`` found but for their addresses, which it takes over."""
         survey = self.memory.survey()
         return (
@@ -73,7 +73,7 @@ class FusedLift:
             and look.apart(look.facts)
         )
 
-    def run(self, look: Look, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
+    def run(self, look: KernelPlan, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
         """Compute what was looked at."""
         kernel = look.kernel
         out: dict[str, list[Array]] = {}
@@ -100,7 +100,7 @@ class FusedLift:
         assert facts is not None  # our own, in one piece
         return facts[0, :, ADDRESS]
 
-    def _understood(self, facts: Any, dtype: str, donate: bool) -> Look | None:
+    def _understood(self, facts: Any, dtype: str, donate: bool) -> KernelPlan | None:
         if not facts.shape[1]:
             return None
         kinds = facts[:, :1, KIND]
@@ -118,10 +118,10 @@ class FusedLift:
         rows_of: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         for column in given:
             rows_of[column.name in kernel.in_place].append((at[column.name], column.storage.itemsize))
-        apart = Apart(rows_of[True], rows_of[False])
+        apart = NoOverlap(rows_of[True], rows_of[False])
         if not apart(facts):
             return None
-        return Look(
+        return KernelPlan(
             kernel,
             self._touched,
             facts,
@@ -181,7 +181,7 @@ def kernel(job):
 """
 
 
-class Apart:
+class NoOverlap:
     """Whether arrays that are written share memory with no other; they are mostly where they were before.
 
     Both kinds as pairs: their row in a survey, and the bytes of an element.

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from polyopt.backend.host.array_table import Facts
+from polyopt.backend.host.array_table import ArrayTable
 from polyopt.backend.host.threads import Team
 from polyopt.core.ops import Array
 
@@ -17,7 +17,7 @@ Shapes = tuple[tuple[int, ...], ...]
 class Surveyed(Protocol):
     """How many of a framework's arrays are reached at once: what the compiled kernel asks for."""
 
-    def survey(self) -> Facts | None:
+    def survey(self) -> ArrayTable | None:
         """What reads many arrays at once, if there is such a thing here; asked for only with numba."""
 
     def team(self) -> Team:

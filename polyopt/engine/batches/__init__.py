@@ -2,7 +2,7 @@
 
 ``Batches`` says which samples an update takes, ``AccumulatedStep`` makes the update from
 micro-batches of one size, ``PaddedStep`` from one real batch in an array of few sizes, and
-``RateForSize`` gives the learning rate that goes with it.
+``RateByPlannedSize`` gives the learning rate that goes with it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from polyopt.engine.batches.accumulated import Accumulated as Accumulated
 from polyopt.engine.batches.accumulated import Outcome as Outcome
 from polyopt.engine.batches.buckets import Buckets as Buckets
-from polyopt.engine.batches.feed import Batches as Batches
-from polyopt.engine.batches.feed import Feed as Feed
+from polyopt.engine.batches.index_sampler import Batches as Batches
+from polyopt.engine.batches.index_sampler import IndexSampler as IndexSampler
 from polyopt.engine.batches.noise import DynamicSize as DynamicSize
 from polyopt.engine.batches.noise import NoiseScale as NoiseScale
 from polyopt.engine.batches.noise import Norms as Norms
 from polyopt.engine.batches.padded import PaddedStep as PaddedStep
 from polyopt.engine.batches.sizes import BatchSize as BatchSize
 from polyopt.engine.batches.sizes import InsteadOfDecay as InsteadOfDecay
-from polyopt.engine.batches.sizes import RateForSize as RateForSize
-from polyopt.engine.batches.sizes import RateOfSize as RateOfSize
+from polyopt.engine.batches.sizes import RateByPlannedSize as RateByPlannedSize
+from polyopt.engine.batches.sizes import RateByReportedSize as RateByReportedSize
 from polyopt.engine.batches.step import AccumulatedStep as AccumulatedStep

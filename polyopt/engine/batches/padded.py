@@ -14,7 +14,7 @@ from polyopt.engine.batches.buckets import Buckets
 from polyopt.engine.batches.fetch import Fetch, checked
 from polyopt.engine.batches.step import Losses
 from polyopt.engine.optimizer import Optimizer, State
-from polyopt.engine.train_step import Carry, TrainStep
+from polyopt.engine.train_step import TrainState, TrainStep
 
 
 class PaddedStep:
@@ -71,25 +71,25 @@ class PaddedStep:
         """What makes the update."""
         return self._step.optimizer
 
-    def init(self, params: Tree) -> Carry:
+    def init(self, params: Tree) -> TrainState:
         """The beginning, as ``TrainStep.init``."""
         return self._step.init(params)
 
-    def load(self, params: Tree, state: State) -> Carry:
+    def load(self, params: Tree, state: State) -> TrainState:
         """Go on from parameters and a state by path, which are copied."""
         return self._step.load(params, state)
 
-    def unload(self, carry: Carry, *, copy: bool = True) -> tuple[Tree, State]:
+    def unload(self, carry: TrainState, *, copy: bool = True) -> tuple[Tree, State]:
         """``(params, state)`` by path, as ``Optimizer.step`` has them."""
         return self._step.unload(carry, copy=copy)
 
-    def observe(self, carry: Carry, value: float, what: str = "metric") -> Carry:
-        """Report ``value`` to the schedules that wait for ``what``: a ``"size"`` to a ``RateOfSize``."""
+    def observe(self, carry: TrainState, value: float, what: str = "metric") -> TrainState:
+        """Report ``value`` to the schedules that wait for ``what``: a ``"size"`` to a ``RateByReportedSize``."""
         return self._step.observe(carry, value, what)
 
     def __call__(
-        self, carry: Carry, data: Sequence[Any], indices: Any, *, shared: Sequence[Any] = ()
-    ) -> tuple[Carry, Array]:
+        self, carry: TrainState, data: Sequence[Any], indices: Any, *, shared: Sequence[Any] = ()
+    ) -> tuple[TrainState, Array]:
         """``(carry after one step, mean loss of the batch before it)``; the carry that was given is given up.
 
         Parameters

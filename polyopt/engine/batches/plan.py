@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from polyopt.engine.batches import Batches, Buckets, DynamicSize, Feed, Norms
+from polyopt.engine.batches import Batches, Buckets, DynamicSize, IndexSampler, Norms
 
 
 @dataclass(frozen=True)
-class Place:
+class Cursor:
     """How far a run has come in its data: plain numbers, all of which a checkpoint has.
 
     ``step`` counts batches, ``position`` samples since the beginning, those that were left out too. ``noise``
@@ -22,7 +22,7 @@ class Place:
     noise: Mapping[str, float] = field(default_factory=dict)
 
 
-class Course(Protocol):
+class BatchPlan(Protocol):
     """The batches of a run."""
 
     @property
@@ -35,10 +35,10 @@ class Course(Protocol):
     def epochs(self, steps: int) -> int | None:
         """Passes that ``steps`` batches begin; ``None`` likewise."""
 
-    def start(self) -> Place:
+    def start(self) -> Cursor:
         """The beginning."""
 
-    def rows(self, place: Place) -> Any:
+    def rows(self, place: Cursor) -> Any:
         """Row numbers of the coming batch: a host array."""
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
@@ -47,28 +47,28 @@ class Course(Protocol):
         Each is ``(int32 row numbers,)`` where all count, else with float32 weights of 1 and 0 beside them.
         """
 
-    def after(self, place: Place, taken: int, norms: Norms | None = None) -> Place:
+    def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
         """The place behind a batch of ``taken`` samples, whose gradients had ``norms``."""
 
-    def epoch(self, place: Place) -> int:
+    def epoch(self, place: Cursor) -> int:
         """Passes begun."""
 
-    def ended(self, place: Place) -> int | None:
+    def ended(self, place: Cursor) -> int | None:
         """Passes done, where the last batch ended one."""
 
 
 @dataclass(frozen=True)
-class Even:
+class FixedBatches:
     """Batches of one size; the last one of a pass is smaller, or left out.
 
-    >>> even = Even(Feed(5, shuffle=False), 2)
-    >>> even.steps(3), even.epochs(4), even.rows(Place(2, 4)).tolist(), even.after(Place(2, 4), 1).position
+    >>> even = FixedBatches(IndexSampler(5, shuffle=False), 2)
+    >>> even.steps(3), even.epochs(4), even.rows(Cursor(2, 4)).tolist(), even.after(Cursor(2, 4), 1).position
     (9, 2, [4], 5)
-    >>> Even(Feed(5), 2, drop_last=True).after(Place(1, 2), 2).position
+    >>> FixedBatches(IndexSampler(5), 2, drop_last=True).after(Cursor(1, 2), 2).position
     5
     """
 
-    feed: Feed
+    feed: IndexSampler
     size: int
     drop_last: bool = False
 
@@ -87,47 +87,47 @@ class Even:
     def epochs(self, steps: int) -> int:
         return -(-steps // self.per_epoch)
 
-    def start(self) -> Place:
-        return Place()
+    def start(self) -> Cursor:
+        return Cursor()
 
-    def rows(self, place: Place) -> Any:
+    def rows(self, place: Cursor) -> Any:
         return self.feed.take(place.position, self.size)
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
         # int32: a backend may have no int64 (JAX by default).
         return [(rows.astype("int32"),)]
 
-    def after(self, place: Place, taken: int, norms: Norms | None = None) -> Place:
+    def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
         position = place.position + taken
         left = -position % self.feed.samples
-        return Place(place.step + 1, position + left if self.drop_last and left < self.size else position)
+        return Cursor(place.step + 1, position + left if self.drop_last and left < self.size else position)
 
-    def place(self, step: int) -> Place:
+    def place(self, step: int) -> Cursor:
         """Where the first ``step`` batches lead to."""
         epochs, i = divmod(step, self.per_epoch)
-        return Place(step, epochs * self.feed.samples + i * self.size)
+        return Cursor(step, epochs * self.feed.samples + i * self.size)
 
-    def epoch(self, place: Place) -> int:
+    def epoch(self, place: Cursor) -> int:
         return _begun(self.feed, place)
 
-    def ended(self, place: Place) -> int | None:
+    def ended(self, place: Cursor) -> int | None:
         return _done(self.feed, place)
 
 
 @dataclass(frozen=True)
-class Uneven:
+class ScheduledBatches:
     """Batches whose sizes follow a schedule, padded to buckets, or made of micro-batches.
 
     >>> from polyopt.engine.batches import BatchSize
     >>> from polyopt.schedules import Step
-    >>> batches = Batches(Feed(7, shuffle=False), BatchSize(Step(2, steps=1, rate=2.0)))
-    >>> uneven = Uneven(batches, Buckets((4, 7)))
+    >>> batches = Batches(IndexSampler(7, shuffle=False), BatchSize(Step(2, steps=1, rate=2.0)))
+    >>> uneven = ScheduledBatches(batches, Buckets((4, 7)))
     >>> uneven.steps(2), uneven.epochs(4)
     (4, 2)
-    >>> [x.tolist() for x in uneven.parts(uneven.rows(Place()))[0]]
+    >>> [x.tolist() for x in uneven.parts(uneven.rows(Cursor()))[0]]
     [[0, 1, 1, 1], [1.0, 1.0, 0.0, 0.0]]
-    >>> by_three = Uneven(batches, Buckets((3,)), micro=3)
-    >>> [counted.tolist() for _, counted in by_three.parts(by_three.rows(Place(1, 2)))]
+    >>> by_three = ScheduledBatches(batches, Buckets((3,)), micro=3)
+    >>> [counted.tolist() for _, counted in by_three.parts(by_three.rows(Cursor(1, 2)))]
     [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
     """
 
@@ -136,7 +136,7 @@ class Uneven:
     micro: int | None = None
 
     @property
-    def feed(self) -> Feed:
+    def feed(self) -> IndexSampler:
         return self.batches.feed
 
     def steps(self, epochs: int) -> int:
@@ -145,30 +145,31 @@ class Uneven:
     def epochs(self, steps: int) -> int:
         return -(-self.batches.position(steps) // self.feed.samples)
 
-    def start(self) -> Place:
-        return Place()
+    def start(self) -> Cursor:
+        return Cursor()
 
-    def rows(self, place: Place) -> Any:
+    def rows(self, place: Cursor) -> Any:
         return self.feed.take(place.position, self.batches.size(place.step))
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
         return _padded(self.buckets, rows)
 
-    def after(self, place: Place, taken: int, norms: Norms | None = None) -> Place:
-        return Place(place.step + 1, place.position + taken)
+    def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
+        return Cursor(place.step + 1, place.position + taken)
 
-    def epoch(self, place: Place) -> int:
+    def epoch(self, place: Cursor) -> int:
         return _begun(self.feed, place)
 
-    def ended(self, place: Place) -> int | None:
+    def ended(self, place: Cursor) -> int | None:
         return _done(self.feed, place)
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class NoiseScaledBatches:
     """Batches whose sizes follow the gradient noise scale, made of micro-batches.
 
-    >>> adaptive = Adaptive(Feed(20, shuffle=False), DynamicSize(4, micro=2, maximum=16, decay=0.0))
+    >>> size = DynamicSize(4, micro=2, maximum=16, decay=0.0)
+    >>> adaptive = NoiseScaledBatches(IndexSampler(20, shuffle=False), size)
     >>> place = adaptive.after(adaptive.start(), 4, Norms(small=31.0, large=16.0, few=2, many=4))
     >>> place.step, place.position, adaptive.rows(place).tolist()
     (1, 4, [4, 5, 6, 7, 8, 9, 10, 11])
@@ -176,7 +177,7 @@ class Adaptive:
     True
     """
 
-    feed: Feed
+    feed: IndexSampler
     size: DynamicSize
 
     @property
@@ -189,30 +190,30 @@ class Adaptive:
     def epochs(self, steps: int) -> None:
         return None
 
-    def start(self) -> Place:
-        return Place(noise=self.size.init())
+    def start(self) -> Cursor:
+        return Cursor(noise=self.size.init())
 
-    def rows(self, place: Place) -> Any:
+    def rows(self, place: Cursor) -> Any:
         return self.feed.take(place.position, self.size.value(place.noise))
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
         return _padded(Buckets((self.micro,)), rows)
 
-    def after(self, place: Place, taken: int, norms: Norms | None = None) -> Place:
-        return Place(place.step + 1, place.position + taken, self.size.observe(place.noise, norms))
+    def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
+        return Cursor(place.step + 1, place.position + taken, self.size.observe(place.noise, norms))
 
-    def epoch(self, place: Place) -> int:
+    def epoch(self, place: Cursor) -> int:
         return _begun(self.feed, place)
 
-    def ended(self, place: Place) -> int | None:
+    def ended(self, place: Cursor) -> int | None:
         return _done(self.feed, place)
 
 
-def _begun(feed: Feed, place: Place) -> int:
+def _begun(feed: IndexSampler, place: Cursor) -> int:
     return -(-place.position // feed.samples)
 
 
-def _done(feed: Feed, place: Place) -> int | None:
+def _done(feed: IndexSampler, place: Cursor) -> int | None:
     epochs, rest = divmod(place.position, feed.samples)
     return None if rest else epochs
 

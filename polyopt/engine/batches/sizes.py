@@ -115,7 +115,7 @@ POWERS = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 
 @dataclass(frozen=True)
-class RateForSize(Schedule):
+class RateByPlannedSize(Schedule):
     """A learning rate that follows the batch size: ``rate(t) · (size(t) / base)^power``.
 
     Parameters
@@ -133,7 +133,7 @@ class RateForSize(Schedule):
     Examples
     --------
     >>> from polyopt.schedules import Step
-    >>> rate = RateForSize(0.1, BatchSize(Step(32, steps=10, rate=4.0)), base=32, scaling="sqrt")
+    >>> rate = RateByPlannedSize(0.1, BatchSize(Step(32, steps=10, rate=4.0)), base=32, scaling="sqrt")
     >>> rate(0), rate(10)
     (0.1, 0.2)
     """
@@ -146,9 +146,9 @@ class RateForSize(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.rate, Schedule):
-            inner("RateForSize", "rate", self.rate)
+            inner("RateByPlannedSize", "rate", self.rate)
         if not isinstance(self.size, BatchSize):
-            raise InputError(f"RateForSize: size = {self.size!r}; expected a BatchSize")
+            raise InputError(f"RateByPlannedSize: size = {self.size!r}; expected a BatchSize")
 
     def levels(self) -> Iterator[tuple[str, float]]:
         """Those of the rate: a ratio of sizes is positive and doesn't leave a range that starts at 0."""
@@ -159,13 +159,13 @@ class RateForSize(Schedule):
 
 
 @dataclass(frozen=True)
-class RateOfSize(Measured):
+class RateByReportedSize(Measured):
     """A learning rate that follows a size which no schedule knows: ``rate(t) · (size / base)^power``.
 
     Report each batch's size before its update: ``state = optimizer.observe(state, size, "size")``. Until then
-    it is that of ``base``. Rate, base and scaling are those of ``RateForSize``.
+    it is that of ``base``. Rate, base and scaling are those of ``RateByPlannedSize``.
 
-    >>> rate = RateOfSize(0.1, base=32)
+    >>> rate = RateByReportedSize(0.1, base=32)
     >>> rate.current(rate.observe(rate.initial_state(), 64))
     0.2
     """
@@ -177,7 +177,7 @@ class RateOfSize(Measured):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.rate, Schedule):
-            inner("RateOfSize", "rate", self.rate)
+            inner("RateByReportedSize", "rate", self.rate)
 
     @property
     def awaits(self) -> str:
@@ -192,14 +192,14 @@ class RateOfSize(Measured):
 
     def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
         if not 0 < metric < math.inf:
-            raise InputError(f"RateOfSize: a batch of {metric!r} samples; expected a number above 0")
+            raise InputError(f"RateByReportedSize: a batch of {metric!r} samples; expected a number above 0")
         return {"size": float(metric)}
 
     def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
         return _scaled(self, xp, t, state["size"])
 
 
-def _scaled(schedule: RateForSize | RateOfSize, xp: Any, t: Any, size: Any) -> Any:
+def _scaled(schedule: RateByPlannedSize | RateByReportedSize, xp: Any, t: Any, size: Any) -> Any:
     rate = schedule.rate.value(xp, t) if isinstance(schedule.rate, Schedule) else schedule.rate
     # A size that was reported is a number, also where the step is traced.
     power = host.pow if isinstance(size, float) else xp.pow

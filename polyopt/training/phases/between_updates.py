@@ -14,7 +14,7 @@ from polyopt.engine.optimizer import Optimizer
 from polyopt.finetuning import transfer
 from polyopt.pruning import Masks, masks_of, with_masks
 from polyopt.training.phases.prune import movement
-from polyopt.training.phases.setup import Work, host
+from polyopt.training.phases.setup import PhaseSetup, host
 from polyopt.training.run_state import Progress
 
 
@@ -22,7 +22,7 @@ class Changes:
     """As ``work`` says, on a backend; ``accumulate`` batches make an update."""
 
     def __init__(
-        self, work: Work, optimizer: Optimizer, backend: Backend, device: str | None, accumulate: int
+        self, work: PhaseSetup, optimizer: Optimizer, backend: Backend, device: str | None, accumulate: int
     ) -> None:
         self.work, self.optimizer, self.accumulate = work, optimizer, accumulate
         self.backend, self.device = backend, device

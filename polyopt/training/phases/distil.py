@@ -20,10 +20,10 @@ from polyopt.models.networks import OUTPUT
 from polyopt.recipe import Recipe
 from polyopt.recipe.distillation import Distil
 from polyopt.training.objective import as_read
-from polyopt.training.phases.setup import Left
-from polyopt.training.phases.trainable import Along, Everything, Parts
+from polyopt.training.phases.setup import ModelState
+from polyopt.training.phases.trainable import Trainable, TrainableAll, TrainableBeside
 
-Told: TypeAlias = list[dict[str, Array]]
+TeacherOutputs: TypeAlias = list[dict[str, Array]]
 """Of each teacher what is asked for, by layers, the logits too: arrays whose first axis is the samples."""
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 """What layers give of one sample."""
@@ -36,7 +36,7 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class Link:
+class LayerPair:
     """A loss between a layer of the student and one of a teacher."""
 
     key: str
@@ -49,7 +49,7 @@ class Link:
     regressor: int | None = None
 
     def __call__(
-        self, xp: Ops, mine: Mapping[str, Array], told: Told, regressors: Any, weights: Array | None
+        self, xp: Ops, mine: Mapping[str, Array], told: TeacherOutputs, regressors: Any, weights: Array | None
     ) -> Array:
         """``weight`` times the loss, from what the student gives and what the teachers have told."""
         student, teacher = mine[self.student], told[self.number][self.teacher]
@@ -61,20 +61,20 @@ class Link:
 class Teaching:
     """Teachers, the loss of the logits, and what is added to it."""
 
-    teachers: tuple[Left, ...]
+    teachers: tuple[ModelState, ...]
     loss: Callable[..., Array]
-    links: tuple[Link, ...] = ()
+    links: tuple[LayerPair, ...] = ()
     regressors: tuple[Any, ...] = ()
     """Matrices of the links that need one, on the host, as they are drawn."""
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> Trainable:
         """What is trained: the student, and the regressors with it."""
         if not self.regressors:
-            return Everything()
-        return Along(REGRESSOR, [{"weight": matrix} for matrix in self.regressors])
+            return TrainableAll()
+        return TrainableBeside(REGRESSOR, [{"weight": matrix} for matrix in self.regressors])
 
-    def told(self, samples: Array, backend: Backend, device: str | None) -> Told:
+    def told(self, samples: Array, backend: Backend, device: str | None) -> TeacherOutputs:
         """What the teachers say of all ``samples``, computed once, where the samples are."""
         found = []
         for number, teacher in enumerate(self.teachers):
@@ -84,7 +84,14 @@ class Teaching:
         return found
 
     def __call__(
-        self, xp: Ops, model: Any, params: Tree, x: Array, y: Array, told: Told, weights: Array | None
+        self,
+        xp: Ops,
+        model: Any,
+        params: Tree,
+        x: Array,
+        y: Array,
+        told: TeacherOutputs,
+        weights: Array | None,
     ) -> Array:
         """The loss of a batch: a 0-d array, differentiable by ``params``, as ``parts`` has them.
 
@@ -103,7 +110,7 @@ class Teaching:
 
 def teaching(
     section: Distil,
-    teachers: Mapping[str, Left],
+    teachers: Mapping[str, ModelState],
     model: Any,
     params: Tree,
     data: Dataset,
@@ -124,7 +131,7 @@ def teaching(
     few = as_read(data.x_train[:2], recipe.dtype)
     mine = _shapes(model.features, params, few)
     its = {name: _shapes(left.features, left.weights, few) for name, left in teachers.items()}
-    links: list[Link] = []
+    links: list[LayerPair] = []
     regressors: list[Any] = []
     for link, shape in _links(section, mine, its):
         if shape is not None:
@@ -137,7 +144,7 @@ def teaching(
 
 def _links(
     section: Distil, mine: Shapes, its: Mapping[str, Shapes]
-) -> Iterator[tuple[Link, tuple[int, int] | None]]:
+) -> Iterator[tuple[LayerPair, tuple[int, int] | None]]:
     """Each link, with the shape of the regressor that it needs, if any."""
     for key, term in section.terms.items():
         loss = term.build()
@@ -149,13 +156,13 @@ def _links(
                 _check_fit(key, (student, a), (layer, b))
                 weight = term.weight * section.shares[number]
                 shape = (a[-1], b[-1]) if key == "hint" and a[-1] != b[-1] else None
-                yield Link(key, loss, weight, student, number, layer), shape
+                yield LayerPair(key, loss, weight, student, number, layer), shape
 
 
 # Checks
 
 
-def _check_data(name: str, teacher: Left, data: Dataset) -> None:
+def _check_data(name: str, teacher: ModelState, data: Dataset) -> None:
     for what, has, needs in (
         ("classes", teacher.model.outputs, data.outputs),
         ("inputs", teacher.model.inputs, data.features),
@@ -217,7 +224,7 @@ def _shapes(features: Callable[..., dict[str, Array]], params: Tree, samples: An
 
 
 def _heard(
-    teacher: Left, layers: list[str], samples: Array, backend: Backend, device: str | None
+    teacher: ModelState, layers: list[str], samples: Array, backend: Backend, device: str | None
 ) -> dict[str, Any]:
     """What ``layers`` of the teacher give of all samples: host arrays."""
     params = convert(teacher.weights, backend, device=device)

@@ -14,7 +14,7 @@ from polyopt.core import tree
 from polyopt.core.errors import InputError
 from polyopt.core.rule import Stage, chain, rules_of
 from polyopt.core.tree import Tree
-from polyopt.engine.batches.plan import Place
+from polyopt.engine.batches.plan import Cursor
 from polyopt.engine.optimizer import State
 from polyopt.federated import Client, Proximal, Server
 from polyopt.federated.rounds import Rounds
@@ -30,7 +30,7 @@ KEPT = "federated"
 
 
 @dataclass
-class Standing:
+class ServerState:
     """The server between two batches: all of it on the host, and in a checkpoint."""
 
     params: Tree
@@ -74,19 +74,19 @@ class Federation:
         """A client's clipping and optimizer, after the term that holds it near the server."""
         return stage if self.proximal is None else chain(Proximal(mu=self.proximal), stage)
 
-    def begin(self, params: Tree) -> Standing:
+    def begin(self, params: Tree) -> ServerState:
         """Before the first round; ``params`` are host arrays."""
         optimizer = self.server.optimizer
         if optimizer is not None:
             check_masks(optimizer.rule, tree.flatten(params).paths)
-        return Standing(params, self.server.init(params))
+        return ServerState(params, self.server.init(params))
 
-    def resumed(self, params: Tree, kept: Mapping[str, Any]) -> Standing:
-        """What ``Standing.plain`` gave, in a tree like ``params``."""
+    def resumed(self, params: Tree, kept: Mapping[str, Any]) -> ServerState:
+        """What ``ServerState.plain`` gave, in a tree like ``params``."""
         sent = {int(client): tree.rename(params, named) for client, named in kept["sent"].items()}
-        return Standing(tree.rename(params, kept["params"]), kept["state"], sent)
+        return ServerState(tree.rename(params, kept["params"]), kept["state"], sent)
 
-    def receive(self, at: Standing, step: int, params: Callable[[], Tree]) -> bool:
+    def receive(self, at: ServerState, step: int, params: Callable[[], Tree]) -> bool:
         """After ``step`` batches: whether the next one is another client's, who begins from ``at.params``.
 
         ``params`` gives, as host arrays, what the client at work has come to.
@@ -95,13 +95,13 @@ class Federation:
         if not turn.last:
             return False
         at.sent[turn.client] = params()
-        if self.course.ended(Place(step)) is not None:
+        if self.course.ended(Cursor(step)) is not None:
             clients = [Client(k, sent, len(self.course.samples[k])) for k, sent in at.sent.items()]
             aggregated, at.state = self.server.step(at.params, clients, at.state)
             at.params, at.sent = pruned(aggregated, self.masks), {}
         return True
 
-    def observe(self, at: Standing, metric: float) -> None:
+    def observe(self, at: ServerState, metric: float) -> None:
         """Tell the server's schedules that wait for one."""
         if self.server.optimizer is not None:
             at.state = self.server.optimizer.observe(at.state, metric)

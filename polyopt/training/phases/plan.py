@@ -24,12 +24,12 @@ from polyopt.training.phases.distil import teaching
 from polyopt.training.phases.federated import Federation
 from polyopt.training.phases.prune import Sparsifier, movement
 from polyopt.training.phases.quantize import Quantizer
-from polyopt.training.phases.setup import Left, Work, check_masks
-from polyopt.training.phases.trainable import Adapters, Everything, Layers, Parts
+from polyopt.training.phases.setup import ModelState, PhaseSetup, check_masks
+from polyopt.training.phases.trainable import Adapters, Layers, Trainable, TrainableAll
 
 
 @dataclass(frozen=True)
-class Task:
+class PhasePlan:
     """A phase, or the run before the first one, with its data and its model."""
 
     number: int
@@ -55,20 +55,20 @@ class Task:
         steps = self.recipe.total_steps(samples)
         return samples * (self.recipe.train.epochs or 0) if steps is None else steps
 
-    def work(self, before: Mapping[str, Left]) -> Work:
+    def work(self, before: Mapping[str, ModelState]) -> PhaseSetup:
         """What it does with the last of the models that were left ``before``, by the names of phases."""
         if self.phase is None:
             fresh = self._fresh(self.model)
-            return Work(self.model, fresh, fresh)
+            return PhaseSetup(self.model, fresh, fresh)
         last = list(before.values())[-1]
         return self._taught(before, last) if self.phase.distil is not None else self._gone_on(last)
 
-    def finished(self, left: Left) -> Left:
+    def finished(self, left: ModelState) -> ModelState:
         """What the phase makes of the model that its training left."""
         with _named(self.phase):
             return self.made(left)
 
-    def made(self, left: Left, *, rehearsal: bool = False) -> Left:
+    def made(self, left: ModelState, *, rehearsal: bool = False) -> ModelState:
         """The same; in rehearsal something of those shapes, quickly."""
         phase = self.phase
         if phase is not None and phase.quantize is not None:
@@ -82,13 +82,13 @@ class Task:
             params, initial, masks = self._sparsifier(left.model).shrunk(
                 left.params, left.initial, left.masks
             )
-            return Left(structure.resized(left.model, params), params, initial, masks)
+            return ModelState(structure.resized(left.model, params), params, initial, masks)
         return left
 
     def _fresh(self, model: Any) -> Tree:
         return model.init(self.recipe.seed, self.recipe.dtype)
 
-    def _taught(self, before: Mapping[str, Left], last: Left) -> Work:
+    def _taught(self, before: Mapping[str, ModelState], last: ModelState) -> PhaseSetup:
         """A student that begins."""
         assert self.phase is not None
         section = self.phase.distil
@@ -96,9 +96,9 @@ class Task:
         teachers = {name: last if name == PREVIOUS else before[name] for name in section.teachers}
         fresh = self._fresh(self.model)
         found = teaching(section, teachers, self.model, fresh, self.dataset, self.recipe)
-        return Work(self.model, fresh, fresh, self.phase.name, parts=found.parts, teaching=found)
+        return PhaseSetup(self.model, fresh, fresh, self.phase.name, parts=found.parts, teaching=found)
 
-    def _gone_on(self, last: Left) -> Work:
+    def _gone_on(self, last: ModelState) -> PhaseSetup:
         """The model that was left, by what the phase says."""
         phase = self.phase
         assert phase is not None
@@ -121,7 +121,7 @@ class Task:
         if phase.federated is not None:
             federation = Federation.of(phase.federated, self.recipe, self.dataset, masks)
         rewind = None if phase.prune is None else phase.prune.rewind
-        return Work(
+        return PhaseSetup(
             model,
             start,
             initial,
@@ -138,7 +138,7 @@ class Task:
             federation=federation,
         )
 
-    def _parts(self, tuned: Finetune, start: Tree, anew: tuple[str, ...], masks: Masks | None) -> Parts:
+    def _parts(self, tuned: Finetune, start: Tree, anew: tuple[str, ...], masks: Masks | None) -> Trainable:
         if tuned.lora is not None:
             return Adapters(
                 _lora(tuned.lora, start, anew, structure.layout(self.model)),
@@ -152,7 +152,7 @@ class Task:
             layers = tuned.unfreeze.layers or structure.layers(self.model, start)
             steps = tuned.unfreeze.steps
             plan = GradualUnfreezing(self.recipe.build_optimizer().rule, layers, steps)
-        return Layers(frozen, plan) if frozen or plan else Everything()
+        return Layers(frozen, plan) if frozen or plan else TrainableAll()
 
     def _sparsifier(self, model: Any) -> Sparsifier:
         assert self.phase is not None
@@ -169,7 +169,7 @@ class Task:
         return Quantizer(self.phase.quantize, model, x, self.recipe.seed)
 
 
-def tasks(recipe: Recipe, samples: Callable[[Recipe], Dataset] | None = None) -> list[Task]:
+def tasks(recipe: Recipe, samples: Callable[[Recipe], Dataset] | None = None) -> list[PhasePlan]:
     """The run and its phases, checked as far as can be without training.
 
     ``samples`` gives those of each, by its own recipe, where they are not what the recipe says.
@@ -181,15 +181,15 @@ def tasks(recipe: Recipe, samples: Callable[[Recipe], Dataset] | None = None) ->
         with _named(phase):
             dataset = own.data.load() if samples is None else samples(own)
             own.course(len(dataset.x_train))
-            found.append(Task(number, own, phase, dataset, own.build_model(dataset)))
+            found.append(PhasePlan(number, own, phase, dataset, own.build_model(dataset)))
     if recipe.phase:
         _rehearse(found)
     return found
 
 
-def _rehearse(found: list[Task]) -> None:
+def _rehearse(found: list[PhasePlan]) -> None:
     """See that patterns, masks, groups and teachers fit, on the initial weights and the host."""
-    before: dict[str, Left] = {}
+    before: dict[str, ModelState] = {}
     for task in found:
         with _named(task.phase):
             work = task.work(before)
@@ -203,11 +203,11 @@ def _rehearse(found: list[Task]) -> None:
             if work.sparsifier is not None:
                 sparsity = _final(work.sparsifier, task)
                 masks |= work.sparsifier.masks(work.start, sparsity, 0, masks, movement(state))
-            left = Left(work.model, work.start, work.initial, masks, work.grids)
+            left = ModelState(work.model, work.start, work.initial, masks, work.grids)
             before[task.name] = task.made(left, rehearsal=True)
 
 
-def _final(sparsifier: Sparsifier, task: Task) -> float:
+def _final(sparsifier: Sparsifier, task: PhasePlan) -> float:
     """The sparsity that a phase ends with. How many neurons of which layer that is, the initial weights do
     not say where all are ranked together."""
     steps = 0 if task.phase is None or task.phase.train is None else task.steps

@@ -17,7 +17,7 @@ from polyopt.pruning import Masks, Movement, masked
 from polyopt.quantization import Grid, dequantize, quantize_inputs
 from polyopt.recipe import Recipe
 from polyopt.training.phases.prune import Sparsifier
-from polyopt.training.phases.trainable import Adapters, Everything, Parts
+from polyopt.training.phases.trainable import Adapters, Trainable, TrainableAll
 
 if TYPE_CHECKING:
     from polyopt.training.phases.distil import Teaching
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Left:
+class ModelState:
     """A model between two phases, on the host, so that it is the same bits for every backend.
 
     ``params`` may have quantized leaves. ``initial`` are the weights that it was drawn with, ``masks`` say
@@ -56,7 +56,7 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Work:
+class PhaseSetup:
     """How a phase's training differs: where it starts from, what is held, and by what it learns."""
 
     model: Any
@@ -67,7 +67,7 @@ class Work:
     name: str = ""
     idle: bool = False
     """Nothing is trained."""
-    parts: Parts = Everything()
+    parts: Trainable = TrainableAll()
     masks: Masks | None = None
     """What is 0 from the start, and stays so; ``None`` where nothing is ever pruned."""
     sparsifier: Sparsifier | None = None

@@ -13,7 +13,7 @@ from polyopt.core.errors import InputError
 from polyopt.core.rule import Pattern, matches
 from polyopt.core.tree import Tree
 from polyopt.finetuning import numbered_layers
-from polyopt.models.linear_inputs import Factor, Products
+from polyopt.models.linear_inputs import LinearInput, Products
 from polyopt.models.networks import MLP, Linear
 from polyopt.models.pretrained import minilm
 from polyopt.pruning import Coupling
@@ -88,7 +88,7 @@ def input_norms(model: Any, params: Tree, x: Any) -> dict[str, Any]:
     rows = None if counted is None else counted.reshape(-1)
     norms: dict[str, Any] = {}
 
-    def noted(factor: Factor, x: Any, w: Any) -> Any:
+    def noted(factor: LinearInput, x: Any, w: Any) -> Any:
         tokens = counted is not None and len(x) == counted.size
         norms[factor.path] = pruning.input_norms(x[rows] if tokens else x)
         return ops.matmul(x, w)

@@ -22,7 +22,7 @@ from polyopt.finetuning.freezing import constant
 from polyopt.pruning import Masks, apply_masks, pruned
 
 
-class Parts(Protocol):
+class Trainable(Protocol):
     """What is trained of a tree of parameters."""
 
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
@@ -40,7 +40,7 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True)
-class Everything:
+class TrainableAll:
     """All parameters."""
 
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
@@ -57,7 +57,7 @@ class Everything:
 
 
 @dataclass(frozen=True)
-class Along:
+class TrainableBeside:
     """All parameters, and ``more``, a tree of host arrays, beside them by the name ``key``.
 
     ``more`` is trained along, and is no part of the model.

@@ -21,10 +21,10 @@ from polyopt.recipe.sections import Data
 from polyopt.recipe.tuning import Tune, first_phase, reaches_phases
 from polyopt.training.events import Event, Result
 from polyopt.training.loop import Listener as EventListener
-from polyopt.training.phase_runner import Chain
-from polyopt.training.phases.plan import Task, tasks
-from polyopt.training.phases.setup import Left
-from polyopt.training.trainer import Engine
+from polyopt.training.phase_runner import PhaseRunner
+from polyopt.training.phases.plan import PhasePlan, tasks
+from polyopt.training.phases.setup import ModelState
+from polyopt.training.trainer import Trainer
 from polyopt.training.tuning import storage
 from polyopt.training.tuning.sampling import Asked, Asker
 from polyopt.training.tuning.study import State, Study, Trial
@@ -164,11 +164,11 @@ class _Trials:
     def __init__(self, study: Study, backend: Backend, device: str | None) -> None:
         self.study, self.backend, self.device = study, backend, device
         self._samples: dict[Data, Dataset] = {}
-        self._before: dict[str, Left] | None = None
+        self._before: dict[str, ModelState] | None = None
         # What is wrong whatever is tried is said now.
         recipe = self._made({})
         base, *_ = tasks(recipe, self._of)
-        Engine(base.recipe, base.dataset, backend, device, "evaluation").start()
+        Trainer(base.recipe, base.dataset, backend, device, "evaluation").start()
 
     def run(self, values: Mapping[str, Any], listener: EventListener) -> Result:
         """A run, or a chain of them, with these values."""
@@ -183,8 +183,8 @@ class _Trials:
         chain.before |= self._before
         return chain.run(None)
 
-    def _chain(self, recipe: Recipe, of: list[Task], listener: EventListener) -> Chain:
-        return Chain(
+    def _chain(self, recipe: Recipe, of: list[PhasePlan], listener: EventListener) -> PhaseRunner:
+        return PhaseRunner(
             recipe,
             of,
             self.backend,

@@ -13,7 +13,7 @@ import pytest
 from polyopt import SGD, Adam, ClipByGlobalNorm, Exponential, NAdam, Optimizer, chain, partition
 from polyopt.backend import registry
 from polyopt.core.errors import InputError, NonFiniteError
-from polyopt.engine.repeat_step import Replay
+from polyopt.engine.repeat_step import CachedStep
 from polyopt.testing import assert_same_bits
 
 pytest.importorskip("numba")
@@ -61,13 +61,13 @@ def runs(opt: Optimizer, make: Callable[[int], Any], params: Any, donate: bool, 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Taken:
     taken = Taken()
-    run = Replay.run
+    run = CachedStep.run
 
     def counted(*args: Any) -> Any:
         taken.count += 1
         return run(*args)
 
-    monkeypatch.setattr(Replay, "run", counted)
+    monkeypatch.setattr(CachedStep, "run", counted)
     return taken
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyopt.core.errors import InputError
-from polyopt.engine.batches.plan import Place
+from polyopt.engine.batches.plan import Cursor
 from polyopt.federated import participants, split_dirichlet, split_iid, split_labels
 from polyopt.federated.rounds import Local, Rounds
 from polyopt.testing import assert_close
@@ -96,17 +96,17 @@ def test_a_round_is_what_its_clients_do() -> None:
                 for i in range(batches):
                     turn = found.turn(step)
                     assert (turn.round, turn.client, turn.batch, turn.last) == (r, k, i, i == batches - 1)
-                    own, counted = found.parts(found.rows(Place(step)))[0]
+                    own, counted = found.parts(found.rows(Cursor(step)))[0]
                     assert len(own) == len(counted) == min(local.size or 50, max(map(len, rows)))
                     seen += own[counted > 0].tolist()
                     assert set(seen) <= set(rows[k].tolist())
                     step += 1
-                    assert found.epoch(Place(step)) == r + 1
+                    assert found.epoch(Cursor(step)) == r + 1
                 if local.epochs:
                     assert sorted(seen) == sorted(local.epochs * rows[k].tolist())
             ends.append(step)
         assert [found.steps(r + 1) for r in range(6)] == ends
-        ended = {s: found.ended(Place(s)) for s in range(1, step + 1)}
+        ended = {s: found.ended(Cursor(s)) for s in range(1, step + 1)}
         assert ended == {s: ends.index(s) + 1 if s in ends else None for s in range(1, step + 1)}
 
 

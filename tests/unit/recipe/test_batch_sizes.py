@@ -12,7 +12,7 @@ import pytest
 
 from polyopt.backend.protocol import Backend
 from polyopt.core.errors import InputError
-from polyopt.engine.batches.plan import Place
+from polyopt.engine.batches.plan import Cursor
 from polyopt.recipe import Recipe
 from polyopt.testing import assert_close, assert_same_bits
 from polyopt.training import Result, train
@@ -69,7 +69,7 @@ def test_where_passes_end() -> None:
     assert sorted(seen) == list(range(SAMPLES))
 
 
-def places(recipe: Recipe, steps: int) -> Iterator[tuple[Place, list[Any]]]:
+def places(recipe: Recipe, steps: int) -> Iterator[tuple[Cursor, list[Any]]]:
     """Where each batch begins, and its arrays."""
     course = recipe.course(SAMPLES)
     place = course.start()

@@ -29,7 +29,7 @@ from polyopt.testing.distillation_reference import (
     softmax,
 )
 from polyopt.training import Result, train
-from polyopt.training.phases.plan import Task, tasks
+from polyopt.training.phases.plan import PhasePlan, tasks
 
 SHORT = {"steps": 4, "batch_size": 16}
 STUDENT = {"model": {"name": "mlp", "hidden": [5]}}
@@ -178,7 +178,7 @@ def mlp(params: dict[str, Any], x: Any) -> list[Any]:
     return found
 
 
-def first_batch(found: Recipe) -> tuple[Task, Any, Any]:
+def first_batch(found: Recipe) -> tuple[PhasePlan, Any, Any]:
     """The last phase, the samples of its first batch, and their labels."""
     task = tasks(found)[-1]
     course = task.recipe.course(len(task.dataset.x_train))
@@ -199,7 +199,7 @@ def teachers(folder: Path) -> list[dict[str, Any]]:
     return [base, eight]
 
 
-def drawn(task: Task, shape: tuple[int, int], number: int) -> Any:
+def drawn(task: PhasePlan, shape: tuple[int, int], number: int) -> Any:
     return task.model.weight.sample(shape, task.recipe.seed, f"regressor.{number}.weight", "float64")
 
 

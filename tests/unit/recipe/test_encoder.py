@@ -22,7 +22,7 @@ from polyopt.testing import assert_close, assert_same_bits
 from polyopt.training import train
 from polyopt.training.phases import structure
 from polyopt.training.phases.plan import tasks
-from polyopt.training.phases.setup import Left
+from polyopt.training.phases.setup import ModelState
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "minilm_whole.toml"
 
@@ -232,7 +232,7 @@ def test_its_layers_are_the_tables_the_encoders_and_the_head(reviews: None) -> N
     ]
     assert list(structure.layers(task.model, params)) == rates
     assert len(structure.layers(task.model, {"head": params["head"]})) == 1
-    start = {"base": Left(task.model, params, params, {})}
+    start = {"base": ModelState(task.model, params, params, {})}
     by_layer = task.work(start).optimizer(task.recipe)
     assert {by_layer.hyperparameters({"step": 0})[f"{i}.lr"] for i in range(4)} == {0.1, 0.2, 0.4, 0.8}
     assert np.isfinite(train(of).history.loss).all()

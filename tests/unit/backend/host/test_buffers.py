@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from polyopt import convert
-from polyopt.backend.host.buffers import ALIGNMENT, HUGE, LARGE, _Pages, adopted, aligned, copied
+from polyopt.backend.host.buffers import ALIGNMENT, HUGE, LARGE, _Pages, aligned, copied, donate_host_array
 from polyopt.backend.protocol import Backend
 from polyopt.testing import assert_same_bits
 
@@ -29,7 +29,7 @@ def drawn(dtype: str, shape: tuple[int, ...]) -> Any:
 def test_what_is_adopted_has_the_same_bits(backend: Backend, dtype: str, shape: tuple[int, ...]) -> None:
     x = drawn(dtype, shape)
     before = x.copy()
-    made = adopted(backend, x, backend.from_numpy(np.zeros(2, np.float32), device="cpu"))
+    made = donate_host_array(backend, x, backend.from_numpy(np.zeros(2, np.float32), device="cpu"))
     assert backend.is_array(made)
     assert backend.dtype_name(made) == dtype
     assert backend.device_name(made) == "cpu"
@@ -39,7 +39,7 @@ def test_what_is_adopted_has_the_same_bits(backend: Backend, dtype: str, shape: 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_aligned_array_is_not_copied(backend: Backend, dtype: str) -> None:
     x = drawn(dtype, (600, 1000))
-    made = adopted(backend, x, backend.from_numpy(np.zeros(2, np.float32), device="cpu"))
+    made = donate_host_array(backend, x, backend.from_numpy(np.zeros(2, np.float32), device="cpu"))
     assert backend.to_numpy(made).ctypes.data == x.ctypes.data
 
 
@@ -50,7 +50,7 @@ def test_one_that_is_not_aligned_is_taken_too(backend: Backend, size: int) -> No
     for skipped in (1, 2, 4, 8):
         x, mask = aligned((size,), np.float32)[skipped:], aligned((size,), np.bool_)[skipped:]
         x[:], mask[:] = 2.0, True
-        made, kept = adopted(backend, x, like), adopted(backend, mask, like)
+        made, kept = donate_host_array(backend, x, like), donate_host_array(backend, mask, like)
         doubled = xp.where(kept, xp.add(made, made), made)
         assert_same_bits(backend.to_numpy(doubled), np.full(x.shape, 4.0, np.float32))
 
@@ -63,7 +63,7 @@ def test_a_backend_without_the_method_gets_a_copy(backend: Backend) -> None:
     older: Any = Older()
     x = drawn("int8", (600, 1000))
     before = x.copy()
-    made = adopted(older, x, like)
+    made = donate_host_array(older, x, like)
     x[:] = 0
     assert_same_bits(backend.to_numpy(made), before)
 
@@ -82,7 +82,7 @@ def test_a_copy_is_the_callers_alone(backend: Backend, dtype: str, of: Any) -> N
 def test_what_is_computed_of_an_adopted_array_leaves_it_alone(backend: Backend) -> None:
     x = aligned((LARGE,), np.float32)
     x[:] = 1.0
-    made = adopted(backend, x, backend.from_numpy(np.zeros(2, np.float32), device="cpu"))
+    made = donate_host_array(backend, x, backend.from_numpy(np.zeros(2, np.float32), device="cpu"))
     xp = backend.ops
     twice = backend.compile(lambda xp, a: xp.multiply(a, 2.0))(made)
     assert_same_bits(backend.to_numpy(xp.add(made, made)), backend.to_numpy(twice))

@@ -20,7 +20,7 @@ from polyopt.core.errors import InputError
 from polyopt.core.random import permutation
 from polyopt.core.sample_weights import weighted_mean
 from polyopt.distillation import SoftTargets
-from polyopt.engine.batches import Batches, BatchSize, Buckets, Feed, PaddedStep, RateOfSize
+from polyopt.engine.batches import Batches, BatchSize, Buckets, IndexSampler, PaddedStep, RateByReportedSize
 from polyopt.finetuning import split, trainable
 from polyopt.models.losses import cross_entropy, mean_squared_error
 from polyopt.schedules import Exponential
@@ -177,9 +177,9 @@ def test_a_run_of_growing_batches(backend: Backend) -> None:
     """Frozen leaves, a rate that follows the size and a resumed run, with the bits of the whole one."""
     params, data = problem(backend, "float32", "device")
     trained, frozen = split(params, r"layers\.0")
-    batches = Batches(Feed(40, seed=1), BatchSize(Exponential(4, rate=2.0, steps=5), maximum=32))
+    batches = Batches(IndexSampler(40, seed=1), BatchSize(Exponential(4, rate=2.0, steps=5), maximum=32))
     step = PaddedStep(
-        trainable(losses), Optimizer(SGD(lr=RateOfSize(0.1, base=8))), Buckets.powers(32, smallest=4)
+        trainable(losses), Optimizer(SGD(lr=RateByReportedSize(0.1, base=8))), Buckets.powers(32, smallest=4)
     )
 
     def advance(carry: Any, first: int, last: int) -> Any:

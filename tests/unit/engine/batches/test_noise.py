@@ -20,7 +20,7 @@ from polyopt.testing import assert_close, assert_same_bits
 from polyopt.training import Event, Result, compare, train
 from polyopt.training.compare import drift, losses_apart
 from polyopt.training.objective import Objective
-from polyopt.training.trainer import Engine
+from polyopt.training.trainer import Trainer
 from polyopt.training.tuning import tune
 
 SAMPLES = 456
@@ -121,7 +121,7 @@ def test_the_size_comes_to_the_noise_scale_of_a_known_problem() -> None:
         optimizer={"lr": 0.0, "momentum": 0.0},
         train={"epochs": 4},
     )
-    engine = Engine(still, data, registry.by_name("numpy"), None, "step")
+    engine = Trainer(still, data, registry.by_name("numpy"), None, "step")
     at = engine.start()
     while not engine.ended(at):
         engine.advance(at)
@@ -177,13 +177,13 @@ def test_the_rate_follows_the_size_and_its_own_schedule() -> None:
     state = optimizer.observe(state | {"step": 5}, 96, "size")
     assert_close(optimizer.hyperparameters(state)["lr"], 0.1 * 0.5 * 1.5, rtol=1e-15, because="two products")
     assert optimizer.observe(state, 3.0) == state
-    engine = Engine(made, made.data.load(), registry.by_name("numpy"), None, "step")
+    engine = Trainer(made, made.data.load(), registry.by_name("numpy"), None, "step")
     at = engine.start()
     for _ in range(6):
         engine.advance(at)
         assert at.state["observed"]["lr"] == {"size": float(at.history.size[-1])}
     text = explain(optimizer.rule)
-    assert "lr(t) = RateOfSize(rate=Step(" in text
+    assert "lr(t) = RateByReportedSize(rate=Step(" in text
 
 
 def test_a_plateau_and_a_size_each_hear_of_their_own() -> None:

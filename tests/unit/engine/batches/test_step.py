@@ -26,12 +26,12 @@ from polyopt.engine.batches import (
     Batches,
     BatchSize,
     DynamicSize,
-    Feed,
+    IndexSampler,
     InsteadOfDecay,
     NoiseScale,
     Norms,
-    RateForSize,
-    RateOfSize,
+    RateByPlannedSize,
+    RateByReportedSize,
 )
 from polyopt.finetuning import layer_rates, split, trainable
 from polyopt.schedules import Constant, Cosine, Exponential, MultiStep, Plateau, Polynomial, Step
@@ -73,7 +73,7 @@ def test_growing_instead_of_decaying() -> None:
 @pytest.mark.parametrize(("scaling", "power"), [("linear", 1.0), ("sqrt", 0.5), ("none", 0.0)])
 def test_the_rate_follows_the_size(backend: Backend, scaling: str, power: float) -> None:
     size = BatchSize(Step(32, steps=2, rate=4.0))
-    lr = RateForSize(Step(0.1, steps=3, rate=0.5), size, base=64, scaling=scaling)
+    lr = RateByPlannedSize(Step(0.1, steps=3, rate=0.5), size, base=64, scaling=scaling)
     optimizer = Optimizer(SGD(lr=lr))
     params = {"w": backend.from_numpy(np.zeros(1))}
     state, expected = optimizer.init(params), 0.0
@@ -81,14 +81,14 @@ def test_the_rate_follows_the_size(backend: Backend, scaling: str, power: float)
         params, state = optimizer.step(params, {"w": backend.from_numpy(np.ones(1))}, state)
         expected -= (0.1 if t < 3 else 0.05) * (32 * 4 ** (t // 2) / 64) ** power
     assert_close(params["w"], [expected], rtol=1e-14, because="five additions in float64")
-    measured = RateOfSize(0.1, base=64, scaling=scaling)
+    measured = RateByReportedSize(0.1, base=64, scaling=scaling)
     optimizer = Optimizer(SGD(lr=measured))
     state = optimizer.observe(optimizer.init(params), 256, "size")
     assert_close(optimizer.hyperparameters(state)["lr"], 0.1 * 4**power, rtol=1e-15, because="one rounding")
 
 
 def test_rates_by_layer_follow_the_size_too() -> None:
-    lr = RateOfSize(Step(0.1, steps=2, rate=0.5), base=8)
+    lr = RateByReportedSize(Step(0.1, steps=2, rate=0.5), base=8)
     optimizer = Optimizer(chain(layer_rates(SGD(lr=lr), {"^a": 0.5}), SGD(lr=Plateau(1.0))))
     state = optimizer.observe(optimizer.init({"a": np.ones(1), "b": np.ones(1)}), 16, "size")
     rates = [x for key, x in optimizer.hyperparameters(state).items() if key.endswith("lr")]
@@ -99,14 +99,14 @@ def test_rates_by_layer_follow_the_size_too() -> None:
     assert plateau["seen"] == 0.0
     assert optimizer.observe(state, 0.25)["observed"]["1.lr"]["best"] == 0.25
     with pytest.raises(InputError, match="expected a schedule that depends on the step alone"):
-        RateOfSize(Plateau(0.1), base=8)
+        RateByReportedSize(Plateau(0.1), base=8)
 
 
 def test_the_rate_in_a_users_jit() -> None:
     import jax
     import jax.numpy as jnp
 
-    lr = RateForSize(0.1, BatchSize(Step(32, steps=2, rate=4.0), multiple=8), base=64)
+    lr = RateByPlannedSize(0.1, BatchSize(Step(32, steps=2, rate=4.0), multiple=8), base=64)
     optimizer = Optimizer(SGD(lr=lr))
     step = jax.jit(lambda p, s: optimizer.step(p, {"w": jnp.ones(1, jnp.float32)}, s))
     params = {"w": jnp.zeros(1, jnp.float32)}
@@ -126,13 +126,13 @@ def test_the_rate_in_a_users_jit() -> None:
         (lambda: BatchSize(32, multiple=0), "multiple = 0; expected an integer >= 1"),
         (lambda: BatchSize(32, multiple=8, minimum=12), "minimum = 12; expected a multiple of 8"),
         (lambda: BatchSize(32, multiple=8, minimum=16, maximum=8), "maximum = 8 is below minimum = 16"),
-        (lambda: RateForSize(0.1, 32, base=32), "size = 32; expected a BatchSize"),  # type: ignore[arg-type]
-        (lambda: RateForSize(0.1, BatchSize(32), base=32, scaling="lin"), "scaling = 'lin'"),
-        (lambda: SGD(lr=RateForSize(-0.1, BatchSize(32), base=32)), "lr.rate = -0.1"),
-        (lambda: RateOfSize(0.1, 32).observe({"size": 32.0}, 0), "a batch of 0 samples"),
-        (lambda: Feed(0), "samples = 0; expected an integer >= 1"),
-        (lambda: Feed(3).take(-1, 2), "position = -1"),
-        (lambda: Batches(Feed(3), BatchSize(2)).batch(-1), "step = -1; expected an integer >= 0"),
+        (lambda: RateByPlannedSize(0.1, 32, base=32), "size = 32; expected a BatchSize"),  # type: ignore[arg-type]
+        (lambda: RateByPlannedSize(0.1, BatchSize(32), base=32, scaling="lin"), "scaling = 'lin'"),
+        (lambda: SGD(lr=RateByPlannedSize(-0.1, BatchSize(32), base=32)), "lr.rate = -0.1"),
+        (lambda: RateByReportedSize(0.1, 32).observe({"size": 32.0}, 0), "a batch of 0 samples"),
+        (lambda: IndexSampler(0), "samples = 0; expected an integer >= 1"),
+        (lambda: IndexSampler(3).take(-1, 2), "position = -1"),
+        (lambda: Batches(IndexSampler(3), BatchSize(2)).batch(-1), "step = -1; expected an integer >= 0"),
         (lambda: NoiseScale(1.0), r"decay = 1.0; expected a number in \[0, 1\)"),
         (lambda: DynamicSize(16, micro=16, maximum=64), "initial = 16; expected from 32"),
         (lambda: DynamicSize(40, micro=16, maximum=64), "initial = 40; expected a multiple of 16"),
@@ -159,7 +159,7 @@ def test_bad_sizes_are_refused(call: Any, message: str) -> None:
 def test_every_epoch_takes_every_sample_once(
     samples: int, first: int, rate: float, seed: int, start: int
 ) -> None:
-    batches = Batches(Feed(samples, seed), BatchSize(Step(first, steps=3, rate=rate), maximum=64))
+    batches = Batches(IndexSampler(samples, seed), BatchSize(Step(first, steps=3, rate=rate), maximum=64))
     steps = batches.steps(epochs=3)
     taken = list(itertools.islice(batches.start(), steps))
     joined = np.concatenate(taken)
@@ -176,10 +176,10 @@ def test_every_epoch_takes_every_sample_once(
 
 
 def test_a_batch_is_the_callers_own() -> None:
-    feed = Feed(6, seed=2)
+    feed = IndexSampler(6, seed=2)
     feed.take(0, 6)[:] = 0
     assert sorted(feed.take(0, 6)) == list(range(6))
-    assert Feed(6, seed=2, name="other").take(0, 6).tolist() != feed.take(0, 6).tolist()
+    assert IndexSampler(6, seed=2, name="other").take(0, 6).tolist() != feed.take(0, 6).tolist()
     assert feed.epoch(12) == 2
 
 
@@ -410,9 +410,9 @@ def test_a_dynamic_run_is_a_whole(backend: Backend) -> None:
     params, data = problem(backend, "float32", "device")
     trained, frozen = split(params, r"layers\.0")
     step = AccumulatedStep(
-        trainable(losses), Optimizer(SGD(lr=RateOfSize(0.1, base=8))), micro=4, measure=True
+        trainable(losses), Optimizer(SGD(lr=RateByReportedSize(0.1, base=8))), micro=4, measure=True
     )
-    feed, size = Feed(40, seed=1), DynamicSize(8, micro=4, maximum=32, decay=0.5)
+    feed, size = IndexSampler(40, seed=1), DynamicSize(8, micro=4, maximum=32, decay=0.5)
 
     def advance(run: Any, updates: int) -> tuple[Any, list[int]]:
         trained, state, position, noise = run

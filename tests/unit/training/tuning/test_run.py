@@ -18,7 +18,7 @@ from polyopt.recipe import Recipe
 from polyopt.recipe.sections import Data
 from polyopt.testing import assert_close, assert_same_bits
 from polyopt.training import Result, train
-from polyopt.training.phase_runner import Chain
+from polyopt.training.phase_runner import PhaseRunner
 from polyopt.training.tuning import BEST, STUDY, Progress, Study, Trial, tune
 from polyopt.training.tuning.picture import picture
 from polyopt.training.tuning.run import validation
@@ -160,13 +160,13 @@ IN_PHASES = {
 def test_what_phases_do_is_looked_for_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher is trained once; a trial is judged by what the last phase left."""
     runs: list[tuple[str, ...]] = []
-    made = Chain.run
+    made = PhaseRunner.run
 
-    def counted(self: Chain, max_steps: int | None) -> Result:
+    def counted(self: PhaseRunner, max_steps: int | None) -> Result:
         runs.append(tuple(task.name for task in self.tasks))
         return made(self, max_steps)
 
-    monkeypatch.setattr(Chain, "run", counted)
+    monkeypatch.setattr(PhaseRunner, "run", counted)
     of = chain(IN_PHASES, prune=False)
     study = tune(of, backend="numpy", trials=3, out=tmp_path)
     assert runs == [("base",)] + [("student", "int4")] * 3

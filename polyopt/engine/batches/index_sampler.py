@@ -17,7 +17,7 @@ from polyopt.engine.batches.sizes import BatchSize
 
 
 @dataclass(frozen=True)
-class Feed:
+class IndexSampler:
     """An endless row of samples, epoch after epoch, from which batches of any size are taken.
 
     A *position* is the number of samples taken since the beginning: all that a run must save.
@@ -35,10 +35,10 @@ class Feed:
 
     Examples
     --------
-    >>> feed = Feed(5, shuffle=False)
+    >>> feed = IndexSampler(5, shuffle=False)
     >>> feed.take(0, 3).tolist(), feed.take(3, 3).tolist(), feed.take(5, 3).tolist()
     ([0, 1, 2], [3, 4], [0, 1, 2])
-    >>> sorted(int(i) for position in (0, 2, 4) for i in Feed(5, seed=1).take(position, 2))
+    >>> sorted(int(i) for position in (0, 2, 4) for i in IndexSampler(5, seed=1).take(position, 2))
     [0, 1, 2, 3, 4]
     """
 
@@ -81,7 +81,7 @@ class Batches:
     Examples
     --------
     >>> from polyopt.schedules import Step
-    >>> batches = Batches(Feed(10, shuffle=False), BatchSize(Step(2, steps=2, rate=2.0)))
+    >>> batches = Batches(IndexSampler(10, shuffle=False), BatchSize(Step(2, steps=2, rate=2.0)))
     >>> [batch.tolist() for _, batch in zip(range(4), batches.start())]
     [[0, 1], [2, 3], [4, 5, 6, 7], [8, 9]]
     >>> batches.batch(2).tolist(), next(batches.start(2)).tolist()
@@ -90,7 +90,7 @@ class Batches:
     (4, 10, 1)
     """
 
-    feed: Feed
+    feed: IndexSampler
     size: BatchSize
 
     def start(self, step: int = 0) -> Iterator[Any]:

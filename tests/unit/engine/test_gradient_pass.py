@@ -17,7 +17,7 @@ from polyopt.backend.host.threads import Pool
 from polyopt.backend.protocol import Backend
 from polyopt.core import reductions
 from polyopt.core.errors import NonFiniteError
-from polyopt.engine.reading import Reading
+from polyopt.engine.gradient_pass import GradientPass
 from polyopt.testing import assert_close, assert_same_bits
 from polyopt_numpy import ops as NUMPY
 from polyopt_numpy.lift import NumpyMemory
@@ -101,7 +101,7 @@ def test_skipping_and_clipping_read_once(backend: Backend, compiled: bool) -> No
     found = []
     for policy in ("propagate", "skip"):
         opt = Optimizer(rule, nonfinite=policy, compiled=compiled)  # type: ignore[arg-type]
-        with mock.patch.object(Reading, "norm", autospec=True, side_effect=Reading.norm) as asked:
+        with mock.patch.object(GradientPass, "norm", autospec=True, side_effect=GradientPass.norm) as asked:
             found.append(opt.step(params, grads, opt.init(params)))
         assert asked.call_count == (policy == "skip")
         if policy == "skip":

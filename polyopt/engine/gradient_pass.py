@@ -14,7 +14,7 @@ from polyopt.core.reductions import root_sum_squares
 from polyopt.engine.lift import all_finite
 
 
-class Reading:
+class GradientPass:
     """Whether the gradients ``leaves`` are finite and, where it will be asked for as well, their joint norm.
 
     Parameters
