@@ -50,7 +50,7 @@ _VIEWS = frozenset(("transpose", "reshape", "convert_element_type", "copy"))
 
 
 def _factors_alone(loss: LossFunction, params: Any, args: Any) -> bool:
-    """Whether the loss takes large parameters for factors of matrix products and convolutions alone."""
+    """Return True if the loss uses large parameters in matrix products and convolutions alone."""
     traced = jax.make_jaxpr(lambda p, a: loss(differentiable.xp, p, *a))(params, args).jaxpr
     own = traced.invars[: len(jax.tree.leaves(params))]
     return _multiplied(traced, {id(x) for x in own if x.aval.size >= LARGE})

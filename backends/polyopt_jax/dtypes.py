@@ -15,7 +15,7 @@ WIDE = ("float64", "int64", "uint64", "complex128")
 
 
 def wide_enabled() -> bool:
-    """Whether 64-bit dtypes exist in this process."""
+    """Return True if 64-bit dtypes exist in this process."""
     return bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
 
 

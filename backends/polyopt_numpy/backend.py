@@ -122,5 +122,5 @@ class NumpyBackend:
 
 
 def _boxed(x: object) -> bool:
-    """Whether ``x`` is autograd's, without importing it."""
+    """Return True if ``x`` is autograd's, without importing it."""
     return type(x).__module__.startswith("autograd.") and hasattr(x, "_value")

@@ -23,7 +23,7 @@ MOST_KINDS = 64
 
 @lru_cache(maxsize=1)
 def xla() -> bool:
-    """Whether this TensorFlow can compile by XLA on its default device; warns once where it can't."""
+    """Return True if this TensorFlow can compile by XLA on its default device; warns once where it can't."""
     try:
         with tf.init_scope():
             tf.function(lambda x: x + x, jit_compile=True, autograph=False)(tf.constant(1.0))

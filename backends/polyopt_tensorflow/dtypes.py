@@ -73,7 +73,10 @@ def result_type(*arrays_and_dtypes: Any) -> Any:
 
 
 def scalar_dtype(value: Any, dtype: Any) -> Any:
-    """What an array of ``dtype`` becomes when a Python scalar meets it: itself, unless it can't hold it."""
+    """Return what an array of ``dtype`` becomes when a Python scalar meets it.
+
+    Itself, unless it can't hold it.
+    """
     kind = _kind(dtype)
     if isinstance(value, bool) or kind == "f" or (isinstance(value, int) and kind != "b"):
         return dtype

@@ -98,7 +98,7 @@ class TensorFlowMemory:
 
 
 def host_kernels() -> bool:
-    """Whether compiled kernels update eager tensors in place here."""
+    """Return True if compiled kernels update eager tensors in place here."""
     return numba_kernel.available() and _survey() is not None
 
 

@@ -17,7 +17,10 @@ CHUNK = 256
 
 
 def plain(values: Iterable[Any]) -> bool:
-    """Whether all are ordinary variables; one of a distribution strategy is several behind one face."""
+    """Return True if all are ordinary variables.
+
+    One of a distribution strategy is several behind one face.
+    """
     return set(map(type, values)) == {_ordinary()}
 
 

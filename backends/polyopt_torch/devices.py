@@ -32,7 +32,7 @@ def parse(name: str | None) -> torch.device:
 
 
 def name_of(x: torch.Tensor) -> str:
-    """Where ``x`` lies."""
+    """Return where ``x`` lies."""
     device = x.device
     if device.type == "cuda":
         return f"gpu:{device.index or 0}"

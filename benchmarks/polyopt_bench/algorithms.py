@@ -27,7 +27,7 @@ class Algorithm:
     optax: tuple[str, Mapping[str, Any]] | None = None
     keras: tuple[str, Mapping[str, Any]] | None = None
     clips: bool = False
-    """Whether the gradients are first clipped by their global norm, at ``MAX_NORM``."""
+    """True if the gradients are first clipped by their global norm, at ``MAX_NORM``."""
 
     def rule(self, framework: Framework = "numpy") -> Stage:
         """polyopt's rule, under the convention of ``framework`` where that has this algorithm."""

@@ -1,4 +1,4 @@
-"""What a training step costs by how its batch is made: at once, padded, or of micro-batches.
+"""Time a training step whose batch is made at once, padded, or of micro-batches.
 
     python -m polyopt_bench.batches [--size 256] [--micro 64] [--backend NAME ...]
 

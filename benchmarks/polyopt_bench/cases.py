@@ -1,4 +1,4 @@
-"""What is measured: every case by its name, and what issue 3 demands of it."""
+"""List what is measured: every case by its name, and the bound it must reach."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ class Case:
 
     @property
     def brief(self) -> bool:
-        """Whether polyopt's standard way and the first peer are enough, unless everything is asked for."""
+        """Return True if polyopt's standard way and the first peer are enough.
+
+        Unless everything is asked for.
+        """
         return self.kind == "scale" or self.optimizer not in MAIN
 
     @property

@@ -1,4 +1,4 @@
-"""What the fence against contraction costs: XLA's Adam with it and without it, in turns.
+"""Time the fence against contraction: XLA's Adam with it and without it, in turns.
 
     python -m polyopt_bench.fence
 

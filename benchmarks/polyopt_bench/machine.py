@@ -1,4 +1,4 @@
-"""What was measured on: processor, cores, memory, system, and the versions of everything."""
+"""Describe the machine: processor, cores, memory, system, and the versions of everything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cores() -> int:
 
 
 def threads() -> int:
-    """How many threads everyone computes with: ``OMP_NUM_THREADS``, at most the usable cores."""
+    """Return how many threads everyone computes with: ``OMP_NUM_THREADS``, at most the usable cores."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return min(int(given), cores()) if given.isdigit() and int(given) > 0 else cores()
 

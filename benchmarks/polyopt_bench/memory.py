@@ -1,4 +1,4 @@
-"""How much memory this process has and had, as Linux counts it; elsewhere only its peak."""
+"""Read this process' memory, now and at its peak, as Linux counts it; elsewhere the peak alone."""
 
 from __future__ import annotations
 

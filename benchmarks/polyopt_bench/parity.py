@@ -1,4 +1,4 @@
-"""How far polyopt's conventions are from torch.optim, optax and Keras after many steps, in float64.
+"""Measure the deviation of each convention from torch.optim, optax and Keras over many steps.
 
     python -m polyopt_bench.parity [--steps 10000] [--json]
 
@@ -96,7 +96,7 @@ def work(steps: int, seed: int = 0) -> Work:
 
 
 def pairs() -> list[Pair]:
-    """What the foundation promises, and for every other algorithm the same bound as for Adam."""
+    """Return what the foundation promises, and for every other algorithm the same bound as for Adam."""
     return [*_torch_pairs(), *_optax_pairs(), *_keras_pairs()]
 
 

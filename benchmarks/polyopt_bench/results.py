@@ -82,7 +82,7 @@ def save(results: Results, folder: Path) -> list[Path]:
 
 
 def load(folder: Path) -> Results | None:
-    """What the files of ``folder`` hold together; ``None`` where there are none."""
+    """Return what the files of ``folder`` hold together; ``None`` where there are none."""
     whole: Results | None = None
     for path in sorted(folder.glob("*.json")):
         part = _read(path)

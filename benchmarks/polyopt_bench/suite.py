@@ -75,7 +75,7 @@ class Process:
             pass  # answers() says what happened
 
     def answers(self, last: str = "done") -> Iterator[dict[str, Any]]:
-        """What the worker says, up to the event ``last``; a worker that died has failed."""
+        """Return what the worker says, up to the event ``last``; a worker that died has failed."""
         assert self._process.stdout
         for line in self._process.stdout:
             answer: dict[str, Any] = json.loads(line)
@@ -92,7 +92,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run."""
+    """Choose the cases, backends and effort of a benchmark run."""
 
     cases: Sequence[Case]
     quick: bool = False

@@ -17,7 +17,7 @@ LONG = 20e-3
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: ``rounds`` of turns, but no fewer than ``least`` once ``seconds`` are over."""
+    """Limit a measurement: ``rounds`` of turns, but no fewer than ``least`` once ``seconds`` are over."""
 
     rounds: int = 21
     least: int = 9

@@ -11,7 +11,7 @@ from polyopt.engine.plan import plan, program
 
 @dataclass(frozen=True)
 class Traffic:
-    """How many arrays of the parameters' size are read, written, and read beforehand for a measurement."""
+    """Count the arrays of the parameters' size that an update reads, writes, and reads beforehand."""
 
     reads: int
     writes: int

@@ -1,4 +1,4 @@
-"""Which operations a compiler must be kept from contracting, so that each is rounded by itself."""
+"""Keep a compiler from contracting operations, so that each is rounded by itself."""
 
 from __future__ import annotations
 

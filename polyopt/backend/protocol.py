@@ -1,4 +1,4 @@
-"""What a backend gives: array operations, gradients, compilation, lifting and conversion.
+"""Define what a backend gives: array operations, gradients, compilation, lifting and conversion.
 
 A backend is one object, found through the entry points ``polyopt.backends`` by name and
 ``polyopt.array_types`` by the root module of an array's type. ``polyopt.testing`` puts one through
@@ -59,10 +59,10 @@ class Backend(Protocol):
 
     # Arrays
     def is_array(self, x: object) -> bool:
-        """Whether ``x`` is an array (or variable, or parameter) of this framework."""
+        """Return True if ``x`` is an array (or variable, or parameter) of this framework."""
 
     def is_traced(self, x: object) -> bool:
-        """Whether ``x`` is a placeholder inside the user's own compiled function: it has no value."""
+        """Return True if ``x`` is a placeholder inside the user's own compiled function: it has no value."""
 
     def dtype_name(self, x: Array) -> str:
         """The dtype's standard name: ``"float32"``, ``"bfloat16"``, ``"bool"``, …"""
@@ -93,7 +93,7 @@ class Backend(Protocol):
         """The framework's device for ``"cpu"``, ``"cuda"``, ``"gpu:0"``; an error lists the usable ones."""
 
     def device_name(self, x: Array) -> str:
-        """Where ``x`` lies, by a name that ``device`` takes."""
+        """Return where ``x`` lies, by a name that ``device`` takes."""
 
     def to_device(self, x: Array, device: str) -> Array:
         """``x`` on that device."""

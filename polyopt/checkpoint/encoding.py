@@ -39,7 +39,7 @@ def encode(value: Any, path: tuple[str, ...], store: Callable[[str, Any], None])
 
 
 def decode(value: Any, fetch: Callable[[str], Any], depth: int = 0) -> Any:
-    """What ``encode`` was given; ``fetch(key)`` gives the arrays."""
+    """Return what ``encode`` was given; ``fetch(key)`` gives the arrays."""
     if depth > MAX_DEPTH + 1:
         raise CheckpointError(f"its header is nested more than {MAX_DEPTH} deep")
     if value is None or isinstance(value, bool | str | int | float):

@@ -24,7 +24,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """Parameters, optimizer state and metadata read from a file.
 
     ``params`` is ``{path: array}``, or a tree like the one given to ``load``; ``state`` the optimizer's,
     ``None`` where none was saved; ``meta`` whatever plain data was saved along.
@@ -245,7 +245,7 @@ def _kind(x: Any) -> str:
 
 
 def _entries(state: dict[str, Any]) -> dict[str, Any]:
-    """What must agree between two states of one optimizer: every slot of every leaf."""
+    """Return what must agree between two states of one optimizer: every slot of every leaf."""
     slots = state.get("slots")
     if not isinstance(slots, dict) or not all(isinstance(v, dict) for v in slots.values()):
         raise CheckpointError("it holds no optimizer state: there are no slots")

@@ -28,7 +28,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, as the command line has it."""
+    """Hold the options of the command as they were given."""
 
     backends: Sequence[str]
     only: str | None
@@ -98,7 +98,7 @@ def _check(request: Request) -> None:
 
 
 def _events(request: Request) -> tuple[Any, int]:
-    """What happens, as an iterator that must be closed, and how many cases it has."""
+    """Return the events, as an iterator that must be closed, and the number of cases."""
     suite, cases = _part("suite"), _part("cases")
     if request.render:
         return iter(()), 0

@@ -24,7 +24,7 @@ RESOLUTION = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 @dataclass(frozen=True)
 class CompareRequest(Request):
-    """What was asked for, as the command line has it."""
+    """Hold the options of the command as they were given."""
 
     backends: Sequence[str] | None
     steps: int
@@ -145,7 +145,7 @@ def _picture(picture: Path, recipe: Recipe, found: Comparison) -> None:
 
 
 def _from_reference(found: Comparison) -> dict[str, Pair]:
-    """How far each backend is from the first one."""
+    """Return how far each backend is from the first one."""
     return {pair.second: pair for pair in found.pairs if pair.first == found.backends[0]}
 
 

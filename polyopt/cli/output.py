@@ -1,4 +1,4 @@
-"""What the commands share: one JSON object, one-line errors, tables, and progress on a terminal only."""
+"""Print results for all commands: one JSON object, one-line errors, tables, progress on a terminal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rich.text import Text
 
 
 def screen() -> Console:
-    """Where results go: standard output, wide enough for any table where that is not a terminal."""
+    """Return where results go: standard output, wide enough for any table where that is not a terminal."""
     return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def log() -> Console:
-    """Where progress and remarks go: standard error, so that ``--json`` stays one object."""
+    """Return where progress and remarks go: standard error, so that ``--json`` stays one object."""
     return Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else 10_000)
 
 
 def on_terminal() -> bool:
-    """Whether a person is watching: then, and only then, a progress bar moves."""
+    """Return True if a person is watching: then, and only then, a progress bar moves."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
@@ -87,7 +87,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def epoch(done: int, of: int | None, unit: str = "epoch") -> str:
-    """How far a run is; ``of`` is ``None`` where nobody knows yet.
+    """Return how far a run is; ``of`` is ``None`` where nobody knows yet.
 
     >>> epoch(3, 20), epoch(3, None)
     ('epoch 3/20', 'epoch 3')

@@ -1,4 +1,4 @@
-"""How the commands that run a recipe begin: the recipe, the backend and the folder, and a bar to watch."""
+"""Start the commands that run a recipe: find the recipe, the backend and the folder, show a bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, as the command line has it."""
+    """Hold the options of the command as they were given."""
 
     recipe: Path
     overrides: Mapping[str, Any]
@@ -69,7 +69,7 @@ def file_name(name: str) -> str:
 
 
 def bar() -> Progress:
-    """What is at work, how far it is and its figures, on a terminal; nothing elsewhere."""
+    """Show a bar with what is at work and its figures, on a terminal; nothing elsewhere."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

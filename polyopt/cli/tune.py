@@ -24,7 +24,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class TuneRequest(RunRequest):
-    """What was asked for, as the command line has it."""
+    """Hold the options of the command as they were given."""
 
     trials: int | None
 

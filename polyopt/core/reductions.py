@@ -152,7 +152,7 @@ def packed(xp: Any, arrays: Sequence[Array]) -> list[Array]:
 
 @lru_cache(maxsize=64)
 def groups(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Which arrays of these sizes are read as one.
+    """Return which arrays of these sizes are read as one.
 
     >>> groups((3, LARGE, 5, 7))
     ((0, 2, 3), (1,))

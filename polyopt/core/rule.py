@@ -1,4 +1,4 @@
-"""What an algorithm is: a frozen dataclass whose fields are its hyperparameters.
+"""Define what an algorithm is: a frozen dataclass whose fields are its hyperparameters.
 
 A rule declares its slots, computes its scalars once a step (``Rule.coefficients``) and gives a pure leaf
 function (``Rule.leaf``) from the gradient and the parameter to the **update to add**. Rules are put
@@ -74,7 +74,7 @@ class Rule(ABC):
     """For each named convention, the values of the fields that the user left at ``None``."""
 
     LAST: ClassVar[bool] = False
-    """Whether what it gets must be what the parameter will move by, so that only its like may follow."""
+    """True if what it gets must be what the parameter will move by, so that only its like may follow."""
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         check_keywords(cls, keywords)
@@ -129,7 +129,7 @@ class Global(Elementwise):
     """An elementwise rule with scalars measured over all the leaves it gets (a global norm, say)."""
 
     NORM_ALONE: ClassVar[bool] = False
-    """Whether all that ``measure`` wants of the leaves is ``reductions.root_sum_squares(xp, leaves)``.
+    """True if all that ``measure`` wants of the leaves is ``reductions.root_sum_squares(xp, leaves)``.
 
     Then it may be given no leaves, but an ``xp`` that knows the norm, taken along with something else.
     """
@@ -205,7 +205,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def matches(pattern: Pattern, path: str) -> bool:
-    """Whether ``pattern`` selects ``path``.
+    """Return True if ``pattern`` selects ``path``.
 
     >>> matches(r"bias$", "layers.0.bias")
     True

@@ -1,4 +1,4 @@
-"""What a schedule is, and how its fields are checked."""
+"""Define what a schedule is, and check its fields."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Measured(Schedule):
 
     @property
     def awaits(self) -> str:
-        """What it is told, ``"metric"`` as a rule: reports of anything else are not for it."""
+        """Return what it is told, ``"metric"`` as a rule: reports of anything else are not for it."""
         return "metric"
 
     def value(self, xp: Any, t: Any) -> Any:
@@ -202,7 +202,7 @@ def _items(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def finite(value: float) -> bool:
-    """Whether ``value`` is a number that a float can hold: an integer may be too large for that."""
+    """Return True if ``value`` is a number that a float can hold: an integer may be too large for that."""
     try:
         return math.isfinite(value)
     except OverflowError:

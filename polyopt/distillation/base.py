@@ -1,4 +1,4 @@
-"""What the distillation losses share: checks of shapes, the teacher as a constant, stable pieces."""
+"""Share among distillation losses: checks of shapes, the teacher as a constant, stable formulas."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class InnerLoss(DistillationLoss):
 
     @abstractmethod
     def _unfit(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> str | None:
-        """What was expected, where the shapes don't fit."""
+        """Return what was expected, where the shapes don't fit."""
 
     @abstractmethod
     def _apart(self, xp: Ops, student: Array, teacher: Array, weights: Array | None) -> Array:

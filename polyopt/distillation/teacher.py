@@ -149,7 +149,7 @@ class Teacher:
         return TeacherLogits(np.concatenate(parts))
 
     def _logits(self, student: Backend, x: Array) -> Array:
-        """What the function gives for ``x``, on its own framework."""
+        """Return what the function gives for ``x``, on its own framework."""
         module = inspect.unwrap(
             self.function
         )  # of torch.no_grad(), say, which keeps a stale copy of the flag
@@ -192,7 +192,7 @@ class TeacherLogits:
 
     @property
     def classes(self) -> int:
-        """How many classes the teacher has."""
+        """Return how many classes the teacher has."""
         return int(self.logits.shape[1])
 
     def __len__(self) -> int:

@@ -35,7 +35,10 @@ class Run:
 
     @property
     def code(self) -> Program:
-        """What runs last in it: a leafwise rule is followed by the addition alone, where there is one."""
+        """Return what runs last in it.
+
+        A leafwise rule is followed by the addition alone, where there is one.
+        """
         return program(() if self.segment.leafwise else self.segment.parts, self.output)
 
 
@@ -231,7 +234,7 @@ class _Trace:
 
 
 def _ordered(groups: list[Group]) -> list[Run | Measure]:
-    """What is done to the groups, one after the other: the order in which the driver does it."""
+    """Return what is done to the groups, one after the other: the order in which the driver does it."""
     actions: list[Run | Measure] = []
     done = [0] * len(groups)
     measured: set[str] = set()

@@ -1,4 +1,4 @@
-"""What an update asks of all its gradients at once, answered by one pass over them."""
+"""Find in one pass over all gradients whether they are finite, and their joint norm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polyopt.engine.lift import all_finite
 
 
 class GradientPass:
-    """Whether the gradients ``leaves`` are finite and, where it will be asked for as well, their joint norm.
+    """True if the gradients ``leaves`` are finite and, where it will be asked for as well, their joint norm.
 
     Parameters
     ----------

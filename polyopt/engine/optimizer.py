@@ -328,7 +328,7 @@ class Optimizer:
             last.lock.release()
 
     def resolver(self, state: State) -> Resolve:
-        """What gives a rule's hyperparameters at a step, ``state`` having what schedules were told."""
+        """Return what gives a rule's hyperparameters at a step, ``state`` having what schedules were told."""
         return lambda key, rule, xp, step: self._resolve(key, rule, xp, step, state)
 
     def _accumulated(

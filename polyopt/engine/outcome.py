@@ -1,4 +1,4 @@
-"""Which of two outcomes holds, where a traced condition decides, and writing it into the caller's arrays."""
+"""Select between two trees by a traced flag, and write the outcome into the caller's arrays."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Buffer:
 
 
 class Packing:
-    """How a tree of parameters is packed, and back.
+    """Pack a tree of parameters into flat buffers, one for each dtype, and unpack it.
 
     The packed tree is plain data, ``{path of a buffer's first leaf: array}``. An optimizer of
     ``rule`` steps it like any other tree, in the same bits as the leaves one by one.
@@ -102,7 +102,7 @@ class Packing:
         return f"Packing({leaves} leaves in {len(self.buffers)} arrays)"
 
     def alone(self, name: str) -> bool:
-        """Whether the array of that name is a leaf itself, not a copy of some."""
+        """Return True if the array of that name is a leaf itself, not a copy of some."""
         return not self._of[name].flat
 
     def pack(self, values: Tree) -> dict[str, Array | None]:
@@ -263,7 +263,10 @@ class AnyMember:
 
 @dataclass(frozen=True, eq=False)
 class Cuts:
-    """Where the leaves are in ``arrays`` buffers; compared by identity, being as long as there are leaves."""
+    """Offsets of the leaves in ``arrays`` buffers.
+
+    Compared by identity, being as long as there are leaves.
+    """
 
     leaves: tuple[tuple[int, int | None, int, tuple[int, ...]], ...]
     """For each leaf the index of its array, its end and start in it (no end: it is the array), its shape."""

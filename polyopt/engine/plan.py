@@ -60,7 +60,10 @@ class Plan:
 
     @property
     def norm_first(self) -> bool:
-        """Whether every leaf comes first to one and the same rule, which wants the norm of all gradients."""
+        """Return True if every leaf comes first to one and the same rule.
+
+        Which wants the norm of all gradients.
+        """
         heads = [pipeline[0] if pipeline else None for pipeline, _ in self.classes]
         first = heads[0] if heads else None
         if first is None or first.awaits is None or not first.awaits.NORM_ALONE:

@@ -25,7 +25,7 @@ from polyopt.engine.plan import Segment, program
 
 @dataclass(frozen=True)
 class LeafOrder:
-    """Where a container keeps its leaves: a flat dict's keys, in its own order, or the whole structure."""
+    """Order of the leaves in their container: a flat dict's keys, or the whole structure."""
 
     structure: Any
     keys: list[Any] | None
@@ -62,7 +62,7 @@ def _picker(positions: Sequence[int], total: int) -> Callable[[list[Any]], list[
 
 @dataclass(frozen=True)
 class CachedGroup:
-    """What a group of the update before was, and how to find its arrays again."""
+    """A group of leaves of the update before, and how to find its arrays again."""
 
     pipeline: tuple[Segment, ...]
     indices: list[int]
@@ -104,7 +104,7 @@ class CachedStep:
         self._in_order = _picker(places.order(flat), len(flat.leaves))
 
     def ready(self, params: Tree, grads: Tree, state: dict[str, Any]) -> CachedArrays | None:
-        """What ``run`` takes, if this update is like the one kept. Nothing is changed."""
+        """Return what ``run`` takes, if this update is like the one kept. Nothing is changed."""
         p, g = self._places.leaves(params), self._places.leaves(grads)
         slots = state.get("slots", {})
         step = state.get("step")
@@ -154,7 +154,10 @@ def record(
     groups: list[Group],
     state: dict[str, Any],
 ) -> CachedStep | None:
-    """What to keep of an update in place that left ``state``; ``None`` where it can't be repeated so."""
+    """Return what to keep of an update in place that left ``state``.
+
+    ``None`` where it can't be repeated so.
+    """
     slots = {name: list(values) for name, values in state["slots"].items()}
     if state["missed"] or type(state["step"]) is not int or any(x is None for x in flat.leaves):
         return None

@@ -19,7 +19,7 @@ Gradient = Callable[..., tuple[Array, Any]]
 
 @dataclass
 class TrainState:
-    """What a ``TrainStep`` goes on from; its arrays are given up at each step, so it is one
+    """State carried between steps; its buffers are donated at each step: never reuse an old one. It is one
     alone.
 
     Made by ``TrainStep.init`` or ``TrainStep.load``, read by ``TrainStep.unload``.
@@ -35,7 +35,7 @@ class TrainState:
 
 
 class StepMode(Protocol):
-    """How a carry moves on."""
+    """Define how a training step is made: leaf by leaf, over buffers, or compiled as a whole."""
 
     def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
         """One step; gives the loss before it."""

@@ -1,4 +1,4 @@
-"""What a client sends, checked and brought to the host: the input of every aggregation."""
+"""Check what clients send and bring it to the host: the input of every aggregation."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def array_record(params: Tree) -> Any:
 
 
 def params_of(record: Any, like: Tree) -> Tree:
-    """What ``array_record`` made, in the tree, dtypes, framework and devices of ``like``.
+    """Return what ``array_record`` made, in the tree, dtypes, framework and devices of ``like``.
 
     Raises
     ------

@@ -117,7 +117,7 @@ def participants(clients: int, fraction: float, round_: int, *, seed: int = 0) -
 
 
 def taking_part(clients: int, fraction: float) -> int:
-    """How many that are."""
+    """Return how many that are."""
     return max(math.floor(fraction * clients + 1e-9), 1)
 
 

@@ -73,7 +73,7 @@ def trimming(trim: float) -> Any:
 
 
 def trimmed_away(trim: float, m: int) -> int:
-    """How many of m clients are left out at either end: ⌊β·m⌋ of the decimal that was meant.
+    """Return how many of m clients are left out at either end: ⌊β·m⌋ of the decimal that was meant.
 
     0.29·100 is 28.999999999999996.
     """

@@ -15,7 +15,7 @@ from polyopt.federated import participants
 
 @dataclass(frozen=True)
 class Local:
-    """How a client goes over its own samples in a round: ``epochs`` passes or ``steps`` batches.
+    """Amount of local training in a round: ``epochs`` passes over a client's samples or ``steps`` batches.
 
     ``size`` is that of a batch, ``None`` for all of a client's samples.
     """

@@ -19,7 +19,7 @@ _FLOWER_SHIFT = 1
 
 @dataclass(frozen=True)
 class _Server(Elementwise):
-    """What the three share: ``m = β1·m + (1-β1)·g``, ``p -= η·m/(√v + τ)``; they differ in v.
+    """Share the update of the three: ``m = β1·m + (1-β1)·g``, ``p -= η·m/(√v + τ)``; they differ in v.
 
     Here g is the pseudo-gradient, -Δ_t of the paper, so that m is the paper's with its sign turned.
     """
@@ -51,7 +51,7 @@ class _Server(Elementwise):
         return values | {"scale": -(h.lr * self.correction(xp, t, h)), "tau": float(self.tau)}
 
     def correction(self, xp: Any, t: Any, h: Any) -> Any:
-        """What the rate of round ``t`` is multiplied by."""
+        """Return what the rate of round ``t`` is multiplied by."""
         return 1.0
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Which parameters: paths by patterns, and the layers of a model from its numbered paths."""
+"""Select parameters by patterns of their paths, and find a model's layers from numbered paths."""
 
 from __future__ import annotations
 

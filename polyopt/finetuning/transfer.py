@@ -131,7 +131,10 @@ def _joined(
 
 
 def _observed(state: State, kept: dict[str, list[tuple[Part, Part]]]) -> dict[str, Any]:
-    """What the schedules of rules that go on were told, by their new names; the first leaf's counts."""
+    """Return what the schedules of rules that go on were told, by their new names.
+
+    The first leaf's counts.
+    """
     found: dict[str, Any] = {}
     for x, y in (pair for pairs in kept.values() for pair in pairs):
         was = x.rule.hyperparameters()
@@ -142,7 +145,7 @@ def _observed(state: State, kept: dict[str, list[tuple[Part, Part]]]) -> dict[st
 
 
 def _was_trained(state: State, path: str, pipeline: Pipeline) -> bool:
-    """Whether the state has the leaf's slots: not where it was ``None``."""
+    """Return True if the state has the leaf's slots: not where it was ``None``."""
     if pipeline is None:
         return False
     names = [name for part in _parts(pipeline) for name, _ in part.names]

@@ -80,7 +80,7 @@ class GradualUnfreezing:
         object.__setattr__(self, "steps", tuple(whole))
 
     def thawed(self, step: int) -> int:
-        """How many layers, from the top, the coming update trains after ``step`` were made."""
+        """Return how many layers, from the top, the coming update trains after ``step`` were made."""
         assert not isinstance(self.steps, int)
         return 1 + sum(step >= boundary for boundary in self.steps)
 
@@ -94,7 +94,7 @@ class GradualUnfreezing:
         return freeze(self.rule, *frozen) if frozen else self.rule
 
     def changes(self, step: int) -> bool:
-        """Whether a layer thaws before the coming update."""
+        """Return True if a layer thaws before the coming update."""
         return step > 0 and self.thawed(step) != self.thawed(step - 1)
 
     def optimizer(self, step: int) -> Optimizer:

@@ -65,7 +65,7 @@ class Products:
 
 
 def layer_inputs(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[str, Array]:
-    """What each matrix of ``params`` is multiplied with in ``apply(xp, params, *args)``, by path.
+    """Record the input of every matrix product with a parameter in ``apply(xp, params, *args)``, by path.
 
     Arrays of the framework of ``params``, in the order of the products. Of a matrix with several products the
     last one's.

@@ -60,7 +60,9 @@ class Model(Protocol):
         """Outputs of shape (n, outputs) for samples of shape (n, inputs)."""
 
     def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
-        """What each layer gives, by its name, the lowest first: arrays whose first axis is the samples.
+        """Return what each layer gives, by its name, the lowest first.
+
+        Arrays whose first axis is the samples.
 
         The last is ``"output"``, in the bits of ``apply``.
         """

@@ -1,4 +1,4 @@
-"""What the optimizers share: conventions, weight decay with a mask, and roots with an epsilon."""
+"""Share among optimizers: conventions, weight decay with a mask, and roots with an epsilon."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Descent(Elementwise):
 
 
 def is_zero(x: Any) -> bool:
-    """Whether ``x`` is the number 0, known without looking into an array or a schedule.
+    """Return True if ``x`` is the number 0, known without looking into an array or a schedule.
 
     >>> is_zero(0.0), is_zero(0.1)
     (True, False)

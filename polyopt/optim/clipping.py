@@ -164,7 +164,7 @@ class AdaptiveGradientClip(Leafwise):
 def _limited(
     xp: Any, root: Array, scale: Array, limit: Array, eps: Array, spread_inf: bool
 ) -> dict[str, Array]:
-    """How to bring a norm of ``root / scale`` down to ``limit``.
+    """Compute the factors that bring a norm of ``root / scale`` down to ``limit``.
 
     ``inside`` is 1 where nothing is to be done; else elements are multiplied by ``down``, a power of two, and
     then by ``factor``: one number could overflow or vanish.

@@ -14,7 +14,7 @@ from polyopt.schedules import Schedule
 
 
 def explain(rule: Stage, ascii: bool = False) -> str:
-    """What ``rule`` will compute, line by line, with its hyperparameters.
+    """Print the formula of ``rule``, line by line, with its hyperparameters.
 
     It is printed from the trace of the very functions that run, in their order of operations. ``t`` counts
     the updates of a leaf from 1, ``←`` overwrites.

@@ -32,7 +32,7 @@ CALLS: Final = {"maximum": "max", "minimum": "min"}
 
 @dataclass(frozen=True)
 class Notation:
-    """How the formulas are spelled."""
+    """Symbols in which formulas are printed."""
 
     assign: str
     """What a variable that is overwritten is followed by."""
@@ -80,7 +80,7 @@ class Formula:
         self.used: set[str] = set()
         """The inputs that some statement reads."""
         self.stable = False
-        """Whether some statement has a ``1 - b^t`` that is computed without cancellation."""
+        """True if some statement has a ``1 - b^t`` that is computed without cancellation."""
         self._statements = self._name(named)
 
     def lines(self) -> list[str]:
@@ -135,7 +135,10 @@ class Formula:
         return [*found, *update]
 
     def _takes_over_gradient(self, statement: Statement, others: list[Statement]) -> bool:
-        """Whether it is ``g`` plus something and nothing else reads ``g``, so that it can go by that name."""
+        """Return True if it is ``g`` plus something and nothing else reads ``g``.
+
+        So that it can go by that name.
+        """
         whole = self._nodes[statement.node]
         if whole.op not in ("add", "subtract") or whole.args[0] != "g":
             return False
@@ -156,7 +159,7 @@ class Formula:
     # In which order
 
     def _below(self, statement: Statement) -> Iterator[str]:
-        """What a statement's expression is made of, down to names and inputs."""
+        """Return what a statement's expression is made of, down to names and inputs."""
         stack = [statement.node]
         if statement.node in self._nodes and self._names.get(statement.node) == statement.target:
             stack = list(self._nodes[statement.node].args)

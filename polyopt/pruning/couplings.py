@@ -1,4 +1,4 @@
-"""Which slices of which leaves belong to one neuron, channel or head: plain data, and what makes it."""
+"""Couple the slices of leaves that belong to one neuron, channel or head: plain data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polyopt.pruning.criteria import LAYOUTS
 
 @dataclass(frozen=True)
 class Member:
-    """Where the units of a coupling lie in one leaf.
+    """Position of a coupling's units in one leaf.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which weights go: criteria that turn parameters into masks.
+"""Turn parameters into pruning masks by a criterion.
 
 Masks are made on the host from the values alone, so they are the same bits on every backend. A sparsity is
 met exactly: of n elements, ``round(sparsity · n)`` are pruned (Python's and torch's rounding), and of equal

@@ -1,4 +1,4 @@
-"""What can be pruned of an encoder as one: whole attention heads, and neurons of its feed-forward layers."""
+"""Couple an encoder's attention heads and feed-forward neurons, to be pruned as wholes."""
 
 from __future__ import annotations
 

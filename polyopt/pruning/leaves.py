@@ -1,4 +1,4 @@
-"""Which leaves are pruned, their values on the host, and masks: plain data, ``{path: bool array}``.
+"""Select the leaves to prune, bring them to the host, and apply masks, ``{path: bool array}``.
 
 A mask is ``True`` where a weight is kept. It has the shape and the framework of its leaf; a leaf without one
 is kept whole.

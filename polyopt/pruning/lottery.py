@@ -63,7 +63,7 @@ def prune(
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a round of ``lottery`` found: which weights to keep, and their values to start from."""
+    """Masks that a round of ``lottery`` found, and the values to start from."""
 
     round: int
     sparsity: float

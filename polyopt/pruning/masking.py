@@ -274,7 +274,7 @@ def _renamed(source: Stage, target: Stage, flat: Flat, state: State) -> State:
 
 
 def _rekeyed(observed: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """What was reported to schedules, by the hyperparameter's name behind its rule's new key."""
+    """Return what was reported to schedules, by the hyperparameter's name behind its rule's new key."""
     found = {}
     for name, value in observed.items():
         key, dot, field = name.rpartition(".")

@@ -56,7 +56,7 @@ class Keys:
         return np.bitwise_xor(x.view(self.unsigned), flip, out=out)
 
     def ranked(self, k: Any) -> bool:
-        """Whether the keys ``k``, of which there are some, are those of numbers."""
+        """Return True if the keys ``k``, of which there are some, are those of numbers."""
         return bool(k.max() <= self.highest and (self.lowest == 0 or k.min() >= self.lowest))
 
 

@@ -1,4 +1,4 @@
-"""How sparse a model is, leaf by leaf."""
+"""Report a model's sparsity, leaf by leaf."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Sparsity:
 
 
 def sparsity_report(params: Tree, masks: Mapping[str, Array] | None = None) -> Sparsity:
-    """What ``masks`` keep of each leaf, or without masks, which elements are not 0.
+    """Count what ``masks`` keep of each leaf, or without masks, the elements that are not 0.
 
     Raises
     ------

@@ -27,7 +27,7 @@ class SparsitySchedule(Schedule):
 
     @abstractmethod
     def due(self, step: int) -> bool:
-        """Whether weights are pruned after ``step`` updates (0: before the first)."""
+        """Return True if weights are pruned after ``step`` updates (0: before the first)."""
 
     @property
     @abstractmethod

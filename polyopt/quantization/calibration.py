@@ -36,7 +36,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was seen so far, by path: plain host data that goes on with the next batch.
+    """Statistics of activations seen so far, by path: plain host data that goes on with the next batch.
 
     >>> import numpy as np
     >>> seen = Calibration()

@@ -100,7 +100,7 @@ def _through(xp: Ops, x: Array, on: _Grid, gradient: str) -> Array:
 
 
 def fake_quantize_weight(xp: Ops, w: Array, scheme: Integer, *, gradient: str = "clipped") -> Array:
-    """What ``dequantize(quantize(w, scheme))`` is, inside a loss: the scales follow the weights.
+    """Compute ``dequantize(quantize(w, scheme))`` inside a loss: the scales follow the weights.
 
     The scales are computed from ``w`` in every call, and are constants to the gradient. The bits are those of
     ``quantize`` as long as the framework rounds every operation by itself: always without compilation.

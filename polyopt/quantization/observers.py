@@ -1,4 +1,4 @@
-"""Where activations lie, from batches of them: what decides the grid that they are put on."""
+"""Observe the range of activations over batches, which decides their quantization grid."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _widened(h: Histogram, exponent: int) -> Any:
 
 @dataclass(frozen=True)
 class Observer(ABC):
-    """How the interval that codes shall cover is found. Abstract."""
+    """Find the interval that codes shall cover. Abstract."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -15,7 +15,7 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """What stands in a tree of parameters for a leaf that was quantized.
+    """A quantized leaf in a tree of parameters: codes, scales and zero points.
 
     Its arrays are of the framework of the leaf and on its device. Made by ``quantize`` and ``gptq``.
     """

@@ -1,4 +1,4 @@
-"""What quantization costs and saves: sizes and errors, by leaf and in total."""
+"""Report sizes and errors of quantization, by leaf and in total."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def to_arrays(params: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any], like: Tree = None) -> Tree:
-    """What ``to_arrays`` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
+    """Return what ``to_arrays`` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
 
     Raises ``InputError``, naming the leaf, where the two don't belong together.
     """
@@ -108,7 +108,7 @@ def load(
     backend: str | Backend | None = None,
     device: str | None = None,
 ) -> Tree:
-    """What ``save`` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
+    """Return what ``save`` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
 
     ``like``'s leaves may be anything: only their paths count. ``backend`` and ``device``: where the arrays
     go, the host by default.

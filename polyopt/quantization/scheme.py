@@ -1,4 +1,4 @@
-"""How weights are stored: as integers on a grid, or as 16-bit floats."""
+"""Define storage schemes for weights: integers on a grid, or 16-bit floats."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Blocks:
 
 
 def blocks(scheme: Integer, shape: tuple[int, ...], path: str) -> Blocks:
-    """How ``scheme`` divides a leaf of ``shape``; ``path`` names it in errors.
+    """Return how ``scheme`` divides a leaf of ``shape``; ``path`` names it in errors.
 
     >>> blocks(Integer(per="group", group_size=2), (4, 3), "w").stored
     (2, 3)
@@ -198,7 +198,7 @@ def to_plain(scheme: Scheme) -> dict[str, Any]:
 
 
 def from_plain(data: Any, path: str = "") -> Scheme:
-    """What ``to_plain`` gave; anything else is an ``InputError``."""
+    """Return what ``to_plain`` gave; anything else is an ``InputError``."""
     if not isinstance(data, Mapping) or str(data.get("kind")) not in SCHEMES:
         raise InputError(f"leaf {path!r}: {data!r:.80} is no quantization scheme")
     fields = {k: v for k, v in data.items() if k != "kind"}

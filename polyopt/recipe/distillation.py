@@ -62,7 +62,7 @@ Layers: TypeAlias = Annotated[tuple[str, ...], PlainValidator(_layers), PlainSer
 
 
 class Term(Section, ABC):
-    """What is added to the loss of the logits, ``weight`` times: between layers of student and teacher."""
+    """A loss between layers of student and teacher, added to that of the logits ``weight`` times."""
 
     weight: float = Field(1.0, gt=0.0)
     student: Layers
@@ -173,13 +173,13 @@ class Distil(Section):
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """How much each teacher counts: they add up to 1."""
+        """Return how much each teacher counts: they add up to 1."""
         weights = self.weights or (1.0,) * len(self.teachers)
         return tuple(w / sum(weights) for w in weights)
 
     @property
     def terms(self) -> dict[str, Term]:
-        """What is added, by its key."""
+        """Return what is added, by its key."""
         keys = ("hint", "attention", "distance", "angle")
         return {key: term for key in keys if (term := getattr(self, key)) is not None}
 

@@ -82,5 +82,5 @@ class Finetune(Section):
 
     @property
     def trains(self) -> bool:
-        """Whether it says something of training; drawing anew alone does not."""
+        """Return True if it says something of training; drawing anew alone does not."""
         return any(getattr(self, key) for key in type(self).model_fields if key != "reinit")

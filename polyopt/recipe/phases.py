@@ -75,7 +75,7 @@ class Phase(Section):
 
     @property
     def kind(self) -> str:
-        """What it does: its key of ``KINDS``, else ``train``."""
+        """Return what it does: its key of ``KINDS``, else ``train``."""
         return next((kind for kind in KINDS if getattr(self, kind) is not None), "train")
 
     @model_validator(mode="after")
@@ -101,7 +101,7 @@ class Phase(Section):
 
     @property
     def _at_once(self) -> bool:
-        """Whether it may do without training."""
+        """Return True if it may do without training."""
         if self.finetune is not None:
             return bool(self.finetune.reinit) and not self.finetune.trains
         if self.prune is not None:

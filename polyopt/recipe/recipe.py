@@ -275,7 +275,7 @@ class Recipe(Section):
         return type(self).from_dict(table)
 
     def course(self, n_train: int) -> BatchPlan:
-        """Which of ``n_train`` samples each batch takes."""
+        """Return which of ``n_train`` samples each batch takes."""
         size = self.train.batch_size
         feed = IndexSampler(n_train, self.seed, self.train.shuffle)
         if isinstance(size, BatchSizes):

@@ -52,7 +52,7 @@ class Noise(Section):
     """Of the averages that the noise scale is taken from."""
 
     def size(self, micro: int, maximum: int) -> DynamicSize:
-        """How many samples each batch has."""
+        """Return how many samples each batch has."""
         return DynamicSize(self.initial, micro, maximum, self.factor, self.change, self.decay)
 
 

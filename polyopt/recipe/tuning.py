@@ -42,7 +42,7 @@ class Range:
 
     @property
     def whole(self) -> bool:
-        """Whether it is one of integers."""
+        """Return True if it is one of integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def ends(self) -> tuple[Any, ...]:
@@ -50,7 +50,7 @@ class Range:
         return (self.low, self.high)
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is in it."""
+        """Return True if ``value`` is in it."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and isinstance(value, int) == self.whole and self.low <= value <= self.high
 
@@ -73,7 +73,7 @@ class Choices:
         return self.values
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is one of them."""
+        """Return True if ``value`` is one of them."""
         return any(type(x) is type(value) and x == value for x in self.values)
 
     def table(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def first_phase(space: Space) -> int:
 
 
 def reaches_phases(space: Space) -> bool:
-    """Whether anything of a phase is looked for."""
+    """Return True if anything of a phase is looked for."""
     return any(key.startswith("phase.") for key, _ in space)
 
 

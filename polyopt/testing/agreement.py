@@ -19,7 +19,10 @@ Work: TypeAlias = Callable[[Place], Mapping[str, Any]]
 
 
 def outcome(backend: Backend, work: Work) -> dict[str, Any]:
-    """What ``work`` gives on ``backend``, as host arrays; everything must be an array of the backend."""
+    """Return what ``work`` gives on ``backend``, as host arrays.
+
+    Everything must be an array of the backend.
+    """
     with registry.forced(backend):
         found = work(lambda host: tree.map_leaves(backend.from_numpy, host))
         made = {}
@@ -32,7 +35,7 @@ def outcome(backend: Backend, work: Work) -> dict[str, Any]:
 
 
 def in_numpys_bits(backend: Backend, work: Work, what: str) -> dict[str, Any]:
-    """What ``work`` gives on ``backend``, after it was found to be what it gives on NumPy, bit for bit."""
+    """Return what ``work`` gives on ``backend``, after checking that its bits are NumPy's."""
     got, want = outcome(backend, work), outcome(registry.by_name("numpy"), work)
     assert got.keys() == want.keys(), f"{what}: has {list(got)}; NumPy has {list(want)}"
     for name, x in want.items():

@@ -29,7 +29,7 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """What a case gets: the backend, how thorough to be, and the names that must not be skipped.
+    """Give a case its backend, how thorough to be, and the names that must not be skipped.
 
     ``quick``: fewer examples, 20 steps instead of 200. ``sparse`` (``quick`` implies it), for backends that
     compile slowly: an algorithm's defaults in every convention, but each of its other settings in one
@@ -50,7 +50,7 @@ class Context:
 
     @property
     def updates(self) -> int:
-        """How many of a run of an algorithm are made."""
+        """Return how many of a run of an algorithm are made."""
         return self.steps or (STEPS_QUICK if self.quick else STEPS)
 
 

@@ -1,4 +1,4 @@
-"""How the kit compares a backend's result with the expected host array, and says in one line what differs."""
+"""Compare a backend's result with the expected host array, and say in one line what differs."""
 
 from __future__ import annotations
 

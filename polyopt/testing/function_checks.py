@@ -1,4 +1,4 @@
-"""What a backend does with functions: gradients, compilation, randomness, threads."""
+"""Check what a backend does with functions: gradients, compilation, randomness, threads."""
 
 from __future__ import annotations
 

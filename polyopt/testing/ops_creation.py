@@ -101,7 +101,7 @@ def _converted(value: Any, to: str) -> Any:
 
 
 def _fits(x: Any, to: str) -> Any:
-    """Where a value, cut to an integer, is one of ``to``'s: the standard leaves the rest open."""
+    """Return where a value, cut to an integer, is one of ``to``'s: the standard leaves the rest open."""
     limits = np.iinfo(to)
     fits = [math.isfinite(v) and limits.min <= int(v) <= limits.max for v in x.tolist()]
     return np.array(fits, dtype=bool)

@@ -1,4 +1,4 @@
-"""What every elementwise operation gives for Python numbers: written out by hand, from the standard.
+"""Compute every elementwise operation for Python numbers, by hand from the standard.
 
 The array API standard 2024.12 is the source (special cases included); NumPy is not used, so that NumPy's own
 module is checked like everyone's. A function may return ``None``: the standard leaves the value open there.

@@ -1,4 +1,4 @@
-"""What holds for every algorithm, whatever its formula."""
+"""Check what holds for every algorithm, whatever its formula."""
 
 from __future__ import annotations
 

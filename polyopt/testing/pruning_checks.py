@@ -233,7 +233,7 @@ def masks(criterion: Criterion, context: Context) -> str:
 
 
 def pruned(context: Context) -> None:
-    """What a mask prunes is +0, all else keeps its bits."""
+    """Check that what a mask prunes is +0, and all else keeps its bits."""
     params = values(context)
 
     def work(place: Place) -> Host:

@@ -1,4 +1,4 @@
-"""What the kit found: rows, counts, a matrix of checks and backends, and plain data for ``--json``."""
+"""Report the kit's results: rows, counts, a matrix of checks and backends, data for ``--json``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed and nothing is missing, and something was checked at all."""
+        """Return True if nothing failed and nothing is missing, and something was checked at all."""
         return all(row.ok for row in self.rows) and any(row.outcome == "passed" for row in self.rows)
 
     @property

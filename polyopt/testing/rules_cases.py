@@ -1,4 +1,4 @@
-"""Which hyperparameters every algorithm and convention is checked with, and what its defaults have to be."""
+"""List the hyperparameters that every algorithm is checked with, and its defaults."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ VARIANTS: Final[dict[str, tuple[dict[str, Any], ...]]] = {
 
 
 def applies(algorithm: str, convention: str, fields: Mapping[str, Any]) -> bool:
-    """Whether the convention has such a switch at all."""
+    """Return True if the convention has such a switch at all."""
     if (
         "weight_decay" in fields
         and DEFAULTS[algorithm][convention]["decay"] == "none"

@@ -32,7 +32,7 @@ Step: TypeAlias = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Leaf:
-    """What a reference knows of a leaf."""
+    """State that a reference keeps for a leaf."""
 
     name: str
     start: Any

@@ -1,4 +1,4 @@
-"""What packed buffers and whole training steps ask of a backend."""
+"""Check a backend's packed buffers and compiled training steps."""
 
 from __future__ import annotations
 

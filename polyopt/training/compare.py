@@ -24,7 +24,7 @@ SNAPSHOTS = 40
 
 @dataclass(frozen=True)
 class Pair:
-    """How far two backends came apart."""
+    """Deviation between two backends' runs."""
 
     first: str
     second: str

@@ -1,4 +1,4 @@
-"""What a run reports while it goes on, and what it leaves."""
+"""Define the events of a run and its result."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class History:
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """What a phase left, the run before the first one (``"base"``) too.
+    """Figures of a finished phase, the run before the first one (``"base"``) too.
 
     ``sparsity`` is the share that is pruned of the parameters that have masks, 0 where none is pruned;
     ``parameters`` counts all that are not pruned; ``bytes`` is the size of the arrays as they are stored, in

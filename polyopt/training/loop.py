@@ -81,7 +81,7 @@ class Run:
         return self.engine.ended(at) or (last is not None and at.step >= last)
 
     def _copied(self, at: Progress, last: int | None) -> int:
-        """How many of the copies are due by now."""
+        """Return how many of the copies are due by now."""
         done, whole = self.engine.way(at)
         if last is not None and self.engine.steps is not None:
             whole = min(whole, last)

@@ -1,4 +1,4 @@
-"""What a model is trained by and tested by, as functions of arrays of any backend."""
+"""Compute training losses and test metrics of a model, as functions of arrays of any backend."""
 
 from __future__ import annotations
 

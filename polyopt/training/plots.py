@@ -190,7 +190,7 @@ def _logarithmic_if_wide(axis: Any, values: Sequence[float]) -> None:
 
 
 def _key(axis: Any, resolution: float) -> None:
-    """What lines and marks mean (the colours are those above), and how much one rounding is."""
+    """Draw what lines and marks mean (the colours are those above), and how much one rounding is."""
     grey = "#555555"
     axis.plot([], [], color=grey, label="loss, the largest so far")
     axis.plot([], [], "--", color=grey, label="parameters, likewise")

@@ -29,7 +29,7 @@ EXTENDABLE = ("name", "train.epochs", "train.steps")
 
 
 class Folder:
-    """Where a run is kept.
+    """Read and write the folder of a run.
 
     The history is written before the checkpoint and is cut to the checkpoint's step when it is read, so a
     run that is killed at any moment finds the two in agreement.
@@ -131,7 +131,7 @@ def forget_phases(path: Path) -> None:
 
 
 def phase_folder(path: Path, number: int, name: str) -> Path:
-    """Where a phase is kept.
+    """Return where a phase is kept.
 
     >>> phase_folder(Path("run"), 2, "pruned/80 %").as_posix()
     'run/phases/2-pruned-80'

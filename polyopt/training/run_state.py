@@ -1,4 +1,4 @@
-"""Where a run is."""
+"""Hold the progress of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polyopt.training.phases.federated import ServerState
 
 @dataclass
 class Progress:
-    """What decides how a run goes on, besides its recipe: all of it is in a checkpoint."""
+    """Everything that decides how a run goes on, besides its recipe: all of it is in a checkpoint."""
 
     train: TrainStep
     carry: TrainState

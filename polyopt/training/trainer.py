@@ -83,7 +83,7 @@ class Trainer:
 
     @property
     def device_name(self) -> str:
-        """Where it runs."""
+        """Return where it runs."""
         return self.backend.device_name(self._train[0])
 
     def start(self, step: int = 0) -> Progress:
@@ -112,7 +112,10 @@ class Trainer:
         return at
 
     def way(self, at: Progress) -> tuple[int, int]:
-        """How far it is, and how far it goes: in steps, or in samples where only the run knows the steps."""
+        """Return how far it is, and how far it goes.
+
+        In steps, or in samples where only the run knows the steps.
+        """
         if self.steps is not None:
             return at.step, self.steps
         assert self.epochs is not None
@@ -124,7 +127,7 @@ class Trainer:
         return None if self.epochs is None or self.federation is not None else self.epochs * self.samples
 
     def ended(self, at: Progress) -> bool:
-        """Whether the recipe's steps or epochs are done."""
+        """Return True if the recipe's steps or epochs are done."""
         done, whole = self.way(at)
         return done >= whole
 
@@ -168,7 +171,7 @@ class Trainer:
         self._waiting.clear()
 
     def due(self, at: Progress) -> bool:
-        """Whether the recipe asks for a test now, at the end of a pass, however long the run is."""
+        """Return True if the recipe asks for a test now, at the end of a pass, however long the run is."""
         epochs = self.course.ended(at.place)
         return epochs is not None and epochs % self.recipe.train.evaluate_every == 0
 
@@ -206,7 +209,7 @@ class Trainer:
         return ModelState(self.model, host(self._whole(at)), self.work.initial, masks, self.work.grids)
 
     def params(self, at: Progress) -> Tree:
-        """What is trained, on the host; in a federated phase what the server has."""
+        """Return what is trained, on the host; in a federated phase what the server has."""
         return host(at.params) if at.server is None else at.server.params
 
     def average(self, at: Progress) -> Any:
@@ -239,7 +242,7 @@ class Trainer:
         return self.course.epochs(train.steps) if train.steps is not None else train.epochs
 
     def _share_of(self, at: Progress, count: int) -> float:
-        """What the mean over a batch of ``count`` samples weighs among those of its update.
+        """Return what the mean over a batch of ``count`` samples weighs among those of its update.
 
         A window of batches is averaged with equal weights; so that every sample weighs the same, also in a
         last window that is not full, each batch is scaled by its size over the mean size.

@@ -1,4 +1,4 @@
-"""What a thousand tensors are and where they lie, read from PyTorch's own structures.
+"""Read dtype, shape and address of many tensors at once from PyTorch's own structures.
 
 A tensor's object holds the address of a ``c10::TensorImpl``, which holds its sizes, strides and dispatch keys
 and the addresses of its ``c10::StorageImpl`` and of its version counter. Where in them is looked for in
@@ -84,7 +84,7 @@ def kernel(job):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie, in bytes: the tensor in its object, the others in the tensor."""
+    """Hold offsets in bytes: of the tensor in its Python object, of its parts in the tensor."""
 
     tensor: int
     storage: int
@@ -101,7 +101,7 @@ def _words(where: int, count: int) -> list[int]:
 
 @lru_cache(maxsize=1)
 def layout() -> Layout | None:
-    """What a sample of known contents shows, ``None`` where something isn't found once."""
+    """Find the offsets in samples of known contents; ``None`` where one isn't found exactly once."""
     base = torch.arange(2000.0)
     x = base.as_strided((3, 5, 7), (211, 11, 2), 37)
     try:
@@ -207,7 +207,7 @@ class TensorSurvey:
 
 
 def _positive(columns: Sequence[list[Any]]) -> bool:
-    """Whether what lies in memory are the values; such a tensor may stand for their negatives."""
+    """Return True if what lies in memory are the values; such a tensor may stand for their negatives."""
     return not any(map(torch.Tensor.is_neg, (x for leaves in columns for x in leaves)))
 
 
@@ -226,7 +226,7 @@ def tensors() -> TensorSurvey | None:
 
 @lru_cache(maxsize=1)
 def count_changes() -> Callable[[list[torch.Tensor]], None] | None:
-    """What ``torch.autograd.graph.increment_version`` does, for many tensors at once.
+    """Return a function that counts a change of many tensors, as ``increment_version`` does.
 
     ``None`` where PyTorch's structures are not those described above.
     """

@@ -98,7 +98,7 @@ class TorchMemory:
 
 
 def transformed() -> bool:
-    """Whether tensors stand for something else, inside ``torch.compile`` or ``torch.func``."""
+    """Return True if tensors stand for something else, inside ``torch.compile`` or ``torch.func``."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 

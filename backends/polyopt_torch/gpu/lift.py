@@ -35,7 +35,7 @@ Tensors = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a tensor is; ``contiguous``: its memory is its elements in order."""
+    """Describe a tensor; ``contiguous``: its memory is its elements in order."""
 
     device: torch.device
     dtype: torch.dtype
@@ -173,7 +173,7 @@ class DeviceLift:
         sizes: tuple[int, ...],
         groups: Mapping[Group, list[int] | None],
     ) -> bool:
-        """Whether what is replaced shares memory with nothing else."""
+        """Return True if what is replaced shares memory with nothing else."""
         group, indices = next(iter(groups.items()))
         spans = {}
         for k, n in enumerate(self._touched):

@@ -1,4 +1,4 @@
-"""What a kernel over many tensors is told: where each lies, into which chunks they are cut, and scalars."""
+"""Make the tables of a kernel over many tensors: addresses, chunks and scalars."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Table:
     on_device: torch.Tensor
     chunks: torch.Tensor
     aligned: bool
-    """Whether all addresses are multiples of 16."""
+    """True if all addresses are multiples of 16."""
 
 
 class Tables:
@@ -72,7 +72,7 @@ def uploaded(x: Any, device: torch.device) -> torch.Tensor:
 
 
 def addresses_of(leaves: Sequence[torch.Tensor]) -> Any:
-    """Where the first element of each lies: int64."""
+    """Return where the first element of each lies: int64."""
     return np.fromiter(map(torch.Tensor.data_ptr, leaves), np.int64, len(leaves))
 
 
@@ -85,7 +85,7 @@ def span(x: torch.Tensor) -> int:
 
 
 def alike(leaf: Sequence[torch.Tensor]) -> bool:
-    """Whether all have their elements in the same order in one piece, as with channels last.
+    """Return True if all have their elements in the same order in one piece, as with channels last.
 
     >>> x = torch.ones(2, 3).T
     >>> alike([x, torch.ones_like(x)]), alike([x, x.contiguous()]), alike([x[:1], x[:1]])

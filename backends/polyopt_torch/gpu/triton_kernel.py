@@ -95,19 +95,22 @@ def _triton() -> Any:
 
 
 def interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU, one NumPy call an operation: for tests."""
+    """Return True if Triton runs kernels on the CPU, one NumPy call an operation: for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def usable(device: torch.device) -> bool:
-    """Whether kernels can be launched for tensors on ``device``: NVIDIA's GPUs, with Triton installed."""
+    """Return True if kernels can be launched for tensors on ``device``.
+
+    NVIDIA's GPUs, with Triton installed.
+    """
     if device.type == "cpu":
         return interpreted() and _triton() is not None
     return device.type == "cuda" and torch.version.hip is None and _triton() is not None and not _broken
 
 
 def supported(program: Program) -> bool:
-    """Whether the kernel can have the program's bits: what depends on scalars alone is left to the host."""
+    """Return True if the kernel can have the program's bits; scalars are left to the host."""
     known = scalar_names(program)
     return {i.op for i in program.body if i.name not in known} <= EXACT
 

@@ -1,4 +1,4 @@
-"""What the arrays of a list are and where they lie, for a thousand of them in some microseconds.
+"""Read dtype, shape and address of a thousand arrays in some microseconds.
 
 Asking each array in Python costs more than updating a small one. A compiled loop reads the same facts from
 memory: NumPy's arrays by the layout that its C API publishes (``PyArrayObject_fields``), other frameworks'
@@ -111,7 +111,7 @@ DLPACK = DLPACK.replace("#STRIDED#", STRIDED.strip("\n"))
 
 
 class ArrayTable(Protocol):
-    """What gives facts about lists of arrays: see ``Survey``."""
+    """Read a table of facts about lists of arrays: see ``Survey``."""
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None: ...
 
@@ -155,7 +155,10 @@ class Survey:
         return facts if self._survey(columns, facts, False) else None
 
     def again(self, columns: Sequence[list[Any]], facts: Any) -> bool:
-        """Whether the leaves are what ``facts`` say but for their addresses, which are brought up to date."""
+        """Return True if the leaves are what ``facts`` say but for their addresses.
+
+        Which are brought up to date.
+        """
         return self._survey(columns, facts, True)
 
     def _survey(self, columns: Sequence[list[Any]], facts: Any, known: bool) -> bool:
@@ -229,7 +232,7 @@ def _compiled(reader: str, warm: str, constants: int) -> Callable[[int], None]:
 
 @lru_cache(maxsize=1)
 def lists_are_read() -> bool:
-    """Whether a list keeps its table (``PyListObject.ob_item``) where CPython 3.11 to 3.13 have it."""
+    """Return True if a list keeps its table (``PyListObject.ob_item``) where CPython 3.11 to 3.13 have it."""
     samples = [object(), None, []]
     length, first = (ctypes.c_size_t.from_address(id(samples) + at).value for at in (16, 24))
     if length != 3 or first % 8 or not first:

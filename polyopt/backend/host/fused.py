@@ -21,7 +21,7 @@ from polyopt.core.trace import Program
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """What was found out about a call's arrays: the kernel for them, and the survey of each column."""
+    """Hold what is known of a call's arrays: the kernel for them, and the table of each column."""
 
     kernel: Kernel
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ class KernelPlan:
     given: list[int]
     """Which of ``names`` the kernel is given, in its order."""
     exact: bool
-    """Whether ``given`` is all of ``names`` in their order."""
+    """True if ``given`` is all of ``names`` in their order."""
     apart: NoOverlap
 
 
@@ -55,7 +55,7 @@ class FusedLift:
         return None if look is None else self.run(look, arrays, scalars, dtype)
 
     def look(self, arrays: Arrays, dtype: str, donate: bool) -> KernelPlan | None:
-        """What to run for these leaves; ``None`` where it has to be something else."""
+        """Return what to run for these leaves; ``None`` where it has to be something else."""
         survey = self.memory.survey() if self._touched and supported(self.program) else None
         if survey is None or not self.memory.plain():
             return None
@@ -64,7 +64,10 @@ class FusedLift:
         return None if facts is None else self._understood(facts, dtype, donate)
 
     def again(self, look: KernelPlan, arrays: Mapping[str, list[Array]]) -> bool:
-        """Whether these leaves are what ``look`` found but for their addresses, which it takes over."""
+        """Return True if these leaves are what ``look`` found but for their addresses.
+
+        Which it takes over.
+        """
         survey = self.memory.survey()
         return (
             survey is not None
@@ -182,7 +185,7 @@ def kernel(job):
 
 
 class NoOverlap:
-    """Whether arrays that are written share memory with no other; they are mostly where they were before.
+    """True if arrays that are written share memory with no other; they are mostly where they were before.
 
     Both kinds as pairs: their row in a survey, and the bytes of an element.
     """

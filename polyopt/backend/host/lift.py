@@ -43,7 +43,7 @@ class Pack:
 
 @dataclass
 class Layout:
-    """What is packed and what runs alone, for leaves of certain shapes and dtypes."""
+    """Divide leaves of certain shapes and dtypes into those that are packed and those that run alone."""
 
     packs: list[Pack]
     alone: list[tuple[int, Kernel]]
@@ -215,7 +215,7 @@ class HostLift:
 
 
 def disjoint(targets: Any, others: Any) -> bool:
-    """Whether no interval ``[start, stop)`` of ``targets`` meets another one or one of ``others``.
+    """Return True if no interval ``[start, stop)`` of ``targets`` meets another one or one of ``others``.
 
     >>> disjoint([(0, 4), (8, 12)], [(4, 8)]), disjoint([(0, 4)], [(3, 5)])
     (True, False)

@@ -1,4 +1,4 @@
-"""How a framework's arrays are reached as host memory: what a backend gives to the host lifts."""
+"""Define how a backend gives its arrays to the host lifts as memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class Surveyed(Protocol):
-    """How many of a framework's arrays are reached at once: what the compiled kernel asks for."""
+    """Give the compiled kernel many of a framework's arrays at once."""
 
     def survey(self) -> ArrayTable | None:
-        """What reads many arrays at once, if there is such a thing here; asked for only with numba."""
+        """Return what reads many arrays at once, if there is such a thing here; asked for only with numba."""
 
     def team(self) -> Team:
         """The threads that the compiled kernel runs on."""
@@ -27,7 +27,7 @@ class Surveyed(Protocol):
         """The host dtype that the survey codes by ``kind``, ``None`` for others."""
 
     def plain(self) -> bool:
-        """Whether arrays are now what lies in their memory."""
+        """Return True if arrays are now what lies in their memory."""
 
     def empty(self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[Array] | None) -> list[Array]:
         """New arrays, to replace the leaves ``like`` if there are any."""
@@ -37,7 +37,7 @@ class Surveyed(Protocol):
 
 
 class Memory(Surveyed, Protocol):
-    """How a framework's arrays are reached as host memory. All arrays given to it are leaves."""
+    """Reach a framework's arrays as host memory. All arrays given to it are leaves."""
 
     def dtype(self, kind: Any) -> np.dtype[Any]:
         """The host dtype of an array whose ``.dtype`` is ``kind``."""
@@ -64,7 +64,7 @@ class Memory(Surveyed, Protocol):
         """New arrays with the values of ``views``, of the dtypes of ``like`` or of the buffer."""
 
     def writable(self, leaves: Sequence[Array]) -> bool:
-        """Whether all these can be written to."""
+        """Return True if all these can be written to."""
 
     def disjoint(self, targets: Sequence[Array], others: Sequence[Array]) -> bool:
-        """Whether no target shares memory with another target or any of ``others``."""
+        """Return True if no target shares memory with another target or any of ``others``."""

@@ -78,14 +78,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Rows:
-    """How leaves of certain sizes are cut: for each row its leaf, its offset in elements and its length."""
+    """Cut leaves of certain sizes into rows: the leaf of each, its offset in elements and its length."""
 
     leaf: Any
     offset: Any
     length: Any
     total: int
     whole: bool
-    """Whether every leaf is one row."""
+    """True if every leaf is one row."""
     cuts: dict[int, Any] = field(default_factory=dict, compare=False)
     """What ``bounds`` gave."""
 
@@ -125,12 +125,12 @@ def _numba() -> Any:
 
 
 def available() -> bool:
-    """Whether numba is installed."""
+    """Return True if numba is installed."""
     return _numba() is not None
 
 
 def supported(program: Program) -> bool:
-    """Whether numba is installed and the kernel can have the program's bits."""
+    """Return True if numba is installed and the kernel can have the program's bits."""
     if not available():
         return False
     scalars = scalar_names(program)
@@ -243,7 +243,7 @@ def compile_source(source: str, name: str, signature: str, *, nogil: bool = Fals
 
 
 def _scope(source: str) -> tuple[dict[str, Any], bool]:
-    """What ``source`` defines, and whether there is a file beside which numba may keep it compiled."""
+    """Return what ``source`` defines, and whether there is a file beside which numba may keep it compiled."""
     file = _cache_file(source)
     # The name is that of a module which can be imported: numba looks it up when it loads from its cache.
     scope: dict[str, Any] = {

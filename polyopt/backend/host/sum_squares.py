@@ -135,7 +135,7 @@ def _functions(dtype: str) -> tuple[int, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How arrays of certain sizes are read: rows for the threads to share, and pieces of joined arrays."""
+    """Cut arrays of certain sizes into rows that threads share, and pieces of joined arrays."""
 
     leaf: Any
     """The array of each row whose address it takes, -1 for a joined group."""

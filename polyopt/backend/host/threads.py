@@ -56,10 +56,10 @@ class Team(Protocol):
     """Elements from which a thread of its own is worth its while."""
 
     def size(self) -> int:
-        """How many there are, the caller's own included."""
+        """Count the threads, the caller's own included."""
 
     def call(self, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
-        """What calls ``kernel`` with the job ``words`` (without its head) for each of ``parts``, and waits.
+        """Return a function that runs ``kernel`` with the job ``words`` for each of ``parts``, and waits.
 
         It can be called many times, by one thread at a time.
         """
@@ -287,7 +287,7 @@ def parts(team: Team, elements: int) -> int:
 
 
 def call(team: Team, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
-    """What runs ``kernel`` for each of ``parts``: by ``team``, or by the caller alone where there is one."""
+    """Return a function that runs ``kernel`` for each of ``parts``, by ``team`` or by the caller alone."""
     return (team if parts > 1 else _ALONE).call(kernel, words, parts)
 
 
@@ -338,7 +338,7 @@ _kept = threading.local()
 
 
 _forked: list[bool] = []
-"""Whether this process is a fork's child: OpenMP's threads, and the pool's, are its parent's alone."""
+"""True if this process is a fork's child: OpenMP's threads, and the pool's, are its parent's alone."""
 
 
 def _after_fork() -> None:

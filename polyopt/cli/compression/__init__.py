@@ -19,7 +19,7 @@ MAX_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, as the command line has it."""
+    """Hold the options of the command as they were given."""
 
     recipes: Path
     backends: Sequence[str]

@@ -1,4 +1,4 @@
-"""What is measured, as plain data: accuracies of recipes, the same bits, and times."""
+"""Measure compression, as plain data: accuracies of recipes, equal bits, and times."""
 
 from __future__ import annotations
 
@@ -204,7 +204,10 @@ def times(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]:
 
 
 def schemes(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, float]:
-    """What quantizing ten million host weights takes, as a multiple of a partition: medians of ratios."""
+    """Return what quantizing ten million host weights takes, as a multiple of a partition.
+
+    Medians of ratios.
+    """
     draw = np.random.default_rng(0)
     host = [draw.standard_normal(EVEN, np.float32) for _ in range(8)]
     flat = np.concatenate([x.ravel() for x in host])

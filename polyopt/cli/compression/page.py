@@ -297,7 +297,7 @@ def _accuracy(phases: Sequence[Any]) -> float:
 
 
 def _pruned(runs: Sequence[Any]) -> int:
-    """Which of the phases prunes."""
+    """Return which of the phases prunes."""
     return next(i for i, phase in enumerate(runs[0]) if phase["kind"] == "prune")
 
 

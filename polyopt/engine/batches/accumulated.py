@@ -21,7 +21,7 @@ from polyopt.engine.execution import compute_dtype
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an update over micro-batches found.
+    """Loss of an update over micro-batches, and the norms of its gradients.
 
     Parameters
     ----------
@@ -108,5 +108,5 @@ class Accumulated:
 
 
 def _zeros(backend: Backend, x: Array) -> Array:
-    """Where gradients of ``x`` are added up: in the dtype in which it is updated."""
+    """Return where gradients of ``x`` are added up: in the dtype in which it is updated."""
     return full_like(backend, x, 0.0, compute_dtype(backend.dtype_name(x)))

@@ -29,7 +29,7 @@ class Fetch:
         return tree.map_leaves(one, tuple(data))
 
     def has(self, x: Any) -> bool:
-        """Whether ``x`` is of this framework."""
+        """Return True if ``x`` is of this framework."""
         return registry.of(x) is self.backend
 
     def brought(self, x: Any, part: Any) -> Any:

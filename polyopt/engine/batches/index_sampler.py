@@ -1,4 +1,4 @@
-"""Which samples an update takes: index batches that are a function of the seed and the step alone.
+"""Choose the samples of each update from the seed and the position alone.
 
 Each epoch takes every sample once, in an order of its own; its last batch is short rather than dropped.
 Nothing is kept that a run would have to save but a number.
@@ -106,7 +106,10 @@ class Batches:
         return self.feed.take(self.position(step), self.size(step))
 
     def position(self, step: int) -> int:
-        """How many samples the first ``step`` updates take: it counts them, in time proportional to step."""
+        """Return how many samples the first ``step`` updates take.
+
+        It counts them, in time proportional to step.
+        """
         if step < 0:
             raise InputError(f"Batches: step = {step!r}; expected an integer >= 0")
         position = 0
@@ -123,7 +126,7 @@ class Batches:
         return self.feed.epoch(self.position(step))
 
     def steps(self, epochs: int) -> int:
-        """How many updates the first ``epochs`` take: what schedules of the rate want to know."""
+        """Return how many updates the first ``epochs`` take: what schedules of the rate want to know."""
         position = step = 0
         while position < epochs * self.feed.samples:
             position, step = self.after(position, step), step + 1

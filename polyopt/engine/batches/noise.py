@@ -23,7 +23,7 @@ State = dict[str, float]
 
 @dataclass(frozen=True)
 class Norms:
-    """What one update tells of the noise.
+    """Norms of gradients over few and over many samples, from which the noise scale is estimated.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class DynamicSize:
         return averages | {"size": size}
 
     def value(self, state: Mapping[str, float]) -> int:
-        """How many samples the coming update takes."""
+        """Return how many samples the coming update takes."""
         return int(rounded(host, state["size"], self.micro, 2 * self.micro, self.maximum))
 
     def noise_scale(self, state: Mapping[str, float]) -> float | None:

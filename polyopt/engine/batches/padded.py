@@ -68,7 +68,7 @@ class PaddedStep:
 
     @property
     def optimizer(self) -> Optimizer:
-        """What makes the update."""
+        """Return what makes the update."""
         return self._step.optimizer
 
     def init(self, params: Tree) -> TrainState:
@@ -84,7 +84,7 @@ class PaddedStep:
         return self._step.unload(carry, copy=copy)
 
     def observe(self, carry: TrainState, value: float, what: str = "metric") -> TrainState:
-        """Report ``value`` to the schedules that wait for ``what``: a ``"size"`` to a ``RateByReportedSize``."""
+        """Report ``value`` to the schedules that wait for ``what``, a ``"size"`` say."""
         return self._step.observe(carry, value, what)
 
     def __call__(

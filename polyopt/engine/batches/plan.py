@@ -1,4 +1,4 @@
-"""Which samples each batch of a run takes, in which arrays, and where a run is in its data."""
+"""Plan the batches of a run: the samples and arrays of each, and the position in the data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polyopt.engine.batches import Batches, Buckets, DynamicSize, IndexSampler, 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a run has come in its data: plain numbers, all of which a checkpoint has.
+    """Position of a run in its data: plain numbers, all of which a checkpoint has.
 
     ``step`` counts batches, ``position`` samples since the beginning, those that were left out too. ``noise``
     is the state of a ``DynamicSize``, empty where the size doesn't follow the noise.
@@ -103,7 +103,7 @@ class FixedBatches:
         return Cursor(place.step + 1, position + left if self.drop_last and left < self.size else position)
 
     def place(self, step: int) -> Cursor:
-        """Where the first ``step`` batches lead to."""
+        """Return where the first ``step`` batches lead to."""
         epochs, i = divmod(step, self.per_epoch)
         return Cursor(step, epochs * self.feed.samples + i * self.size)
 

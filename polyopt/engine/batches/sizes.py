@@ -1,4 +1,4 @@
-"""How many samples an update takes: a schedule of whole numbers, and the rate that goes with it."""
+"""Schedule the batch size, and the learning rate that goes with it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from polyopt.core.files import read_bounded
 
 
 def package_folder(package: str, advice: str) -> Path:
-    """Where ``package`` is installed; it is not imported, so nothing of it runs.
+    """Return where ``package`` is installed; it is not imported, so nothing of it runs.
 
     Raises ``BackendError`` with ``advice`` where it isn't.
     """

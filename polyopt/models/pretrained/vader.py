@@ -51,7 +51,10 @@ class Snippets:
 
 
 def default_path() -> Path:
-    """Where the archive is looked for: ``$POLYOPT_VADER``, else ``share/polyopt`` of this environment."""
+    """Return where the archive is looked for.
+
+    ``$POLYOPT_VADER``, else ``share/polyopt`` of this environment.
+    """
     chosen = os.environ.get(VARIABLE)
     return Path(chosen) if chosen else Path(sys.prefix, "share", "polyopt", ARCHIVE)
 

@@ -1,4 +1,4 @@
-"""What a phase changes between two updates: it prunes, thaws layers, hands over to the next client."""
+"""Change a model between two updates: prune, thaw layers, hand over to the next client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Changes:
         """What is not trained at the moment."""
 
     def split(self, params: Tree, step: int) -> Tree:
-        """What is trained of ``params`` after so many batches."""
+        """Return what is trained of ``params`` after so many batches."""
         trained, self.held = self.work.parts.split(params, step // self.accumulate)
         return trained
 
@@ -43,7 +43,7 @@ class Changes:
             self._prune(at)
 
     def after(self, at: Progress) -> None:
-        """What is due after a batch."""
+        """Do what is due after a batch."""
         if at.step % self.accumulate == 0:
             self._prune(at)
             self._thaw(at)
@@ -109,7 +109,7 @@ class Changes:
         return sparsifier.seen(begun, host(at.params), self._hosts(own))
 
     def _keep_masks(self, at: Progress) -> None:
-        """What was 0 at the beginning stays so."""
+        """Keep weights at zero that were zero when the phase began."""
         if self.work.masks and self.work.masked:
             self._mask(at, self.work.masks)
 

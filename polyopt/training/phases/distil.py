@@ -1,4 +1,4 @@
-"""What a student learns from: what its teachers say of every sample, and the loss against it."""
+"""Compute the teachers' outputs on every sample, and the student's loss against them."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ class Teaching:
 
     @property
     def parts(self) -> Trainable:
-        """What is trained: the student, and the regressors with it."""
+        """Return what is trained: the student, and the regressors with it."""
         if not self.regressors:
             return TrainableAll()
         return TrainableBeside(REGRESSOR, [{"weight": matrix} for matrix in self.regressors])
 
     def told(self, samples: Array, backend: Backend, device: str | None) -> TeacherOutputs:
-        """What the teachers say of all ``samples``, computed once, where the samples are."""
+        """Return what the teachers say of all ``samples``, computed once, where the samples are."""
         found = []
         for number, teacher in enumerate(self.teachers):
             layers = {link.teacher for link in self.links if link.number == number}
@@ -116,7 +116,7 @@ def teaching(
     data: Dataset,
     recipe: Recipe,
 ) -> Teaching:
-    """What a ``distil`` section says, for a student with its initial parameters on the host.
+    """Return what a ``distil`` section says, for a student with its initial parameters on the host.
 
     Raises ``InputError``, naming the key, for a teacher of other data, and for layers
     that there aren't or that don't fit.
@@ -226,7 +226,7 @@ def _shapes(features: Callable[..., dict[str, Array]], params: Tree, samples: An
 def _heard(
     teacher: ModelState, layers: list[str], samples: Array, backend: Backend, device: str | None
 ) -> dict[str, Any]:
-    """What ``layers`` of the teacher give of all samples: host arrays."""
+    """Return what ``layers`` of the teacher give of all samples: host arrays."""
     params = convert(teacher.weights, backend, device=device)
     count, found = int(samples.shape[0]), {}
     for start in range(0, count, BATCH):

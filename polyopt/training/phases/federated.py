@@ -82,7 +82,7 @@ class Federation:
         return ServerState(params, self.server.init(params))
 
     def resumed(self, params: Tree, kept: Mapping[str, Any]) -> ServerState:
-        """What ``ServerState.plain`` gave, in a tree like ``params``."""
+        """Return what ``ServerState.plain`` gave, in a tree like ``params``."""
         sent = {int(client): tree.rename(params, named) for client, named in kept["sent"].items()}
         return ServerState(tree.rename(params, kept["params"]), kept["state"], sent)
 

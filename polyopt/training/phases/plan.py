@@ -56,7 +56,10 @@ class PhasePlan:
         return samples * (self.recipe.train.epochs or 0) if steps is None else steps
 
     def work(self, before: Mapping[str, ModelState]) -> PhaseSetup:
-        """What it does with the last of the models that were left ``before``, by the names of phases."""
+        """Return what it does with the last of the models that were left ``before``.
+
+        By the names of phases.
+        """
         if self.phase is None:
             fresh = self._fresh(self.model)
             return PhaseSetup(self.model, fresh, fresh)
@@ -64,7 +67,7 @@ class PhasePlan:
         return self._taught(before, last) if self.phase.distil is not None else self._gone_on(last)
 
     def finished(self, left: ModelState) -> ModelState:
-        """What the phase makes of the model that its training left."""
+        """Return what the phase makes of the model that its training left."""
         with _named(self.phase):
             return self.made(left)
 

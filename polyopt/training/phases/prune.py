@@ -1,4 +1,4 @@
-"""Which weights a phase prunes, and what it leaves when they are gone.
+"""Prune a phase's weights on its schedule, and shrink the model at its end.
 
 All of it is worked out on the host, by NumPy, from copies of the weights and from the training samples: the
 same weights have the same masks on every backend.
@@ -48,7 +48,7 @@ class Sparsifier:
     def masks(
         self, params: Tree, sparsity: float, step: int, within: Masks, scores: Mapping[str, Any] | None = None
     ) -> Masks:
-        """What is kept of ``params``, and what was pruned ``within`` before stays so: all host arrays.
+        """Return what is kept of ``params``, and what was pruned ``within`` before stays so: all host arrays.
 
         ``scores`` are those of movement pruning, ``None`` where nothing has moved yet.
         """

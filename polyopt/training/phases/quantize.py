@@ -1,4 +1,4 @@
-"""What a ``quantize`` section makes of a model: its weights as codes, and the grids that its layers read.
+"""Quantize a model by a recipe's ``quantize`` section: weights as codes, activations on grids.
 
 All of it is worked out on the host, by NumPy, from copies of the weights and from training samples: the same
 weights have the same codes and grids on every backend.
@@ -65,7 +65,9 @@ class Quantizer:
         return self._nearest(params, chosen)
 
     def grids(self, params: Tree, *, few: bool = False) -> dict[str, Grid]:
-        """What the layers with quantized weights read, by the path of the weight: none, unless asked for.
+        """Return what the layers with quantized weights read, by the path of the weight.
+
+        None, unless asked for.
 
         ``params`` are floats, or codes in part. What is seen are floats, as the quantized weights before make
         them; of ``few`` samples to see whether it can be done.

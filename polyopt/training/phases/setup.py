@@ -1,4 +1,4 @@
-"""What sets a phase apart from a run from scratch, and the model that is handed on between two of them."""
+"""Set up a phase's training, and hold the model that one phase hands to the next."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ class ModelState:
         return dequantize(self.params)
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
-        """What the model says, its layers' inputs on their grids."""
+        """Return what the model says, its layers' inputs on their grids."""
         output: Array = quantize_inputs(self.model.apply, self.grids)(xp, params, x)
         return output
 
     def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
-        """What each of its layers gives, likewise."""
+        """Return what each of its layers gives, likewise."""
         found: dict[str, Array] = quantize_inputs(self.model.features, self.grids)(xp, params, x)
         return found
 
 
 @dataclass(frozen=True)
 class PhaseSetup:
-    """How a phase's training differs: where it starts from, what is held, and by what it learns."""
+    """Start weights, frozen leaves, optimizer and loss of a phase's training."""
 
     model: Any
     start: Tree
@@ -88,11 +88,11 @@ class PhaseSetup:
 
     @property
     def masked(self) -> bool:
-        """Whether the optimizer's state holds the masks."""
+        """Return True if the optimizer's state holds the masks."""
         return self.masks is not None and not isinstance(self.parts, Adapters)
 
     def output(self, xp: Ops, params: Tree, x: Array) -> Array:
-        """What the model says, as it is trained."""
+        """Return what the model says, as it is trained."""
         params = params if self.view is None else self.view(xp, params)
         output: Array = quantize_inputs(self.model.apply, self.grids)(xp, params, x)
         return output

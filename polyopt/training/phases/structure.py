@@ -1,4 +1,4 @@
-"""What a recipe's models are made of: their units, and the matrices with what each is multiplied with."""
+"""Find the units of a recipe's models, their layout, and the inputs of their matrices."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def resized(model: Any, params: Tree) -> Any:
 
 
 def fresh(model: Any, seed: int, dtype: str, initial: Tree) -> Tree:
-    """What ``model`` begins with, in the sizes of ``initial``, with which it began."""
+    """Return what ``model`` begins with, in the sizes of ``initial``, with which it began."""
     if isinstance(model, MiniLM):
         return model.under_new_head(initial["body"], seed, dtype)
     return model.init(seed, dtype)
 
 
 def layout(model: Any) -> str:
-    """Which axis of a matrix of ``model`` counts inputs, of most of them."""
+    """Return the input axis of most weight matrices of ``model``."""
     return str(getattr(model, "layout", "in_out"))
 
 

@@ -1,4 +1,4 @@
-"""What is trained: all of a model, some of its layers, adapters beside its weights, or more than it.
+"""Choose what is trained: all of a model, some layers, adapters beside its weights, or more.
 
 Each kind splits the parameters into a tree that is trained and one that is held, and says what the two of
 them make together. What is trained may change with the number of updates that were made.
@@ -23,7 +23,7 @@ from polyopt.pruning import Masks, apply_masks, pruned
 
 
 class Trainable(Protocol):
-    """What is trained of a tree of parameters."""
+    """Split a tree of parameters into what is trained and what is held."""
 
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
         """``(trained, held)`` at the coming update, after so many; ``held`` is ``None`` for nothing."""
@@ -36,7 +36,7 @@ class Trainable(Protocol):
         nothing."""
 
     def changes(self, updates: int) -> bool:
-        """Whether another part than before is trained from the coming update on."""
+        """Return True if another part than before is trained from the coming update on."""
 
 
 @dataclass(frozen=True)

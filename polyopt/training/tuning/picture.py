@@ -103,7 +103,7 @@ def _mark(state: str) -> dict[str, Any]:
 
 
 def _place(axis: Axis, value: Any) -> Any:
-    """Where a value lies: choices side by side, in their order."""
+    """Return where a value lies: choices side by side, in their order."""
     if not isinstance(axis, Choices):
         return value
     return next(i for i, x in enumerate(axis.values) if type(x) is type(value) and x == value)

@@ -32,7 +32,7 @@ from polyopt.training.tuning.study import State, Study, Trial
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told while it goes on: the study, the number of trials in all, and the one at work.
+    """Progress of a study: its trials so far, their number in all, and the one at work.
 
     ``epoch`` of ``epochs`` are done of trial ``number``, of the phase at work and of those before it, where
     that is known beforehand. ``ended`` is the trial once it is over.
@@ -159,7 +159,7 @@ class _GivenUpError(Exception):
 
 
 class _Trials:
-    """What all trials share: the samples, and the runs before the first that depends on what is tried."""
+    """Share among trials: the samples, and the phases before the first that depends on the search."""
 
     def __init__(self, study: Study, backend: Backend, device: str | None) -> None:
         self.study, self.backend, self.device = study, backend, device

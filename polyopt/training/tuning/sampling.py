@@ -70,7 +70,7 @@ class Asker:
         return Asked(self, trial, values)
 
     def tell(self, trial: Trial) -> None:
-        """How the trial that was asked for ended."""
+        """Tell the study how the trial that was asked for ended."""
         state = self._state(trial)
         self._study.tell(trial.number, trial.value if trial.state == "complete" else None, state)
 

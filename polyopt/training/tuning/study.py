@@ -1,4 +1,4 @@
-"""What was tried and what came of it: plain data."""
+"""Hold the trials of a study and their outcomes as plain data."""
 
 from __future__ import annotations
 
