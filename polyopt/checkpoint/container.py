@@ -1,4 +1,4 @@
-"""Named arrays and a text in a safetensors file, through the library; every failure is one error.
+"""Named arrays and a text in a safetensors file, read through the library; every failure is one error.
 
 https://github.com/huggingface/safetensors#format. The library parses the header (of at most 100 MB) and
 requires the tensors to cover the file without gap or overlap. Of a name that stands twice it takes the last
@@ -7,6 +7,7 @@ entry; that is for the checksums to notice.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -15,11 +16,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 
 from polyopt.core.errors import CheckpointError, InputError
-from polyopt.core.files import replacing
+from polyopt.core.files import write_atomic
 
 MAX_NAME = 4096
 _DTYPES: dict[str, Any] = {
@@ -43,15 +43,22 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Any], text: str) -
     for name in tensors:
         if len(name) > MAX_NAME or name == "__metadata__":
             raise InputError(f"checkpoint: an array can't have the name {name[:80]!r}")
-    with replacing(path, error=CheckpointError) as temporary:
-        try:
-            # To a file: serialize() would take twice the tensors' memory. One entry of metadata: the library
-            # writes several in an order of chance, and equal checkpoints shall be equal files.
-            save_file(dict(tensors), temporary, metadata={"polyopt": text})
-        except SafetensorError as e:
-            raise OSError(str(e)) from None
-        except UnicodeEncodeError as e:
-            raise InputError(f"checkpoint: the name {e.object!r} is not Unicode text") from None
+    # By ourselves: the library's save_file has a temporary file of its own, which a kill would leave beside
+    # ours, and its serialize takes the tensors' memory once more. Equal checkpoints are equal files.
+    header: dict[str, Any] = {"__metadata__": {"polyopt": text}}
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    start = 0
+    for name in order:
+        x = tensors[name]
+        place = [start, start := start + x.nbytes]
+        header[name] = {"dtype": LABELS[x.dtype], "shape": list(x.shape), "data_offsets": place}
+    try:
+        head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as e:
+        raise InputError(f"checkpoint: a name is not Unicode text: {e.object[:80]!r}") from None
+    head += b" " * (-len(head) % 8)
+    chunks = [len(head).to_bytes(8, "little"), head, *(as_bytes(tensors[name]) for name in order)]
+    write_atomic(path, chunks, error=CheckpointError)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:

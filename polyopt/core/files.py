@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,33 +17,84 @@ from polyopt.core.errors import InputError, PolyoptError
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, error: type[PolyoptError] = InputError) -> Iterator[str]:
-    """A temporary file's path, to be written to: it takes the place of ``path`` where the block ends well.
+    """Give a temporary file's path to write to; it takes the place of ``path`` where the block ends well.
 
     It lies in the same directory, is fsynced and renamed; the directory is fsynced too, so that the rename
-    survives a power cut. A missing directory is made. Raises ``error`` with one line where that fails (a full
-    disk, say) and for an ``OSError`` in the block: no temporary file is left, the old file is intact.
+    survives a power cut. A missing directory is made. A symbolic link is written through: its target is what
+    is replaced. An existing file keeps its permissions, and one that may not be written to is refused. What
+    killed processes left beside it is removed.
+
+    Parameters
+    ----------
+    path
+        The file to be replaced.
+    error
+        What is raised.
+
+    Raises
+    ------
+    PolyoptError
+        ``error``, with one line, where writing fails (a full disk, say) and for an ``OSError`` in the block:
+        no temporary file is left, the old file is intact.
     """
-    target = Path(path)
     try:
+        target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only")
+        _remove_left_over(target)
+        temporary = _new_file(target)
     except OSError as e:
-        raise error(f"can't write {target}: {_reason(e)}") from None
+        raise error(f"can't write {path}: {_reason(e)}") from None
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes a private file; a run's files have the modes that any other file would get.
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException as e:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         if isinstance(e, OSError):
-            raise error(f"can't write {target}: {_reason(e)}; what was there before is intact") from None
+            raise error(f"can't write {path}: {_reason(e)}; what was there before is intact") from None
         raise
     _sync_directory(target.parent)
+
+
+def _new_file(target: Path) -> str:
+    """Make an empty file beside ``target``, with its permissions, or those that a new file gets."""
+    while True:
+        temporary = f"{target.parent}/.{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        try:
+            # The system applies the process' umask: it need not be known.
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        with contextlib.suppress(OSError):
+            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+        return temporary
+
+
+def _remove_left_over(target: Path) -> None:
+    """Remove temporary files of processes that are no more, which were killed while they wrote ``target``."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)-[0-9a-f]{{8}}\.tmp")
+    for name in os.listdir(target.parent):
+        found = pattern.fullmatch(name)
+        if found and not _runs(int(found[1])):
+            with contextlib.suppress(OSError):
+                os.unlink(target.parent / name)
+
+
+def _runs(process: int) -> bool:
+    """Return True if a process of that number runs here, or might."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_atomic(
@@ -77,12 +130,6 @@ def read_bounded(
 
 def _reason(e: OSError) -> str:
     return (e.strerror or str(e)).lower()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_directory(directory: Path) -> None:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 from polyopt.core.errors import InputError, nearest
-from polyopt.core.rule import Chain, Global, Leafwise, Partition, Rule, Slot, Stage, matches
+from polyopt.core.rule import Chain, Global, Leafwise, Partition, Rule, Slot, Stage, matches, rules_of
 from polyopt.core.trace import Program, Symbol, Tracer
 
 RESERVED = {"g": "gradient", "p": "parameter", "update": "update"}
@@ -80,6 +80,7 @@ def plan(stage: Stage, paths: Sequence[str]) -> Plan:
     used: set[str] = set()
     pipelines = [_pipeline(stage, path, used) for path in paths]
     _check_patterns(stage, "", used, paths)
+    _check_masks(stage, paths)
     classes: dict[tuple[Segment, ...], list[int]] = {}
     for i, pipeline in enumerate(pipelines):
         if pipeline is not None:
@@ -175,6 +176,16 @@ def _check_patterns(stage: Stage | None, key: str, used: set[str], paths: Sequen
                     )
                 continue  # an earlier pattern takes all that it matches
             _check_patterns(member, f"{key}{i}.", used, paths)
+
+
+def _check_masks(stage: Stage, paths: Sequence[str]) -> None:
+    """Refuse a mask of weight decay that selects no parameter: nothing would decay, in silence."""
+    for _, rule in rules_of(stage):
+        mask = getattr(rule, "mask", None)
+        if isinstance(mask, str) and paths and not any(matches(mask, path) for path in paths):
+            raise InputError(
+                f"{type(rule).__name__}: mask = {mask!r} matches no parameter; {nearest(mask, paths)}"
+            )
 
 
 class _Coefficients:

@@ -303,6 +303,12 @@ def _ranked(
         wide = np.result_type(*flat)
         flat = [x.astype(wide, copy=False) for x in flat]
         return chosen.masks(_within(flat, before, share, chosen.paths, magnitude))
+    for x, path in zip(flat, chosen.paths, strict=True):
+        if x.size > 1 and round(share * x.size) == x.size:
+            raise InputError(
+                f"{owner}: sparsity = {sparsity!r} would prune all {x.size} elements of leaf {path!r}; "
+                f"expected at most {(x.size - 1) / x.size:.6g}, another select, or scope='global'"
+            )
     one_by_one = zip(flat, before, chosen.paths, strict=True)
     return chosen.masks([_within([x], [b], share, [path], magnitude)[0] for x, b, path in one_by_one])
 

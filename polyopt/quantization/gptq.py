@@ -167,8 +167,8 @@ def _solve(
     n = len(rows)
     diagonal = np.diagonal(hessian).copy()
     dead = diagonal == 0
+    # Of an input that no sample had, no error can be seen: its weights are rounded to the nearest.
     hessian[dead, dead] = 1.0
-    rows[dead] = 0.0
     hessian[np.arange(n), np.arange(n)] += damping * max(float(np.mean(diagonal)), 1e-300)
     forward = np.argsort(-diagonal, kind="stable") if sorted_ else np.arange(n)
     order = _Order(forward, np.argsort(forward))

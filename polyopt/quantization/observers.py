@@ -168,7 +168,8 @@ class Entropy(Observer):
     bits, 8 of 4), spread evenly over each level's bins that are not empty; the threshold is the upper end of
     the i bins with the least KL(P ‖ Q). Deviations: the bins reach to the power of two above the largest
     magnitude, not to that itself; where P has something and Q nothing, Q has 1e-12 of the elements (the
-    source doesn't say). An affine grid is held to the same threshold at both ends.
+    source doesn't say); and a threshold clips no more than half of the elements.
+    An affine grid is held to the same threshold at both ends.
     """
 
     def interval(self, seen: Histogram, scheme: Integer) -> tuple[float, float]:
@@ -177,7 +178,10 @@ class Entropy(Observer):
         most = max(-seen.low, seen.high)
         last = int(np.flatnonzero(counts)[-1]) + 1
         best, least = last, math.inf
+        below = np.cumsum(counts)
         for i in range(min(levels, last), last + 1):
+            if 2 * below[i - 1] < below[-1]:
+                continue  # of data away from 0, a threshold below nearly all of it: P and Q are one bin
             divergence = _divergence(counts, i, levels)
             if divergence < least:
                 best, least = i, divergence

@@ -228,3 +228,10 @@ def test_every_public_schedule_and_rule_says_which_field_it_lacks() -> None:
         if isinstance(kind, type) and issubclass(kind, Schedule) and kind is not Schedule:
             with pytest.raises(InputError, match=f"{name} has no 'nonsense'"):
                 kind(nonsense=1)
+
+
+def test_a_mask_that_matches_nothing_is_refused() -> None:
+    params = {"layer.weight": np.ones((2, 2)), "layer.bias": np.ones(2)}
+    with pytest.raises(InputError, match=r"AdamW: mask = 'wieght\$' matches no parameter; .*'layer.weight'"):
+        Optimizer(AdamW(mask="wieght$")).init(params)
+    Optimizer(AdamW(mask="weight$")).init(params)

@@ -201,3 +201,11 @@ def test_what_is_refused() -> None:
         seen.observe({"x": bad})
     assert seen.batches == 1
     assert seen.grids(scheme=SYMMETRIC)["x"].scale == float(np.float32(1) / np.float32(127))
+
+
+def test_entropy_of_data_away_from_0_keeps_it() -> None:
+    """A threshold below nearly all of it makes P and Q the same one bin, whose divergence is 0."""
+    x = (10 + np.random.default_rng(0).normal(size=4096)).astype(np.float32)
+    low, high = Entropy().interval(histogram(x), Integer(per="tensor"))
+    assert 0.9 * x.max() <= high <= x.max()
+    assert low <= x.min()

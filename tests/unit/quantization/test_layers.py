@@ -367,3 +367,13 @@ def test_six_decibels_a_bit() -> None:
     w = {"w": np.random.default_rng(0).standard_normal((512, 64)).astype(np.float32)}
     four, eight = (report(w, quantize(w, Integer(bits=b))).total.sqnr for b in (4, 8))
     assert_close(eight - four, 20 * np.log10(127 / 7), atol=0.5, because="the steps are 127/7 times smaller")
+
+
+def test_gptq_keeps_weights_that_no_sample_saw() -> None:
+    """An input that was 0 in all samples says nothing of its weights: they are rounded to the nearest."""
+    weight = np.array([[1.0, 0.5], [0.25, -1.0]])
+    samples = np.array([[1.0, 0.0], [2.0, 0.0]])
+    scheme = Integer()
+    found, nearest = dequantize(gptq(weight, samples, scheme)), dequantize(quantize(weight, scheme))
+    assert_same_bits(found, nearest)
+    assert np.abs(found - weight).max() < 0.01
