@@ -303,7 +303,7 @@ def _ranked(
         wide = np.result_type(*flat)
         flat = [x.astype(wide, copy=False) for x in flat]
         return chosen.masks(_within(flat, before, share, chosen.paths, magnitude))
-    for x, path in zip(flat, chosen.paths, strict=True):
+    for x, path in zip(flat, chosen.paths, strict=True) if owner != "random_masks" else ():
         if x.size > 1 and round(share * x.size) == x.size:
             raise InputError(
                 f"{owner}: sparsity = {sparsity!r} would prune all {x.size} elements of leaf {path!r}; "

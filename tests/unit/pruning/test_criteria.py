@@ -391,7 +391,5 @@ def test_the_gradient_of_masked_weights_is_zero(backend: Backend) -> None:
 
 
 def test_a_leaf_is_not_emptied_in_silence() -> None:
-    with pytest.raises(
-        InputError, match=r"0.99 would prune all 40 elements of leaf 'w'; expected at most 0.975"
-    ):
-        magnitude_masks({"w": np.arange(40.0).reshape(8, 5)}, 0.99)
+    with pytest.raises(InputError, match=r"all 40 elements of leaf 'w'; expected at most 0\.975"):
+        pr.magnitude_masks({"w": np.arange(40.0).reshape(8, 5)}, 0.99)
