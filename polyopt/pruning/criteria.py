@@ -164,7 +164,7 @@ def random_masks(
         random.generator(seed, f"prune:{path}", step).random(x.size).reshape(x.shape)
         for path, x in zip(chosen.paths, chosen.hosts, strict=True)
     ]
-    return _ranked("random_masks", chosen, draws, sparsity, scope, within)
+    return _ranked("random_masks", chosen, draws, sparsity, scope, within, may_empty=True)
 
 
 def threshold_masks(
@@ -294,8 +294,12 @@ def _ranked(
     within: Mapping[str, Array] | None,
     *,
     magnitude: bool = False,
+    may_empty: bool = False,
 ) -> Masks:
-    """Masks that prune the lowest of ``values``, per leaf or of all together."""
+    """Masks that prune the lowest of ``values``, per leaf or of all together.
+
+    ``may_empty``: all elements of a leaf may go, as when a share of them is drawn to be clipped.
+    """
     share = check_sparsity(owner, sparsity)
     before = host_masks(owner, chosen, within)
     flat = [x.reshape(-1) for x in values]
@@ -303,8 +307,8 @@ def _ranked(
         wide = np.result_type(*flat)
         flat = [x.astype(wide, copy=False) for x in flat]
         return chosen.masks(_within(flat, before, share, chosen.paths, magnitude))
-    for x, path in zip(flat, chosen.paths, strict=True) if owner != "random_masks" else ():
-        if x.size > 1 and round(share * x.size) == x.size:
+    for x, path in zip(flat, chosen.paths, strict=True):
+        if x.size > 1 and round(share * x.size) == x.size and not may_empty:
             raise InputError(
                 f"{owner}: sparsity = {sparsity!r} would prune all {x.size} elements of leaf {path!r}; "
                 f"expected at most {(x.size - 1) / x.size:.6g}, another select, or scope='global'"
