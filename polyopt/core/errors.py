@@ -26,6 +26,10 @@ class NonFiniteError(PolyoptError, FloatingPointError):
     """A gradient holds inf or NaN and the policy is ``nonfinite="raise"``."""
 
 
+class UnchangedWarning(UserWarning):
+    """A step on a model's own parameters that leaves them as they are, and returns new arrays."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Say which valid name is meant, or list them all when none is close.
 

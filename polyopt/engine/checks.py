@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 from polyopt.backend.protocol import Backend
-from polyopt.core.errors import InputError, nearest
+from polyopt.core.errors import InputError, UnchangedWarning, nearest
 from polyopt.core.ops import FLOATING, Array
 from polyopt.core.tree import Flat
 from polyopt.engine.plan import Plan
@@ -84,14 +85,13 @@ def check_slots(plan: Plan, flat: Flat, given: Sequence[Array | None], slots: Ma
     """
     paths, leaves = flat.paths, flat.leaves
     for pipeline, indices in plan.classes:
+        moved = [i for i in indices if given[i] is not None]
         names = [names for segment in pipeline for part in segment.parts for names in part.names]
-        for name, slot in names:
+        for name, slot in names if moved else ():
             if name not in slots:
                 raise InputError(f"the state has no slot {name!r}; {nearest(name, slots)}; {WANTED}")
             values, like = slots[name], slot.shape == "like"
-            for i in indices:
-                if given[i] is None:
-                    continue
+            for i in moved:
                 x = values.get(paths[i])
                 if x is None:
                     raise InputError(
@@ -125,7 +125,8 @@ class UnchangedVariables:
 
     ``step`` without ``donate`` returns new tensors; a loop that goes on from the module's own parameters
     with the state of the step before trains nothing. It is noticed at the second step: the same variable has
-    still the value from before the first one, which did change it.
+    still the value from before the first one, which did change it. A loop that goes on from the returned
+    tensors can't be told from a functional one: the first step warns of both.
     """
 
     def __init__(self) -> None:
@@ -170,6 +171,13 @@ class UnchangedVariables:
             self._over = True
             return
         i = min(found)[1]
+        warnings.warn(
+            f"step() leaves the model's own parameters ({flat.paths[i]!r}, …) as they are and returns new "
+            "arrays. To change them in place, give them up: step(..., donate=True). If your model is a "
+            "function of the returned ones, give plain tensors",
+            UnchangedWarning,
+            stacklevel=4,
+        )
         before, after = (backend.to_numpy(x).copy() for x in (flat.leaves[i], leaves[i]))
         self._seen = (flat.paths[i], flat.leaves[i], before, after, step)
 

@@ -19,10 +19,12 @@ from polyopt import ClipByGlobalNorm, Optimizer, chain
 from polyopt.backend import registry
 from polyopt.core.rule import Elementwise
 from polyopt.core.trace import BINARY, PREDICATES, UNARY, Program, Symbol, Tracer
+from polyopt.engine.lift import lifted
 from polyopt.optim import OPTIMIZERS
 from polyopt.testing import assert_same_bits
 from polyopt.testing.rules_cases import VARIANTS
 from polyopt_torch import TorchBackend
+from polyopt_torch.gpu import lift as gpu_lift
 from polyopt_torch.gpu.lift import DeviceLift
 from polyopt_torch.gpu.triton_kernel import BLOCK, EXACT, Kernel, interpreted
 
@@ -88,13 +90,13 @@ def by_device_lift() -> Iterator[None]:
 
         return run
 
-    lift.lifted.cache_clear()
+    lifted.cache_clear()
     with (
         mock.patch.object(TorchBackend, "lift", lift),
-        mock.patch.object(lift, "_on_host", return_value=False),
+        mock.patch.object(gpu_lift, "_on_host", return_value=False),
     ):
         yield
-    lift.lifted.cache_clear()
+    lifted.cache_clear()
 
 
 def every_operation(device: str) -> None:

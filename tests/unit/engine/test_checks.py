@@ -27,7 +27,7 @@ from polyopt import (
     value_and_grad,
 )
 from polyopt.backend.protocol import Backend
-from polyopt.core.errors import InputError
+from polyopt.core.errors import InputError, UnchangedWarning
 from polyopt.testing import assert_same_bits
 
 
@@ -102,7 +102,8 @@ def test_a_loop_that_never_changes_the_modules_parameters_is_noticed() -> None:
     params = dict(model.named_parameters())
     gradients = {k: torch.ones_like(v) for k, v in params.items()}
     state = optimizer.init(params)
-    _, state = optimizer.step(params, gradients, state)
+    with pytest.warns(UnchangedWarning, match=r"the model's own parameters \('bias', …\) as they are"):
+        _, state = optimizer.step(params, gradients, state)
     with pytest.raises(InputError, match=r"'bias' is as it was before the last step.*donate=True"):
         optimizer.step(params, gradients, state)
 

@@ -244,15 +244,6 @@ def test_variables_given_up_are_let_go(backend: Backend) -> None:
     assert not any(ref() is not None for ref in watched)
 
 
-def test_a_variable_that_is_there_twice(backend: Backend) -> None:
-    shared = tf.Variable([1.0, 2.0])
-    params = {"a": shared, "b": shared}
-    optimizer = Optimizer(SGD(lr=0.5))
-    moved, _ = optimizer.step(params, params, optimizer.init(params), donate=True)
-    assert moved["a"] is moved["b"] is shared
-    assert_same_bits(shared, np.float32([0.5, 1.0]))
-
-
 def test_variables_given_up_under_a_tape(backend: Backend) -> None:
     _, variables = variables_of_all_sizes()
     optimizer = Optimizer(SGD(lr=0.5))

@@ -96,13 +96,6 @@ def test_a_cached_scalar_is_not_written() -> None:
     assert_same_bits(twin, np.float32(2.0))
 
 
-def test_one_tensor_twice_moves_as_two() -> None:
-    given = own((3,))
-    moved = stepped({"a": given, "b": given})
-    for name in ("a", "b"):
-        assert_same_bits(moved[name], np.full(3, 0.5, np.float32), what=name)
-
-
 def test_without_donation_nothing_is_written() -> None:
     given = {"w": own((3,))}
     optimizer = Optimizer(po.SGD(lr=0.5))
