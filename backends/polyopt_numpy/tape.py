@@ -1,0 +1,197 @@
+"""Replay the NumPy calls of a recorded function as one straight piece of Python, in memory of its own."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from polyopt_numpy.recording import Call, Recorded, Recording, map_recorded
+
+FREED = 4096
+"""Bytes from which a result that has no buffer is let go of after its last use."""
+
+_REDUCTIONS = {np.sum: np.add, np.max: np.maximum, np.min: np.minimum}
+
+
+class Tape:
+    """The calls that lead to ``outputs``, which are recorded values or constants.
+
+    Results in between lie in buffers that are kept from call to call, and shared by those that are not needed
+    at the same time; outputs are new arrays each time. Calls from several threads at once have buffers each.
+    """
+
+    def __init__(self, recording: Recording, inputs: Sequence[bool], outputs: Sequence[Any]) -> None:
+        program = _Program(recording, inputs, outputs)
+        names: dict[str, Any] = program.constants
+        exec(compile(program.source(), "<tape of a loss>", "exec"), names)
+        self._run = names["run"]
+        self._layout = [(x.shape, x.dtype, _order(x)) for x in program.buffers]
+        # list.append and list.pop are atomic: no lock.
+        self._idle: list[list[Any]] = []
+
+    def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """The outputs for other inputs of the same shapes, dtypes and strides."""
+        try:
+            buffers = self._idle.pop()
+        except IndexError:
+            buffers = [np.empty(shape, dtype, order) for shape, dtype, order in self._layout]
+        found: tuple[Any, ...] = self._run(inputs, buffers)
+        self._idle.append(buffers)
+        return found
+
+
+class _Program:
+    """Choose the memory of each call and write the source."""
+
+    def __init__(self, recording: Recording, inputs: Sequence[bool], outputs: Sequence[Any]) -> None:
+        self.examples, self.outputs = recording.examples, outputs
+        slots = count()
+        self.unpacked = "".join(f"v{next(slots)}, " if mine else "_, " for mine in inputs)
+        self.inputs = sum(inputs)
+        self.calls = _needed(recording.calls, outputs)
+        self.constants: dict[str, Any] = {}
+        self.buffers: list[Any] = []
+        self._names: dict[int, str] = {}
+        self._roots = list(range(len(self.examples)))
+        """For each slot the one whose memory it lies in: a view's base."""
+        self._last: dict[int, int] = {}
+        """For each root the last call that reads it."""
+        for i, call in enumerate(self.calls):
+            mine = self.examples[call.slot]
+            for x in _recorded((call.args, call.keywords)):
+                if np.may_share_memory(mine, self.examples[x]):
+                    self._roots[call.slot] = self._roots[x]
+                self._last[self._roots[x]] = i
+        self._given = {self._roots[x.slot] for x in outputs if isinstance(x, Recorded)}
+
+    def source(self) -> str:
+        """``run(inputs, buffers) -> outputs``."""
+        place: dict[int, int] = {}  # root: buffer
+        idle: list[int] = []
+        lines = []
+        for i, call in enumerate(self.calls):
+            root, example = call.slot, self.examples[call.slot]
+            ending = [r for r in self._ending(call, i) if r >= self.inputs]
+            out = ""
+            if self._bufferable(call):
+                elementwise = isinstance(call.function, np.ufunc) and call.function.signature is None
+                if elementwise:  # in place
+                    idle += [place[r] for r in ending if r in place]
+                fit = next((b for b in reversed(idle) if _alike(self.buffers[b], example)), None)
+                if fit is None:
+                    fit = len(self.buffers)
+                    self.buffers.append(example)
+                else:
+                    idle.remove(fit)
+                place[root], out = fit, f"b{fit}"
+                if not elementwise:
+                    idle += [place[r] for r in ending if r in place]
+            else:
+                idle += [place[r] for r in ending if r in place]
+            lines.append(f"v{call.slot} = {self._call(call, out)}")
+            lines += [f"v{r} = None" for r in ending if self._large(r, place)]
+        head = ["def run(inputs, buffers):"]
+        head += [f"({self.unpacked}) = inputs"] if self.unpacked else []
+        head += [f"({''.join(f'b{i}, ' for i in range(len(self.buffers)))}) = buffers"] if self.buffers else []
+        return "\n    ".join([*head, *lines, f"return ({self._results()})"]) + "\n"
+
+    def _ending(self, call: Call, at: int) -> list[int]:
+        """The roots that nothing reads after this call."""
+        roots = {self._roots[x] for x in _recorded((call.args, call.keywords))}
+        return sorted(r for r in roots if self._last[r] == at and r not in self._given and r != self._roots[call.slot])
+
+    def _large(self, root: int, place: dict[int, int]) -> bool:
+        return root not in place and self.examples[root].nbytes >= FREED
+
+    def _bufferable(self, call: Call) -> bool:
+        x = self.examples[call.slot]
+        mine = self._roots[call.slot] == call.slot and call.slot not in self._given
+        if not mine or type(x) is not np.ndarray or x.ndim == 0 or _order(x) is None:
+            return False
+        return self._reduction(call) is not None or (isinstance(call.function, np.ufunc) and not call.keywords)
+
+    def _reduction(self, call: Call) -> Any:
+        """The ufunc of a sum, maximum or minimum over axes."""
+        ufunc = _REDUCTIONS.get(call.function)
+        plain = len(call.args) == 1 and set(call.keywords) <= {"axis", "dtype", "keepdims"}
+        return ufunc if ufunc is not None and plain else None
+
+    def _call(self, call: Call, out: str) -> str:
+        function, args, keywords = call.function, call.args, call.keywords
+        ufunc = self._reduction(call)
+        if ufunc is not None:
+            axis, dtype = self._text(keywords.get("axis")), self._text(keywords.get("dtype"))
+            keep = bool(keywords.get("keepdims", False))
+            return f"{self._constant(ufunc.reduce)}({self._text(args[0])}, {axis}, {dtype}, {out or None}, {keep})"
+        x = self._text(args[0])
+        if function is operator.getitem:
+            rows = args[1]
+            single = isinstance(rows, tuple) and len(rows) == 1 and isinstance(rows[0], Recorded)
+            whole = isinstance(args[0], Recorded) and self.examples[args[0].slot].flags.c_contiguous
+            if single and whole:
+                return f"{x}.take({self._text(rows[0])}, 0)"
+            return f"{x}[{self._text(rows)}]"
+        if function is np.matrix_transpose:
+            return f"{x}.mT"
+        shape = self.examples[call.slot].shape
+        if function is np.expand_dims or (function is np.reshape and not keywords):
+            return f"{x}.reshape({self._text(shape)})"
+        if function is np.astype and len(args) == 2:
+            return f"{x}.astype({self._text(args[1])}, copy={bool(keywords.get('copy', True))})"
+        given = [self._text(y) for y in args] + [f"{k}={self._text(y)}" for k, y in keywords.items()]
+        return f"{self._constant(function)}({', '.join(given + [out] * bool(out))})"
+
+    def _results(self) -> str:
+        """The outputs: each memory of its own, none of which is a constant's."""
+        texts, seen = [], set()
+        for x in self.outputs:
+            root = self._roots[x.slot] if isinstance(x, Recorded) else None
+            twice = root is None or root in seen
+            seen.add(root)
+            texts.append(f"{self._text(x)}.copy(), " if twice else f"{self._text(x)}, ")
+        return "".join(texts)
+
+    def _text(self, x: Any) -> str:
+        if isinstance(x, Recorded):
+            return f"v{x.slot}"
+        if type(x) in (tuple, list):
+            inside = "".join(f"{self._text(y)}, " for y in x)
+            return f"({inside})" if type(x) is tuple else f"[{inside}]"
+        return self._constant(x)
+
+    def _constant(self, x: Any) -> str:
+        if x is None or type(x) in (bool, int):
+            return repr(x)
+        if id(x) not in self._names:
+            self._names[id(x)] = f"c{len(self.constants)}"
+            self.constants[self._names[id(x)]] = x
+        return self._names[id(x)]
+
+
+def _needed(calls: list[Call], outputs: Sequence[Any]) -> list[Call]:
+    wanted = set(_recorded(list(outputs)))
+    kept = []
+    for call in reversed(calls):
+        if call.slot in wanted:
+            kept.append(call)
+            wanted.update(_recorded((call.args, call.keywords)))
+    return kept[::-1]
+
+
+def _recorded(x: Any) -> list[int]:
+    slots: list[int] = []
+    map_recorded(lambda r: slots.append(r.slot), x)
+    return slots
+
+
+def _order(x: Any) -> Any:
+    """``"C"`` or ``"F"``, ``None`` for any other layout."""
+    return "C" if x.flags.c_contiguous else "F" if x.flags.f_contiguous else None
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.strides == b.strides
