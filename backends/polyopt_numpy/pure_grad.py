@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class PureGradient:
             except Exception:
                 # The loss itself says best what is wrong.
                 return self._eager(params, *args)
-        return value, _unflatten(params, gradients)
+        return value, tape.unflatten(gradients)
 
     def _first(self, key: Any, params: Any, args: tuple[Any, ...]) -> tuple[Any, Any]:
         """Run as ever, and record what was run."""
@@ -99,7 +99,9 @@ class PureGradient:
             self._tell(recording.refused)
             return None
         outputs = [value, *(g for g in optree.tree_leaves(gradients, none_is_leaf=True) if g is not None)]
-        return Tape(recording, [isinstance(x, Recorded) for x in inputs], outputs)
+        tape = Tape(recording, [isinstance(x, Recorded) for x in inputs], outputs)
+        tape.like(params)
+        return tape
 
     def _compare(
         self, key: Any, trial: _Trial, leaves: Sequence[Any], params: Any, args: tuple[Any, ...]
@@ -157,15 +159,7 @@ def _signature(leaves: Sequence[Any], structure: Any) -> Any:
     return tuple(signs)
 
 
-def _unflatten(params: Any, gradients: list[Any]) -> Any:
-    leaves, structure = optree.tree_flatten(params, none_is_leaf=True)
-    rest = iter(gradients)
-    return optree.tree_unflatten(structure, [None if x is None else next(rest) for x in leaves])
-
-
 def _same(a: Any, b: Any) -> bool:
     """The same type, dtype, shape and bits."""
     return type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
-
-Gradient = Callable[..., tuple[Any, Any]]

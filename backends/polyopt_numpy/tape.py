@@ -8,12 +8,18 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import optree
 
 from polyopt_numpy.recording import Call, Recorded, Recording, map_recorded
 
 FREED = 4096
 """Bytes from which a result that has no buffer is let go of after its last use."""
 
+MASKED = 2048
+"""Elements from which zeros are put in by the bits."""
+
+_FLOATS = (np.float32, np.float64)
+_OPERATORS = {np.add: "+", np.subtract: "-", np.multiply: "*", np.true_divide: "/", np.negative: "-"}
 _REDUCTIONS = {np.sum: np.add, np.max: np.maximum, np.min: np.minimum}
 
 
@@ -44,6 +50,21 @@ class Tape:
         return found
 
 
+    def like(self, params: Any) -> None:
+        """Give gradients in a tree like ``params``."""
+        leaves, self._structure = optree.tree_flatten(params, none_is_leaf=True)
+        self._present = None if all(x is not None for x in leaves) else [
+            x is not None for x in leaves
+        ]
+
+    def unflatten(self, gradients: list[Any]) -> Any:
+        """The outputs but the first, as a tree."""
+        if self._present is not None:
+            rest = iter(gradients)
+            gradients = [next(rest) if here else None for here in self._present]
+        return optree.tree_unflatten(self._structure, gradients)
+
+
 class _Program:
     """Choose the memory of each call and write the source."""
 
@@ -56,6 +77,10 @@ class _Program:
         self.constants: dict[str, Any] = {}
         self.buffers: list[Any] = []
         self._names: dict[int, str] = {}
+        self._alive: list[Any] = []
+        self._shared: set[int] = set()
+        self._mask: dict[int, str] = {}
+        """For a call of ``_masked`` its buffer of integers."""
         self._roots = list(range(len(self.examples)))
         """For each slot the one whose memory it lies in: a view's base."""
         self._last: dict[int, int] = {}
@@ -88,6 +113,8 @@ class _Program:
                 else:
                     idle.remove(fit)
                 place[root], out = fit, f"b{fit}"
+                if self._masks(call):
+                    self._mask[root] = self._integers(example)
                 if not elementwise:
                     idle += [place[r] for r in ending if r in place]
             else:
@@ -98,6 +125,16 @@ class _Program:
         head += [f"({self.unpacked}) = inputs"] if self.unpacked else []
         head += [f"({''.join(f'b{i}, ' for i in range(len(self.buffers)))}) = buffers"] if self.buffers else []
         return "\n    ".join([*head, *lines, f"return ({self._results()})"]) + "\n"
+
+    def _integers(self, like: Any) -> str:
+        """A buffer for the bits of a mask, for all of this shape."""
+        wanted = np.empty_like(like, dtype=f"i{like.itemsize}")
+        mine = next((i for i, b in enumerate(self.buffers) if _alike(b, wanted) and i in self._shared), None)
+        if mine is None:
+            mine = len(self.buffers)
+            self.buffers.append(wanted)
+            self._shared.add(mine)
+        return f"b{mine}"
 
     def _ending(self, call: Call, at: int) -> list[int]:
         """The roots that nothing reads after this call."""
@@ -112,7 +149,9 @@ class _Program:
         mine = self._roots[call.slot] == call.slot and call.slot not in self._given
         if not mine or type(x) is not np.ndarray or x.ndim == 0 or _order(x) is None:
             return False
-        return self._reduction(call) is not None or (isinstance(call.function, np.ufunc) and not call.keywords)
+        if isinstance(call.function, np.ufunc) and not call.keywords:
+            return True
+        return self._reduction(call) is not None or self._masks(call)
 
     def _reduction(self, call: Call) -> Any:
         """The ufunc of a sum, maximum or minimum over axes."""
@@ -127,6 +166,9 @@ class _Program:
             axis, dtype = self._text(keywords.get("axis")), self._text(keywords.get("dtype"))
             keep = bool(keywords.get("keepdims", False))
             return f"{self._constant(ufunc.reduce)}({self._text(args[0])}, {axis}, {dtype}, {out or None}, {keep})"
+        quick = self._scalar(call) or self._mean(call) or self._where(call, out)
+        if quick:
+            return quick
         x = self._text(args[0])
         if function is operator.getitem:
             rows = args[1]
@@ -142,8 +184,73 @@ class _Program:
             return f"{x}.reshape({self._text(shape)})"
         if function is np.astype and len(args) == 2:
             return f"{x}.astype({self._text(args[1])}, copy={bool(keywords.get('copy', True))})"
+        if isinstance(function, np.ufunc):
+            args = tuple(self._number(y, args) for y in args)
         given = [self._text(y) for y in args] + [f"{k}={self._text(y)}" for k, y in keywords.items()]
-        return f"{self._constant(function)}({', '.join(given + [out] * bool(out))})"
+        # NumPy wants these two to be told by name where the result goes.
+        named = "out=" if function in (np.maximum, np.minimum) else ""
+        return f"{self._constant(function)}({', '.join(given + [named + out] * bool(out))})"
+
+    def _scalar(self, call: Call) -> str | None:
+        """An operator between scalars: a tenth of the ufunc's time."""
+        sign = _OPERATORS.get(call.function)
+        values = [self._example(x) for x in call.args]
+        result = self.examples[call.slot]
+        if sign is None or call.keywords or not all(type(x) is float or type(x) in _FLOATS for x in (*values, result)):
+            return None
+        texts = [self._text(x) for x in call.args]
+        return f"{sign}{texts[0]}" if len(texts) == 1 else f"{texts[0]} {sign} {texts[1]}"
+
+    def _mean(self, call: Call) -> str | None:
+        """A sum and a division, as NumPy's mean has it for numbers of terms that the dtype holds exactly."""
+        x = self._example(call.args[0])
+        result = self.examples[call.slot]
+        if call.function is not np.mean or len(call.args) > 1 or type(result) not in _FLOATS or x.dtype != result.dtype:
+            return None
+        if call.keywords.get("axis") is not None or call.keywords.get("keepdims") or x.size > 2**24:
+            return None
+        return f"{self._constant(np.add.reduce)}({self._text(call.args[0])}, None) / {x.size}"
+
+    def _where(self, call: Call, out: str) -> str | None:
+        """Zeros where a condition fails, by the bits: half of the time of ``numpy.where`` on large arrays."""
+        if not out or call.function is not np.where:
+            return None
+        condition, x = (self._text(y) for y in call.args[:2])
+        return f"{self._constant(_masked)}({condition}, {x}, {self._mask[call.slot]}, {out})"
+
+    def _masks(self, call: Call) -> bool:
+        """True for ``where(condition, x, 0.0)`` of large arrays of one shape."""
+        if call.function is not np.where or call.keywords:
+            return False
+        condition, x, zero = (self._example(y) for y in call.args)
+        mine = self.examples[call.slot]
+        plain = all(type(y) is np.ndarray and y.shape == mine.shape for y in (condition, x))
+        return (
+            plain
+            and condition.dtype == np.bool
+            and x.dtype == mine.dtype
+            and mine.dtype in (np.float32, np.float64)
+            and mine.size >= MASKED
+            and not isinstance(call.args[2], Recorded)
+            and zero.dtype == mine.dtype
+            and not zero.tobytes().strip(b"\0")
+        )
+
+    def _number(self, x: Any, args: tuple[Any, ...]) -> Any:
+        """A constant as a 0-d array of the dtype that it takes beside ``args``: NumPy converts it no more."""
+        if isinstance(x, np.generic) and x.dtype.kind in "fiub":
+            return self._kept(np.asarray(x))
+        other = [self._example(y) for y in args if isinstance(y, Recorded)]
+        if type(x) is float and len(other) == 1 and other[0].dtype.kind == "f":
+            return self._kept(np.asarray(x, other[0].dtype))
+        return x
+
+    def _kept(self, x: Any) -> Any:
+        self._alive.append(x)
+        return x
+
+    def _example(self, x: Any) -> Any:
+        return self.examples[x.slot] if isinstance(x, Recorded) else x
 
     def _results(self) -> str:
         """The outputs: each memory of its own, none of which is a constant's."""
@@ -170,6 +277,13 @@ class _Program:
             self._names[id(x)] = f"c{len(self.constants)}"
             self.constants[self._names[id(x)]] = x
         return self._names[id(x)]
+
+
+def _masked(condition: Any, x: Any, bits: Any, out: Any) -> Any:
+    """``where(condition, x, 0)``: all bits of ``x`` or none."""
+    np.negative(condition.view(np.int8), bits, dtype=bits.dtype)
+    np.bitwise_and(x.view(bits.dtype), bits, out.view(bits.dtype))
+    return out
 
 
 def _needed(calls: list[Call], outputs: Sequence[Any]) -> list[Call]:
