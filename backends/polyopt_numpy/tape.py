@@ -83,15 +83,18 @@ class _Program:
         """For a call of ``_masked`` its buffer of integers."""
         self._roots = list(range(len(self.examples)))
         """For each slot the one whose memory it lies in: a view's base."""
+        self._reads = {call.slot: _recorded((call.args, call.keywords)) for call in self.calls}
+        for call in self.calls:
+            mine = self.examples[call.slot]
+            for x in self._reads[call.slot]:
+                if np.may_share_memory(mine, self.examples[x]):
+                    self._roots[call.slot] = self._roots[x]
+        self._given = {self._roots[x.slot] for x in outputs if isinstance(x, Recorded)}
+        self.calls = self._ordered()
         self._last: dict[int, int] = {}
         """For each root the last call that reads it."""
         for i, call in enumerate(self.calls):
-            mine = self.examples[call.slot]
-            for x in _recorded((call.args, call.keywords)):
-                if np.may_share_memory(mine, self.examples[x]):
-                    self._roots[call.slot] = self._roots[x]
-                self._last[self._roots[x]] = i
-        self._given = {self._roots[x.slot] for x in outputs if isinstance(x, Recorded)}
+            self._last.update((self._roots[x], i) for x in self._reads[call.slot])
 
     def source(self) -> str:
         """``run(inputs, buffers) -> outputs``."""
@@ -126,6 +129,48 @@ class _Program:
         head += [f"({''.join(f'b{i}, ' for i in range(len(self.buffers)))}) = buffers"] if self.buffers else []
         return "\n    ".join([*head, *lines, f"return ({self._results()})"]) + "\n"
 
+    def _ordered(self) -> list[Call]:
+        """The calls, each that lets go of more memory than it takes as early as it can be made.
+
+        So the gradient of a small leaf is made while its forward pass still lies in the cache.
+        """
+        readers: dict[int, list[Call]] = {}
+        waits, uses = {}, dict.fromkeys(range(len(self.examples)), 0)
+        for call in self.calls:
+            slots = set(self._reads[call.slot])
+            waits[call.slot] = sum(x >= self.inputs for x in slots)
+            for x in slots:
+                readers.setdefault(x, []).append(call)
+            for root in {self._roots[x] for x in slots}:
+                uses[root] += 1
+        done: set[int] = set()
+        ordered = []
+        for first in self.calls:
+            todo = [first]
+            while todo:
+                call = todo.pop()
+                if call.slot in done or waits[call.slot]:
+                    continue
+                if call is not first and self._growth(call, uses) > 0:
+                    continue
+                done.add(call.slot)
+                ordered.append(call)
+                slots = set(self._reads[call.slot])
+                for root in {self._roots[x] for x in slots}:
+                    uses[root] -= 1
+                for reader in readers.get(call.slot, ()):
+                    waits[reader.slot] -= 1
+                near = [r for x in (call.slot, *slots) if x >= self.inputs for r in readers.get(x, ())]
+                todo += [r for r in reversed(near) if r.slot not in done and not waits[r.slot]]
+        return ordered
+
+    def _growth(self, call: Call, uses: dict[int, int]) -> int:
+        """Bytes that the call takes, less those that nothing reads after it."""
+        mine = self._roots[call.slot]
+        taken = 0 if mine != call.slot or mine in self._given else int(self.examples[mine].nbytes)
+        roots = {self._roots[x] for x in self._reads[call.slot]} - self._given
+        return taken - sum(int(self.examples[r].nbytes) for r in roots if r >= self.inputs and uses[r] == 1)
+
     def _integers(self, like: Any) -> str:
         """A buffer for the bits of a mask, for all of this shape."""
         wanted = np.empty_like(like, dtype=f"i{like.itemsize}")
@@ -138,7 +183,7 @@ class _Program:
 
     def _ending(self, call: Call, at: int) -> list[int]:
         """The roots that nothing reads after this call."""
-        roots = {self._roots[x] for x in _recorded((call.args, call.keywords))}
+        roots = {self._roots[x] for x in self._reads[call.slot]}
         return sorted(r for r in roots if self._last[r] == at and r not in self._given and r != self._roots[call.slot])
 
     def _large(self, root: int, place: dict[int, int]) -> bool:
