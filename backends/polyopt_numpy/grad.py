@@ -72,7 +72,9 @@ def _differentiate(function: Callable[..., Any], leaves: tuple[Any, ...]) -> tup
 
 
 def _leaf(path: str, x: Any) -> Any:
-    if not isinstance(x, np.ndarray | np.generic | Box | Recorded) or not ops.isdtype(x.dtype, "real floating"):
+    if not isinstance(x, np.ndarray | np.generic | Box | Recorded) or not ops.isdtype(
+        x.dtype, "real floating"
+    ):
         raise InputError(
             f"parameter {path!r} is {getattr(x, 'dtype', type(x).__name__)}; expected a floating array"
         )

@@ -132,7 +132,9 @@ class PureGradient:
         if not self._told:
             self._told = True
             name = getattr(self.loss, "__qualname__", type(self.loss).__name__)
-            _log.debug("numpy: the loss %s runs call by call through autograd, not from a tape: %s", name, why)
+            _log.debug(
+                "numpy: the loss %s runs call by call through autograd, not from a tape: %s", name, why
+            )
 
 
 class _Trial:
@@ -162,4 +164,3 @@ def _signature(leaves: Sequence[Any], structure: Any) -> Any:
 def _same(a: Any, b: Any) -> bool:
     """The same type, dtype, shape and bits."""
     return type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-

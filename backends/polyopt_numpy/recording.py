@@ -142,7 +142,9 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __pow__(self, other: Any) -> Any:
         # Not the ufunc: an array's operator takes a shorter way for 2 and 0.5.
-        return NotImplemented if isinstance(other, Box) else self.recording.call(operator.pow, (self, other), {})
+        return (
+            NotImplemented if isinstance(other, Box) else self.recording.call(operator.pow, (self, other), {})
+        )
 
     def __getitem__(self, index: Any) -> Any:
         parts = index if isinstance(index, tuple) else (index,)
@@ -176,14 +178,16 @@ def _refusing(name: str) -> Callable[..., Any]:
     return method
 
 
-for _method in "__bool__ __float__ __int__ __complex__ __index__ __array__ __contains__ item tolist tobytes".split():
+for (
+    _method
+) in "__bool__ __float__ __int__ __complex__ __index__ __array__ __contains__ item tolist tobytes".split():
     setattr(Recorded, _method, _refusing(_method.strip("_")))
 for _method in "__iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __imatmul__".split():
     setattr(Recorded, _method, _refusing(f"an operator in place ({_method.strip('_')})"))
-for _method in "sum mean max min argmax argmin all any clip squeeze ravel take copy round swapaxes std var".split():
-    setattr(
-        Recorded, _method, lambda self, *a, _function=getattr(np, _method), **k: _function(self, *a, **k)
-    )
+for (
+    _method
+) in "sum mean max min argmax argmin all any clip squeeze ravel take copy round swapaxes std var".split():
+    setattr(Recorded, _method, lambda self, *a, _function=getattr(np, _method), **k: _function(self, *a, **k))
 
 ArrayBox.register(Recorded)
 VSpace.register(Recorded, lambda x: ArrayVSpace(x.example))

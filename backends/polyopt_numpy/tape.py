@@ -49,13 +49,10 @@ class Tape:
         self._idle.append(buffers)
         return found
 
-
     def like(self, params: Any) -> None:
         """Give gradients in a tree like ``params``."""
         leaves, self._structure = optree.tree_flatten(params, none_is_leaf=True)
-        self._present = None if all(x is not None for x in leaves) else [
-            x is not None for x in leaves
-        ]
+        self._present = None if all(x is not None for x in leaves) else [x is not None for x in leaves]
 
     def unflatten(self, gradients: list[Any]) -> Any:
         """The outputs but the first, as a tree."""
@@ -126,7 +123,9 @@ class _Program:
             lines += [f"v{r} = None" for r in ending if self._large(r, place)]
         head = ["def run(inputs, buffers):"]
         head += [f"({self.unpacked}) = inputs"] if self.unpacked else []
-        head += [f"({''.join(f'b{i}, ' for i in range(len(self.buffers)))}) = buffers"] if self.buffers else []
+        head += (
+            [f"({''.join(f'b{i}, ' for i in range(len(self.buffers)))}) = buffers"] if self.buffers else []
+        )
         return "\n    ".join([*head, *lines, f"return ({self._results()})"]) + "\n"
 
     def _ordered(self) -> list[Call]:
@@ -184,7 +183,9 @@ class _Program:
     def _ending(self, call: Call, at: int) -> list[int]:
         """The roots that nothing reads after this call."""
         roots = {self._roots[x] for x in self._reads[call.slot]}
-        return sorted(r for r in roots if self._last[r] == at and r not in self._given and r != self._roots[call.slot])
+        return sorted(
+            r for r in roots if self._last[r] == at and r not in self._given and r != self._roots[call.slot]
+        )
 
     def _large(self, root: int, place: dict[int, int]) -> bool:
         return root not in place and self.examples[root].nbytes >= FREED
@@ -241,7 +242,11 @@ class _Program:
         sign = _OPERATORS.get(call.function)
         values = [self._example(x) for x in call.args]
         result = self.examples[call.slot]
-        if sign is None or call.keywords or not all(type(x) is float or type(x) in _FLOATS for x in (*values, result)):
+        if (
+            sign is None
+            or call.keywords
+            or not all(type(x) is float or type(x) in _FLOATS for x in (*values, result))
+        ):
             return None
         texts = [self._text(x) for x in call.args]
         return f"{sign}{texts[0]}" if len(texts) == 1 else f"{texts[0]} {sign} {texts[1]}"
@@ -250,7 +255,12 @@ class _Program:
         """A sum and a division, as NumPy's mean has it for numbers of terms that the dtype holds exactly."""
         x = self._example(call.args[0])
         result = self.examples[call.slot]
-        if call.function is not np.mean or len(call.args) > 1 or type(result) not in _FLOATS or x.dtype != result.dtype:
+        if (
+            call.function is not np.mean
+            or len(call.args) > 1
+            or type(result) not in _FLOATS
+            or x.dtype != result.dtype
+        ):
             return None
         if call.keywords.get("axis") is not None or call.keywords.get("keepdims") or x.size > 2**24:
             return None
