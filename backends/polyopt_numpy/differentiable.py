@@ -113,7 +113,7 @@ def astype(x: Any, dtype: Any, /, *, copy: Any = True) -> Any:
 
 def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = None) -> Any:
     if isinstance(obj, Recorded):
-        return obj if dtype is None and not copy else np.astype(obj, dtype or obj.dtype)
+        return obj if dtype is None and not copy else obj.astype(dtype or obj.dtype)
     if isinstance(obj, Box):
         return obj if dtype is None and not copy else astype(obj, dtype or obj.dtype)
     if isinstance(obj, list | tuple) and _holds_box(obj):

@@ -91,7 +91,7 @@ def _checked(value: Any) -> Any:
 def _like(g: Any, x: Any) -> Any:
     """autograd gives a float64 where a bare operator widened."""
     if isinstance(g, Recorded):
-        g = g if g.dtype == x.dtype else np.astype(g, x.dtype)
+        g = g if g.dtype == x.dtype else g.astype(x.dtype)
         return g if g.shape == x.shape != () else _shaped(g, x.shape)
     return g if isinstance(g, Box) else np.asarray(g, dtype=x.dtype).reshape(x.shape)
 
@@ -105,10 +105,12 @@ def _adding(recording: Recording) -> Callable[[Any, Any], tuple[Any, bool]]:
     def add(before: Any, g: Any) -> tuple[Any, bool]:
         if type(g) in sparse_object_types:
             start = vspace(g).zeros() if before is None else before[0]
-            return add_outgrads((recording.call(np.copy, (start,), {}), True), g)
+            added: tuple[Any, bool] = add_outgrads((recording.call(np.copy, (start,), {}), True), g)
+            return added
         if before is None:
             return g, False
         total = before[0] + g
-        return (np.astype(total, before[0].dtype, copy=False) if before[1] else total), True
+        kept = before[0].dtype if before[1] else total.dtype  # what was added in place keeps its dtype
+        return (total if total.dtype == kept else total.astype(kept)), True
 
     return add

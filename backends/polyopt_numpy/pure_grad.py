@@ -29,15 +29,15 @@ class PureGradient:
     Parameters
     ----------
     loss
-        It must give the same for the same arguments: an array that it captures, or a random state, is not looked
-        at again.
+        It must give the same for the same arguments: an array that it captures, or a random state, isn't
+        looked at again.
 
     Notes
     -----
     The first call with arguments of certain shapes, dtypes, strides and Python values runs as ever and is
-    recorded. The recording is then run as one straight list of NumPy calls. What can't be recorded, and a tape
-    whose first results aren't the bits of autograd's, is left to ``value_and_grad``; the debug log of ``polyopt``
-    says so once.
+    recorded. The recording is then run as one straight list of NumPy calls. What can't be recorded, and a
+    tape whose first results aren't the bits of autograd's, is left to ``value_and_grad``; the debug log of
+    ``polyopt`` says so once.
     """
 
     def __init__(self, loss: LossFunction) -> None:
@@ -50,7 +50,8 @@ class PureGradient:
         return type(self), (self.loss,)
 
     def __call__(self, params: Any, *args: Any) -> tuple[Any, Any]:
-        leaves, structure = optree.tree_flatten((params, args), none_is_leaf=True)
+        given: Any = (params, args)
+        leaves, structure = optree.tree_flatten(given, none_is_leaf=True)
         key = _signature(leaves, structure)
         tape = self._tapes.get(key) if key is not None else None
         if tape is None:
@@ -76,29 +77,28 @@ class PureGradient:
         self._tapes[key] = None
         made = self._record(params, args)
         if made is not None:
-            leaves = optree.tree_leaves((params, args), none_is_leaf=True)
-            self._judge(key, _Trial(made, COMPARED), leaves, found)
+            self._judge(key, _Trial(made, COMPARED), _leaves((params, args)), found)
         return found
 
     def _record(self, params: Any, args: tuple[Any, ...]) -> Tape | None:
         recording = Recording()
-        inputs = [
-            x if isinstance(x, _STATIC) else recording.slot(x)
-            for x in optree.tree_leaves((params, args), none_is_leaf=True)
-        ]
-        structure = optree.tree_structure((params, args), none_is_leaf=True)
+        inputs = [x if isinstance(x, _STATIC) else recording.slot(x) for x in _leaves((params, args))]
+        given: Any = (params, args)
+        structure = optree.tree_structure(given, none_is_leaf=True)
         try:
-            own_params, own_args = optree.tree_unflatten(structure, inputs)
-            value, gradients = self._eager(own_params, *own_args)
+            own: Any = optree.tree_unflatten(structure, inputs)
+            value, gradients = self._eager(own[0], *own[1])
+            if recording.refused is None:
+                return self._tape(recording, inputs, params, value, gradients)
+            self._tell(recording.refused)
         except Exception as e:
             self._tell(recording.refused or f"{type(e).__name__}: {e}")
-            return None
         finally:
             recording.open = False
-        if recording.refused is not None:
-            self._tell(recording.refused)
-            return None
-        outputs = [value, *(g for g in optree.tree_leaves(gradients, none_is_leaf=True) if g is not None)]
+        return None
+
+    def _tape(self, recording: Recording, inputs: list[Any], params: Any, value: Any, gradients: Any) -> Tape:
+        outputs = [value, *_present(gradients)]
         tape = Tape(recording, [isinstance(x, Recorded) for x in inputs], outputs)
         tape.like(params)
         return tape
@@ -120,7 +120,7 @@ class PureGradient:
                 self._tapes[key] = None
                 self._tell(f"the replay raised {type(e).__name__}: {e}")
                 return
-        wanted = [value, *(g for g in optree.tree_leaves(gradients, none_is_leaf=True) if g is not None)]
+        wanted = [value, *_present(gradients)]
         if len(wanted) != len(replayed) or not all(map(_same, replayed, wanted)):
             self._tapes[key] = None
             self._tell("it gave other results for the same arguments: it isn't a function of these alone")
@@ -132,9 +132,7 @@ class PureGradient:
         if not self._told:
             self._told = True
             name = getattr(self.loss, "__qualname__", type(self.loss).__name__)
-            _log.debug(
-                "numpy: the loss %s runs call by call through autograd, not from a tape: %s", name, why
-            )
+            _log.debug("numpy: the loss %s runs through autograd, not from a tape: %s", name, why)
 
 
 class _Trial:
@@ -159,6 +157,15 @@ def _signature(leaves: Sequence[Any], structure: Any) -> Any:
         else:
             return None
     return tuple(signs)
+
+
+def _leaves(x: Any) -> list[Any]:
+    found: list[Any] = optree.tree_leaves(x, none_is_leaf=True)
+    return found
+
+
+def _present(x: Any) -> list[Any]:
+    return [leaf for leaf in _leaves(x) if leaf is not None]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -19,17 +19,67 @@ from autograd.extend import Box
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.numpy.numpy_vspaces import ArrayVSpace
 
+_np: Any = np
+"""NumPy without its types, which know of no other arrays."""
 STATIC = frozenset(
-    "shape ndim size result_type iscomplexobj isrealobj can_cast zeros_like ones_like empty_like "
-    "broadcast_shapes".split()
+    {"shape", "ndim", "size", "result_type", "iscomplexobj", "isrealobj", "can_cast"}
+    | {"zeros_like", "ones_like", "empty_like", "broadcast_shapes"}
 )
 """Functions of shapes and dtypes alone: they give plain values."""
 
 ARRAYS = frozenset(
-    "sum mean prod max min amax amin argmax argmin all any where clip astype reshape ravel transpose permute_dims "
-    "matrix_transpose swapaxes moveaxis squeeze expand_dims broadcast_to concatenate concat stack vstack hstack "
-    "take take_along_axis cumsum cumprod round around dot vdot tensordot einsum outer inner trace diagonal tile "
-    "flip roll sort argsort std var real imag full_like copy diff ptp norm triu tril".split()
+    {"sum", "mean", "prod", "cumsum", "cumprod", "std", "var", "max", "min", "amax", "amin", "ptp"}
+    | {
+        "argmax",
+        "argmin",
+        "argsort",
+        "sort",
+        "all",
+        "any",
+        "where",
+        "clip",
+        "round",
+        "around",
+        "real",
+        "imag",
+    }
+    | {
+        "astype",
+        "copy",
+        "full_like",
+        "reshape",
+        "ravel",
+        "transpose",
+        "matrix_transpose",
+        "swapaxes",
+        "moveaxis",
+    }
+    | {
+        "squeeze",
+        "expand_dims",
+        "broadcast_to",
+        "concatenate",
+        "stack",
+        "vstack",
+        "hstack",
+        "tile",
+        "flip",
+        "roll",
+    }
+    | {
+        "take",
+        "take_along_axis",
+        "diagonal",
+        "trace",
+        "triu",
+        "tril",
+        "diff",
+        "dot",
+        "vdot",
+        "tensordot",
+        "einsum",
+    }
+    | {"outer", "inner", "norm"}
 )
 """Functions that give one array, whose shape follows from the shapes of the arguments."""
 
@@ -106,8 +156,8 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
     size = property(lambda self: self.example.size)
     nbytes = property(lambda self: self.example.nbytes)
     itemsize = property(lambda self: self.example.itemsize)
-    T = property(lambda self: np.transpose(self))
-    mT = property(lambda self: np.matrix_transpose(self))
+    T = property(np.transpose)
+    mT = property(np.matrix_transpose)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **keywords: Any) -> Any:
         if any(isinstance(x, Box) for x in args):
@@ -162,13 +212,13 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def astype(self, dtype: Any, copy: bool = True) -> Any:
-        return np.astype(self, dtype, copy=copy)
+        return _np.astype(self, dtype, copy=copy)
 
     def reshape(self, *shape: Any) -> Any:
-        return np.reshape(self, shape[0] if len(shape) == 1 else shape)
+        return _np.reshape(self, shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, *axes: Any) -> Any:
-        return np.transpose(self, (axes[0] if len(axes) == 1 else axes) or None)
+        return _np.transpose(self, (axes[0] if len(axes) == 1 else axes) or None)
 
 
 def _refusing(name: str) -> Callable[..., Any]:
@@ -178,16 +228,25 @@ def _refusing(name: str) -> Callable[..., Any]:
     return method
 
 
-for (
-    _method
-) in "__bool__ __float__ __int__ __complex__ __index__ __array__ __contains__ item tolist tobytes".split():
+def _function(name: str) -> Callable[..., Any]:
+    """A NumPy function as a method."""
+    function = getattr(np, name)
+
+    def method(self: Recorded, *args: Any, **keywords: Any) -> Any:
+        return function(self, *args, **keywords)
+
+    return method
+
+
+_VALUES = ("__bool__", "__float__", "__int__", "__complex__", "__index__", "__array__", "__contains__")
+_IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__")
+_AS_FUNCTIONS = ("sum", "mean", "max", "min", "argmax", "argmin", "all", "any", "clip", "squeeze", "ravel")
+for _method in (*_VALUES, "item", "tolist", "tobytes"):
     setattr(Recorded, _method, _refusing(_method.strip("_")))
-for _method in "__iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __imatmul__".split():
-    setattr(Recorded, _method, _refusing(f"an operator in place ({_method.strip('_')})"))
-for (
-    _method
-) in "sum mean max min argmax argmin all any clip squeeze ravel take copy round swapaxes std var".split():
-    setattr(Recorded, _method, lambda self, *a, _function=getattr(np, _method), **k: _function(self, *a, **k))
+for _method in (*_IN_PLACE, "__imatmul__"):
+    setattr(Recorded, _method, _refusing(f"the operator {_method}, in place"))
+for _method in (*_AS_FUNCTIONS, "take", "copy", "round", "swapaxes", "std", "var"):
+    setattr(Recorded, _method, _function(_method))
 
 ArrayBox.register(Recorded)
 VSpace.register(Recorded, lambda x: ArrayVSpace(x.example))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import optree
 
-from polyopt_numpy.recording import Call, Recorded, Recording, map_recorded
+from polyopt_numpy.recording import Call, Recorded, Recording
+from polyopt_numpy.tape_schedule import Schedule
 
 FREED = 4096
 """Bytes from which a result that has no buffer is let go of after its last use."""
@@ -19,8 +20,14 @@ MASKED = 2048
 """Elements from which zeros are put in by the bits."""
 
 _FLOATS = (np.float32, np.float64)
-_OPERATORS = {np.add: "+", np.subtract: "-", np.multiply: "*", np.true_divide: "/", np.negative: "-"}
-_REDUCTIONS = {np.sum: np.add, np.max: np.maximum, np.min: np.minimum}
+_OPERATORS: dict[Any, str] = {
+    np.add: "+",
+    np.subtract: "-",
+    np.multiply: "*",
+    np.true_divide: "/",
+    np.negative: "-",
+}
+_REDUCTIONS: dict[Any, Any] = {np.sum: np.add, np.max: np.maximum, np.min: np.minimum}
 
 
 class Tape:
@@ -31,7 +38,7 @@ class Tape:
     """
 
     def __init__(self, recording: Recording, inputs: Sequence[bool], outputs: Sequence[Any]) -> None:
-        program = _Program(recording, inputs, outputs)
+        program = _Source(recording, inputs, outputs)
         names: dict[str, Any] = program.constants
         exec(compile(program.source(), "<tape of a loss>", "exec"), names)
         self._run = names["run"]
@@ -62,36 +69,19 @@ class Tape:
         return optree.tree_unflatten(self._structure, gradients)
 
 
-class _Program:
+class _Source(Schedule):
     """Choose the memory of each call and write the source."""
 
     def __init__(self, recording: Recording, inputs: Sequence[bool], outputs: Sequence[Any]) -> None:
-        self.examples, self.outputs = recording.examples, outputs
+        super().__init__(recording, inputs, outputs)
         slots = count()
         self.unpacked = "".join(f"v{next(slots)}, " if mine else "_, " for mine in inputs)
-        self.inputs = sum(inputs)
-        self.calls = _needed(recording.calls, outputs)
         self.constants: dict[str, Any] = {}
         self.buffers: list[Any] = []
         self._names: dict[int, str] = {}
-        self._alive: list[Any] = []
         self._shared: set[int] = set()
         self._mask: dict[int, str] = {}
         """For a call of ``_masked`` its buffer of integers."""
-        self._roots = list(range(len(self.examples)))
-        """For each slot the one whose memory it lies in: a view's base."""
-        self._reads = {call.slot: _recorded((call.args, call.keywords)) for call in self.calls}
-        for call in self.calls:
-            mine = self.examples[call.slot]
-            for x in self._reads[call.slot]:
-                if np.may_share_memory(mine, self.examples[x]):
-                    self._roots[call.slot] = self._roots[x]
-        self._given = {self._roots[x.slot] for x in outputs if isinstance(x, Recorded)}
-        self.calls = self._ordered()
-        self._last: dict[int, int] = {}
-        """For each root the last call that reads it."""
-        for i, call in enumerate(self.calls):
-            self._last.update((self._roots[x], i) for x in self._reads[call.slot])
 
     def source(self) -> str:
         """``run(inputs, buffers) -> outputs``."""
@@ -100,7 +90,7 @@ class _Program:
         lines = []
         for i, call in enumerate(self.calls):
             root, example = call.slot, self.examples[call.slot]
-            ending = [r for r in self._ending(call, i) if r >= self.inputs]
+            ending = [r for r in self.ending(call, i) if r >= self.inputs]
             out = ""
             if self._bufferable(call):
                 elementwise = isinstance(call.function, np.ufunc) and call.function.signature is None
@@ -128,48 +118,6 @@ class _Program:
         )
         return "\n    ".join([*head, *lines, f"return ({self._results()})"]) + "\n"
 
-    def _ordered(self) -> list[Call]:
-        """The calls, each that lets go of more memory than it takes as early as it can be made.
-
-        So the gradient of a small leaf is made while its forward pass still lies in the cache.
-        """
-        readers: dict[int, list[Call]] = {}
-        waits, uses = {}, dict.fromkeys(range(len(self.examples)), 0)
-        for call in self.calls:
-            slots = set(self._reads[call.slot])
-            waits[call.slot] = sum(x >= self.inputs for x in slots)
-            for x in slots:
-                readers.setdefault(x, []).append(call)
-            for root in {self._roots[x] for x in slots}:
-                uses[root] += 1
-        done: set[int] = set()
-        ordered = []
-        for first in self.calls:
-            todo = [first]
-            while todo:
-                call = todo.pop()
-                if call.slot in done or waits[call.slot]:
-                    continue
-                if call is not first and self._growth(call, uses) > 0:
-                    continue
-                done.add(call.slot)
-                ordered.append(call)
-                slots = set(self._reads[call.slot])
-                for root in {self._roots[x] for x in slots}:
-                    uses[root] -= 1
-                for reader in readers.get(call.slot, ()):
-                    waits[reader.slot] -= 1
-                near = [r for x in (call.slot, *slots) if x >= self.inputs for r in readers.get(x, ())]
-                todo += [r for r in reversed(near) if r.slot not in done and not waits[r.slot]]
-        return ordered
-
-    def _growth(self, call: Call, uses: dict[int, int]) -> int:
-        """Bytes that the call takes, less those that nothing reads after it."""
-        mine = self._roots[call.slot]
-        taken = 0 if mine != call.slot or mine in self._given else int(self.examples[mine].nbytes)
-        roots = {self._roots[x] for x in self._reads[call.slot]} - self._given
-        return taken - sum(int(self.examples[r].nbytes) for r in roots if r >= self.inputs and uses[r] == 1)
-
     def _integers(self, like: Any) -> str:
         """A buffer for the bits of a mask, for all of this shape."""
         wanted = np.empty_like(like, dtype=f"i{like.itemsize}")
@@ -180,19 +128,12 @@ class _Program:
             self._shared.add(mine)
         return f"b{mine}"
 
-    def _ending(self, call: Call, at: int) -> list[int]:
-        """The roots that nothing reads after this call."""
-        roots = {self._roots[x] for x in self._reads[call.slot]}
-        return sorted(
-            r for r in roots if self._last[r] == at and r not in self._given and r != self._roots[call.slot]
-        )
-
     def _large(self, root: int, place: dict[int, int]) -> bool:
         return root not in place and self.examples[root].nbytes >= FREED
 
     def _bufferable(self, call: Call) -> bool:
         x = self.examples[call.slot]
-        mine = self._roots[call.slot] == call.slot and call.slot not in self._given
+        mine = self.roots[call.slot] == call.slot and call.slot not in self.given
         if not mine or type(x) is not np.ndarray or x.ndim == 0 or _order(x) is None:
             return False
         if isinstance(call.function, np.ufunc) and not call.keywords:
@@ -209,9 +150,9 @@ class _Program:
         function, args, keywords = call.function, call.args, call.keywords
         ufunc = self._reduction(call)
         if ufunc is not None:
-            axis, dtype = self._text(keywords.get("axis")), self._text(keywords.get("dtype"))
+            given = [self._text(args[0]), *(self._text(keywords.get(k)) for k in ("axis", "dtype"))]
             keep = bool(keywords.get("keepdims", False))
-            return f"{self._constant(ufunc.reduce)}({self._text(args[0])}, {axis}, {dtype}, {out or None}, {keep})"
+            return f"{self._constant(ufunc.reduce)}({', '.join(given)}, {out or None}, {keep})"
         quick = self._scalar(call) or self._mean(call) or self._where(call, out)
         if quick:
             return quick
@@ -280,7 +221,7 @@ class _Program:
         condition, x, zero = (self._example(y) for y in call.args)
         mine = self.examples[call.slot]
         plain = all(type(y) is np.ndarray and y.shape == mine.shape for y in (condition, x))
-        return (
+        return bool(
             plain
             and condition.dtype == np.bool
             and x.dtype == mine.dtype
@@ -294,24 +235,17 @@ class _Program:
     def _number(self, x: Any, args: tuple[Any, ...]) -> Any:
         """A constant as a 0-d array of the dtype that it takes beside ``args``: NumPy converts it no more."""
         if isinstance(x, np.generic) and x.dtype.kind in "fiub":
-            return self._kept(np.asarray(x))
+            return np.asarray(x)
         other = [self._example(y) for y in args if isinstance(y, Recorded)]
         if type(x) is float and len(other) == 1 and other[0].dtype.kind == "f":
-            return self._kept(np.asarray(x, other[0].dtype))
+            return np.asarray(x, other[0].dtype)
         return x
-
-    def _kept(self, x: Any) -> Any:
-        self._alive.append(x)
-        return x
-
-    def _example(self, x: Any) -> Any:
-        return self.examples[x.slot] if isinstance(x, Recorded) else x
 
     def _results(self) -> str:
         """The outputs: each memory of its own, none of which is a constant's."""
         texts, seen = [], set()
         for x in self.outputs:
-            root = self._roots[x.slot] if isinstance(x, Recorded) else None
+            root = self.roots[x.slot] if isinstance(x, Recorded) else None
             twice = root is None or root in seen
             seen.add(root)
             texts.append(f"{self._text(x)}.copy(), " if twice else f"{self._text(x)}, ")
@@ -341,26 +275,10 @@ def _masked(condition: Any, x: Any, bits: Any, out: Any) -> Any:
     return out
 
 
-def _needed(calls: list[Call], outputs: Sequence[Any]) -> list[Call]:
-    wanted = set(_recorded(list(outputs)))
-    kept = []
-    for call in reversed(calls):
-        if call.slot in wanted:
-            kept.append(call)
-            wanted.update(_recorded((call.args, call.keywords)))
-    return kept[::-1]
-
-
-def _recorded(x: Any) -> list[int]:
-    slots: list[int] = []
-    map_recorded(lambda r: slots.append(r.slot), x)
-    return slots
-
-
 def _order(x: Any) -> Any:
     """``"C"`` or ``"F"``, ``None`` for any other layout."""
     return "C" if x.flags.c_contiguous else "F" if x.flags.f_contiguous else None
 
 
 def _alike(a: Any, b: Any) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.strides == b.strides
+    return bool(a.shape == b.shape and a.dtype == b.dtype and a.strides == b.strides)

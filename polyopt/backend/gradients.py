@@ -25,8 +25,8 @@ def value_and_grad(
         Compile it where the framework compiles (JAX, TensorFlow).
     pure
         Promise that the loss depends on its arguments alone, not on a variable or random state that changes
-        between calls. NumPy then records its calls once for each set of shapes and replays them, with the same
-        bits in a fraction of the time (see ``docs/speed.md``); ``TrainStep`` always promises it.
+        between calls. NumPy then records its calls once for each set of shapes and replays them, with the
+        same bits in a fraction of the time (see ``docs/speed.md``); ``TrainStep`` always promises it.
 
     Examples
     --------
@@ -51,6 +51,8 @@ def value_and_grad(
 def gradient_on(
     backend: Backend, loss: LossFunction, *, compiled: bool, pure: bool
 ) -> Callable[..., tuple[Array, Any]]:
-    """Differentiate ``loss`` on ``backend``; a pure one by the backend's ``pure_gradient``, where it has one."""
+    """Differentiate ``loss``; a pure one by the backend's ``pure_gradient``, where it has one."""
     own = getattr(backend, "pure_gradient", None) if compiled and pure else None
-    return backend.value_and_grad(loss, compiled=compiled) if own is None else own(loss)  # type: ignore[no-any-return]
+    made: Callable[..., tuple[Array, Any]]
+    made = backend.value_and_grad(loss, compiled=compiled) if own is None else own(loss)
+    return made

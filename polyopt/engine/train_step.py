@@ -33,10 +33,10 @@ class TrainStep:
     Parameters
     ----------
     loss
-        ``loss(xp, params, *args)``, a 0-d array; ``params`` in the tree that ``init`` was given. It must depend
-        on its arguments alone: JAX and TensorFlow compile it, and NumPy replays its recorded calls, so a
-        captured variable that changes between steps isn't seen. ``Optimizer(..., compiled=False)`` runs it
-        anew at each step.
+        ``loss(xp, params, *args)``, a 0-d array; ``params`` in the tree that ``init`` was given. It must
+        depend on its arguments alone: JAX and TensorFlow compile it, and NumPy replays its recorded calls,
+        so a captured variable that changes between steps isn't seen. ``Optimizer(..., compiled=False)`` runs
+        it anew at each step.
     optimizer
         Its rule, and what it does about gradients that are not finite. With ``nonfinite="skip"`` each step
         waits until it is known whether the one before was made.
