@@ -110,8 +110,8 @@ class Backend(Protocol):
     ) -> Callable[..., tuple[Array, Any]]:
         """``f(params, *args) -> (loss, gradients)``, gradients in a tree like ``params``.
 
-        A backend may have ``pure_gradient(loss)`` besides, which gives the same for a loss that depends on its
-        arguments alone: ``TrainStep`` then takes that.
+        A backend may have ``pure_gradient(loss)`` besides, which gives the same for a loss that depends on
+        its arguments alone: ``TrainStep`` then takes that.
         """
 
     def compile(self, function: Callable[..., Any], *, exact: bool = False) -> Callable[..., Any]:
