@@ -34,10 +34,11 @@ class NumpyBackend:
 
     def is_array(self, x: object) -> bool:
         """Also a value inside a loss that is being differentiated, which the autograd library boxes."""
-        return isinstance(x, np.ndarray | np.generic) or _boxed(x)
+        return isinstance(x, np.ndarray | np.generic) or _boxed(x) or _recorded(x)
 
     def is_traced(self, x: object) -> bool:
-        return False
+        """True inside a loss that is being recorded: see ``pure_gradient``."""
+        return _recorded(self.stop_gradient(x))
 
     def dtype_name(self, x: Any) -> str:
         name = NAMES.get(x.dtype)
@@ -96,6 +97,12 @@ class NumpyBackend:
 
         return value_and_grad(loss)
 
+    def pure_gradient(self, loss: LossFunction) -> Callable[..., Any]:
+        """``value_and_grad`` of a loss that depends on its arguments alone: recorded once, then replayed."""
+        from polyopt_numpy.pure_grad import PureGradient
+
+        return PureGradient(loss)
+
     def compile(self, function: Callable[..., Any], *, exact: bool = False) -> Callable[..., Any]:
         xp = with_sum_squares(_ops, NumpyMemory(), np.asarray) if exact else self.ops
 
@@ -124,3 +131,8 @@ class NumpyBackend:
 def _boxed(x: object) -> bool:
     """Return True if ``x`` is autograd's, without importing it."""
     return type(x).__module__.startswith("autograd.") and hasattr(x, "_value")
+
+
+def _recorded(x: object) -> bool:
+    """True for an array of a recording, without importing what records."""
+    return type(x).__module__ == "polyopt_numpy.recording"

@@ -33,6 +33,7 @@ from polyopt_numpy.ops import isdtype as isdtype
 from polyopt_numpy.ops import ones as ones
 from polyopt_numpy.ops import uint8 as uint8
 from polyopt_numpy.ops import zeros as zeros
+from polyopt_numpy.recording import Recorded, as_one_call
 
 # autograd knows the floating types of NumPy by name.
 if ml_dtypes.bfloat16 not in VSpace.mappings:
@@ -111,6 +112,8 @@ def astype(x: Any, dtype: Any, /, *, copy: Any = True) -> Any:
 
 
 def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = None) -> Any:
+    if isinstance(obj, Recorded):
+        return obj if dtype is None and not copy else obj.astype(dtype or obj.dtype)
     if isinstance(obj, Box):
         return obj if dtype is None and not copy else astype(obj, dtype or obj.dtype)
     if isinstance(obj, list | tuple) and _holds_box(obj):
@@ -153,17 +156,22 @@ def matmul(x1: Any, x2: Any, /) -> Any:
 def take(x: Any, indices: Any, /, *, axis: int | None = None) -> Any:
     if axis is None:
         x, axis = reshape(x, (-1,)), 0
-    return _select(x, (slice(None),) * (axis % x.ndim) + (np.asarray(unboxed(indices)),))
+    return _select(x, (slice(None),) * (axis % x.ndim) + (_indices(indices),))
 
 
 def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Any:
-    indices = np.asarray(unboxed(indices))
+    indices = _indices(indices)
     shape = np.broadcast_shapes(
         *((*s[: axis % x.ndim], 1, *s[axis % x.ndim + 1 :]) for s in (x.shape, indices.shape))
     )
     index = list(np.ogrid[tuple(slice(n) for n in shape)])
     index[axis] = indices
     return _select(x, tuple(index))
+
+
+def _indices(x: Any) -> Any:
+    x = unboxed(x)
+    return x if isinstance(x, Recorded) else np.asarray(x)
 
 
 def unboxed(x: Any) -> Any:
@@ -181,7 +189,7 @@ def constant(function: Any, *args: Any) -> Any:
 def _holds_box(x: Any) -> Any:
     if isinstance(x, list | tuple):
         return next((True for item in x if _holds_box(item)), False)
-    return isinstance(x, Box)
+    return isinstance(x, Box | Recorded)
 
 
 # Derivatives
@@ -281,7 +289,7 @@ def _scatter_values(g: Any, index: Any, like: Any) -> Any:
     return out.astype(like.dtype)
 
 
-_scatter = primitive(_scatter_values)
+_scatter = primitive(as_one_call(_scatter_values))
 defvjp(_scatter, lambda ans, g, index, like: lambda h: _select(h, index), argnums=(0,))
 defvjp(_select, lambda ans, x, index: lambda g: _scatter(g, index, unboxed(x)), argnums=(0,))
 defvjp_argnum(_concat, _concat_back)

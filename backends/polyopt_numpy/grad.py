@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from autograd.core import VJPNode, add_outgrads
+from autograd.core import VJPNode, add_outgrads, sparse_object_types, vspace
 from autograd.extend import Box
 from autograd.tracer import isbox, new_box, toposort
 
@@ -17,6 +17,7 @@ from polyopt.core import tree
 from polyopt.core.errors import InputError
 from polyopt.core.tree import Tree
 from polyopt_numpy import differentiable, ops
+from polyopt_numpy.recording import Recorded, Recording, as_one_call
 
 _traces = count()
 """Identities of traces, the inner one the larger. autograd's own counter isn't safe between threads."""
@@ -59,18 +60,22 @@ def _differentiate(function: Callable[..., Any], leaves: tuple[Any, ...]) -> tup
         return end, [np.zeros_like(differentiable.unboxed(x)) for x in leaves]
     found: dict[Any, Any] = {}
     gradients = {end._node: (np.ones((), end.dtype), False)}
+    recording = next((x.recording for x in leaves if isinstance(x, Recorded)), None)
+    add = add_outgrads if recording is None else _adding(recording)
     for node in toposort(end._node):
         outer = gradients.pop(node)
         if not node.parents:
             found[node] = outer
         for parent, g in zip(node.parents, node.vjp(outer[0]), strict=True):
-            gradients[parent] = add_outgrads(gradients.get(parent), g)
+            gradients[parent] = add(gradients.get(parent), g)
     zeros = (np.zeros_like(differentiable.unboxed(x)) for x in leaves)
     return end._value, [found.get(node, (z,))[0] for node, z in zip(nodes, zeros, strict=True)]
 
 
 def _leaf(path: str, x: Any) -> Any:
-    if not isinstance(x, np.ndarray | np.generic | Box) or not ops.isdtype(x.dtype, "real floating"):
+    if not isinstance(x, np.ndarray | np.generic | Box | Recorded) or not ops.isdtype(
+        x.dtype, "real floating"
+    ):
         raise InputError(
             f"parameter {path!r} is {getattr(x, 'dtype', type(x).__name__)}; expected a floating array"
         )
@@ -79,4 +84,27 @@ def _leaf(path: str, x: Any) -> Any:
 
 def _like(g: Any, x: Any) -> Any:
     """autograd gives a float64 where a bare operator widened."""
+    if isinstance(g, Recorded):
+        g = g if g.dtype == x.dtype else g.astype(x.dtype)
+        return g if g.shape == x.shape != () else _shaped(g, x.shape)
     return g if isinstance(g, Box) else np.asarray(g, dtype=x.dtype).reshape(x.shape)
+
+
+_shaped = as_one_call(lambda g, shape: np.asarray(g).reshape(shape))
+
+
+def _adding(recording: Recording) -> Callable[[Any, Any], tuple[Any, bool]]:
+    """autograd's sum of gradients without its changes in place, which a recording can't say."""
+
+    def add(before: Any, g: Any) -> tuple[Any, bool]:
+        if type(g) in sparse_object_types:
+            start = vspace(g).zeros() if before is None else before[0]
+            added: tuple[Any, bool] = add_outgrads((recording.call(np.copy, (start,), {}), True), g)
+            return added
+        if before is None:
+            return g, False
+        total = before[0] + g
+        kept = before[0].dtype if before[1] else total.dtype  # what was added in place keeps its dtype
+        return (total if total.dtype == kept else total.astype(kept)), True
+
+    return add

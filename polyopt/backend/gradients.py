@@ -75,7 +75,9 @@ def check_takes_xp(loss: Any) -> None:
         ) from None
 
 
-def value_and_grad(loss: LossFunction, *, compiled: bool = True) -> Callable[..., tuple[Array, Any]]:
+def value_and_grad(
+    loss: LossFunction, *, compiled: bool = True, pure: bool = False
+) -> Callable[..., tuple[Array, Any]]:
     """``f(params, *args) -> (loss, gradients)`` on whatever framework ``params`` are of.
 
     Parameters
@@ -84,6 +86,10 @@ def value_and_grad(loss: LossFunction, *, compiled: bool = True) -> Callable[...
         ``loss(xp, params, *args)``, a 0-d array, computed with ``xp``'s operations and operators.
     compiled
         Compile it where the framework compiles (JAX, TensorFlow).
+    pure
+        Promise that the loss depends on its arguments alone, not on a variable or random state that changes
+        between calls. NumPy then records its calls once for each set of shapes and replays them, with the
+        same bits in a fraction of the time (see ``docs/speed.md``); ``TrainStep`` always promises it.
 
     Examples
     --------
@@ -98,7 +104,7 @@ def value_and_grad(loss: LossFunction, *, compiled: bool = True) -> Callable[...
 
     @lru_cache(maxsize=8)
     def on(backend: Backend) -> Callable[..., tuple[Array, Any]]:
-        return backend.value_and_grad(loss, compiled=compiled)
+        return gradient_on(backend, loss, compiled=compiled, pure=pure)
 
     @opaque
     def run(params: Any, *args: Any) -> tuple[Array, Any]:
@@ -106,3 +112,13 @@ def value_and_grad(loss: LossFunction, *, compiled: bool = True) -> Callable[...
         return on(registry.of(*leaves))(params, *args)
 
     return run
+
+
+def gradient_on(
+    backend: Backend, loss: LossFunction, *, compiled: bool, pure: bool
+) -> Callable[..., tuple[Array, Any]]:
+    """Differentiate ``loss``; a pure one by the backend's ``pure_gradient``, where it has one."""
+    own = getattr(backend, "pure_gradient", None) if compiled and pure else None
+    made: Callable[..., tuple[Array, Any]]
+    made = backend.value_and_grad(loss, compiled=compiled) if own is None else own(loss)
+    return made

@@ -108,7 +108,11 @@ class Backend(Protocol):
     def value_and_grad(
         self, loss: LossFunction, *, compiled: bool = True
     ) -> Callable[..., tuple[Array, Any]]:
-        """``f(params, *args) -> (loss, gradients)``, gradients in a tree like ``params``."""
+        """``f(params, *args) -> (loss, gradients)``, gradients in a tree like ``params``.
+
+        A backend may have ``pure_gradient(loss)`` besides, which gives the same for a loss that depends on
+        its arguments alone: ``TrainStep`` then takes that.
+        """
 
     def compile(self, function: Callable[..., Any], *, exact: bool = False) -> Callable[..., Any]:
         """``f(*args)`` that runs ``function(xp, *args)`` compiled, where the framework compiles.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from polyopt.backend import registry
-from polyopt.backend.gradients import check_takes_xp
+from polyopt.backend.gradients import check_takes_xp, gradient_on
 from polyopt.backend.protocol import Backend, LossFunction
 from polyopt.core import tree
 from polyopt.core.errors import InputError, nearest
@@ -27,14 +27,17 @@ class TrainStep:
     On JAX it is one compiled function over packed buffers, which gives up its arrays; so it is on TensorFlow
     with a GPU or without numba. On TensorFlow otherwise it is a compiled function for loss and gradients
     and then the in-place ``Optimizer.step``, over packed buffers; on NumPy and PyTorch, where nothing would
-    be gained by packing, ``value_and_grad`` and that step, leaf by leaf. So it is too with
+    be gained by packing, ``value_and_grad(loss, pure=True)`` and that step, leaf by leaf. So it is too with
     ``accumulate``, with ``nonfinite="raise"``, which must know the leaf, and with ``compiled=False``. In all
     cases the update has the bits of ``Optimizer.step`` for the same gradients.
 
     Parameters
     ----------
     loss
-        ``loss(xp, params, *args)``, a 0-d array; ``params`` in the tree that ``init`` was given.
+        ``loss(xp, params, *args)``, a 0-d array; ``params`` in the tree that ``init`` was given. It must
+        depend on its arguments alone: JAX and TensorFlow compile it, and NumPy replays its recorded calls,
+        so a captured variable that changes between steps isn't seen. ``Optimizer(..., compiled=False)`` runs
+        it anew at each step.
     optimizer
         Its rule, and what it does about gradients that are not finite. With ``nonfinite="skip"`` each step
         waits until it is known whether the one before was made.
@@ -92,7 +95,8 @@ class TrainStep:
         state = optimizer.init(params) if state is None else copied(backend, state)
         key = ("leaves", backend)
         if key not in self._made:
-            self._made[key] = gradient or backend.value_and_grad(self.loss, compiled=optimizer.compiled)
+            made = gradient or gradient_on(backend, self.loss, compiled=optimizer.compiled, pure=True)
+            self._made[key] = made
         return TrainState(backend, copied(backend, params), state, Leaves(self._made[key], optimizer))
 
     @opaque

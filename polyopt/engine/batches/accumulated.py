@@ -69,7 +69,7 @@ class Accumulated:
         self, loss: LossFunction, micro: int, *, measure: bool = False, compiled: bool = True
     ) -> None:
         self.micro, self.measure, self.compiled = micro, measure, compiled
-        self.gradient = value_and_grad(loss, compiled=compiled)
+        self.gradient = value_and_grad(loss, compiled=compiled, pure=True)
 
     def __call__(self, params: Tree, parts: Iterable[Sequence[Any]], many: int) -> tuple[Outcome, Tree]:
         """Of ``many`` samples: ``parts`` are the arguments of the loss for each micro-batch, the last of
