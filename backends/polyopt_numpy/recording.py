@@ -156,8 +156,8 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
     size = property(lambda self: self.example.size)
     nbytes = property(lambda self: self.example.nbytes)
     itemsize = property(lambda self: self.example.itemsize)
-    T = property(np.transpose)
-    mT = property(np.matrix_transpose)
+    T = property(np.transpose, doc="The axes in reverse order.")
+    mT = property(np.matrix_transpose, doc="The last two axes in reverse order.")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **keywords: Any) -> Any:
         if any(isinstance(x, Box) for x in args):

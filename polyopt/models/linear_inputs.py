@@ -85,7 +85,7 @@ def factors(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[str, Li
     >>> import numpy as np
     >>> apply = lambda xp, params, x: xp.matmul(x, xp.matrix_transpose(params["w"])) + params["b"]
     >>> factors(apply, {"w": np.ones((3, 2)), "b": np.ones(3)}, np.ones((1, 2)))
-    {'w': Factor(path='w', layout='out_in')}
+    {'w': LinearInput(path='w', layout='out_in')}
     """
     return {path: factor for path, (factor, _) in _products(apply, params, args).items()}
 

@@ -267,7 +267,7 @@ def test_global_magnitudes_are_torchs_global_unstructured() -> None:
         assert_same_bits(ours[str(i)], layer.weight_mask.numpy().astype(bool))
 
 
-@pytest.mark.parametrize("amount", [0.0, 0.125, 0.3, 0.5, 0.999999])
+@pytest.mark.parametrize("amount", [0.0, 0.125, 0.3, 0.5, 0.9])
 def test_as_many_of_equals_go_as_torch_prunes(amount: float) -> None:
     """Of ties, too: torch prunes so many, whichever; halves are rounded to even."""
     import torch

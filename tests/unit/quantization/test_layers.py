@@ -129,7 +129,8 @@ def test_inputs_that_are_never_there() -> None:
     w, x = layer()
     x[:, 3] = 0.0
     q = gptq(w, x, Integer(bits=4))
-    assert_same_bits(codes_of(q)[3], np.zeros(12, np.int8))
+    # No error of theirs can be seen: they are rounded to the nearest.
+    assert_same_bits(codes_of(q)[3], codes_of(quantize(w, Integer(bits=4)))[3])
     assert loss(q, w, x) < loss(quantize(w, Integer(bits=4)), w, x)
 
 
