@@ -104,4 +104,4 @@ def pow(x1: Any, x2: Any, /) -> Any:
 xp: Any = SimpleNamespace(
     **vars(ops) | {"abs": abs, "maximum": maximum, "minimum": minimum, "clip": clip, "pow": pow}
 )
-"""What a loss computes with."""
+"""The operations of a loss."""

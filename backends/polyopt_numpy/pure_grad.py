@@ -143,7 +143,7 @@ class _Trial:
 
 
 def _signature(leaves: Sequence[Any], structure: Any) -> Any:
-    """What a recording holds for; ``None`` where there is something that can't be recorded."""
+    """Return the signature that a recording serves; ``None`` where something can't be recorded."""
     signs: list[Any] = [structure]
     for x in leaves:
         if type(x) is np.ndarray:

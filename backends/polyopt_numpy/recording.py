@@ -290,7 +290,7 @@ def _any_box(x: Any) -> bool:
 
 
 def _key(x: Any) -> Any:
-    """What tells calls apart; ``None`` where that can't be told."""
+    """Return the key by which calls are told apart; ``None`` where there is none."""
     if isinstance(x, Recorded):
         return ("slot", x.slot)
     if isinstance(x, tuple | list):

@@ -87,7 +87,7 @@ class Rows:
     whole: bool
     """True if every leaf is one row."""
     cuts: dict[int, Any] = field(default_factory=dict, compare=False)
-    """What ``bounds`` gave."""
+    """Results of ``bounds``, kept."""
 
     def bounds(self, parts: int) -> Any:
         """The first row of each of ``parts`` of about the same work, and the number of rows."""

@@ -46,7 +46,7 @@ PREAMBLE = """
     if words[2] != 0:
         part, step = invoke(words[2], 0, 0) & 0xffffffff, invoke(words[3], 0, 0) & 0xffffffff
 """
-"""How a kernel begins, in numba's Python (see ``polyopt.backend.host.numba_kernel``)."""
+"""The first lines of a kernel, in numba's Python (see ``polyopt.backend.host.numba_kernel``)."""
 
 
 class Team(Protocol):
@@ -170,7 +170,7 @@ class Pool:
 _Work: TypeAlias = tuple[Callable[[Any], Any], Any]
 """A function and its argument."""
 _Meeting: TypeAlias = Any
-"""Where a worker and its caller wait for each other: a barrier, or a lock that is held."""
+"""A barrier, or a held lock, at which a worker and its caller wait for each other."""
 _Job: TypeAlias = tuple[Callable[[Any], Any], Any, _Meeting]
 
 

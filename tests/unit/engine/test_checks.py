@@ -1,4 +1,4 @@
-"""What an update refuses before anything is written, and what can't happen in silence."""
+"""Check what an update refuses before anything is written, and what can't happen in silence."""
 
 from __future__ import annotations
 
