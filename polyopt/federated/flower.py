@@ -32,6 +32,8 @@ def flower_strategy(server: Server, **options: Any) -> Any:
         What makes the next parameters.
     **options
         Flower's ``FedAvg`` options: ``fraction_train``, ``min_train_nodes``, ``weighted_by_key``, ….
+        Flower works out its sample's size before it waits for ``min_available_nodes``, so that the first
+        round may have ``min_train_nodes`` clients only: give it too.
 
     Raises
     ------
