@@ -22,8 +22,8 @@ def _filtered_stderr() -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
         try:
+            os.dup2(held.fileno(), 2)
             yield
         finally:
             os.dup2(saved, 2)

@@ -124,11 +124,12 @@ def backend_context(name: str) -> Iterator[Backend]:
     'numpy'
     """
     backend = by_name(name)
-    token = _scoped.set(name)
-    try:
+    before = _scoped.get()
+    try:  # begun before it is set: an interrupt may come in between
+        _scoped.set(name)
         yield backend
     finally:
-        _scoped.reset(token)
+        _scoped.set(before)
 
 
 @contextmanager
@@ -138,11 +139,12 @@ def forced(backend: Backend) -> Iterator[Backend]:
     For a backend object that is not registered, or stands in for a registered one (the conformance kit's
     use).
     """
-    token = _forced.set(backend)
-    try:
+    before = _forced.get()
+    try:  # as above
+        _forced.set(backend)
         yield backend
     finally:
-        _forced.reset(token)
+        _forced.set(before)
 
 
 def _find(x: Any) -> Backend:

@@ -148,9 +148,9 @@ def _deferred_interrupt() -> Iterator[list[int]]:
         seen.append(number)
         signal.signal(number, defaults[signal.Signals(number)])
 
-    for number in held:
-        signal.signal(number, note)
     try:
+        for number in held:
+            signal.signal(number, note)
         yield seen
     finally:
         for number in held:

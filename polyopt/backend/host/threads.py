@@ -15,13 +15,13 @@ import ctypes
 import math
 import os
 import threading
-from _thread import LockType, allocate_lock, start_new_thread
+from _thread import LockType, allocate_lock, get_ident, start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import lru_cache
-from itertools import starmap
+from itertools import cycle, starmap
 from operator import call as apply
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -76,8 +76,10 @@ class Pool:
     least = 1 << 18
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | SimpleQueue[None]] = SimpleQueue()
         self._workers = 0
+        self._alive: list[int] = []
+        self._stopped = False
         self.forks = 0
 
     def size(self) -> int:
@@ -95,7 +97,7 @@ class Pool:
 
         def run(jobs: Any = jobs) -> None:  # which keeps it
             nonlocal prepared, forks
-            if _own.inside:
+            if _own.inside or self._stopped:
                 for place in (first, *rest):
                     function(place)
                 return
@@ -116,19 +118,19 @@ class Pool:
         [1, 2]
         """
         threads = min(self.size(), elements // THREADED, len(pieces))
-        if threads < 2 or _own.inside:
+        if threads < 2 or _own.inside or self._stopped:
             return [work(piece) for piece in pieces]
         results: dict[int, R] = {}
         errors: dict[int, BaseException] = {}
         left = iter(range(len(pieces)))
 
         def some(context: Context) -> None:
-            for i in left:
-                try:
+            i = -1
+            try:
+                for i in left:
                     results[i] = context.run(work, pieces[i])
-                except BaseException as error:
-                    errors[i] = error
-                    return
+            except BaseException as error:
+                errors[i] = error
 
         # Each in a copy of the caller's context, in which NumPy keeps how it treats overflow. None by the
         # caller itself: an interrupt would come between two bytecodes of `work`.
@@ -141,30 +143,35 @@ class Pool:
         """Do ``work`` by workers and ``own`` by the caller; return when all is done."""
         while self._workers < len(work):
             # A worker that an interrupt leaves uncounted does no harm.
-            start_new_thread(_take, (self._jobs,))
+            start_new_thread(_take, (self._jobs, self._alive))
             self._workers += 1
         steps: list[_Work] = [
             (self._jobs.put, (*job, meeting)) for job, meeting in zip(work, meetings, strict=True)
         ]
         if own is not None:
             steps.append(own)
-        steps += [(_wait, meeting) for meeting in meetings]
+        steps += [_awaiting(meeting) for meeting in meetings]
         deque(starmap(apply, steps), maxlen=0)  # the one call of C code
 
     def forked(self) -> None:
         """Forget the threads of the process before, which a fork's child doesn't have."""
-        self._jobs, self._workers = SimpleQueue(), 0
+        self._jobs, self._workers, self._alive, self._stopped = SimpleQueue(), 0, [], False
         self.forks += 1
 
     def stop(self) -> None:
-        """End all workers, each after its last job: none may write while the interpreter is taken down."""
+        """End all workers, each after its last job: none may write while the interpreter is taken down.
+
+        What is still to do afterwards, callers do alone.
+        """
         ended: SimpleQueue[None] = SimpleQueue()
-        for _ in range(self._workers):
-            self._jobs.put((_end, ended, _meeting()))
+        # Counted by themselves: `_workers` may lose one to an interrupt, or to another thread.
+        self._stopped = True
+        alive, self._workers, self._alive = len(self._alive), 0, []
+        for _ in range(alive):
+            self._jobs.put(ended)
         with suppress(Empty):
-            for _ in range(self._workers):
+            for _ in range(alive):
                 ended.get(timeout=5.0)
-        self._workers = 0
 
 
 _Work: TypeAlias = tuple[Callable[[Any], Any], Any]
@@ -182,41 +189,44 @@ class _Own(threading.local):
 _own = _Own()
 
 
-def _take(jobs: SimpleQueue[_Job]) -> None:
-    """Do one job after the other, as a worker."""
+def _take(jobs: SimpleQueue[_Job | SimpleQueue[None]], alive: list[int]) -> None:
+    """Do one job after the other, as a worker; end by what is no job."""
     _own.inside = True
-    while True:
-        function, argument, meeting = jobs.get()
-        function(argument)
+    alive.append(get_ident())
+    while isinstance(job := jobs.get(), tuple):
+        function, argument, meeting = job
+        function(argument)  # which raises nothing
         _arrive(meeting)
-        del function, argument, meeting  # or they would be kept until the next job
+        del job, function, argument, meeting  # or they would be kept until the next job
+    job.put(None)
 
 
-def _end(ended: SimpleQueue[None]) -> None:
-    ended.put(None)
-    raise SystemExit
-
-
-def _barriers() -> tuple[Callable[..., int], Callable[..., int]] | None:
-    """POSIX' barriers, waiting for which goes on after a signal: how to make and await one, if there are."""
+def _of_process(*names: str) -> list[Any]:
+    """The C functions of these names, or none where one isn't there."""
     try:
         library = ctypes.CDLL(None)
-        make, wait = library.pthread_barrier_init, library.pthread_barrier_wait
+        return [getattr(library, name) for name in names]
     except (OSError, TypeError, AttributeError):
-        return None
-    make.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
-    wait.argtypes = [ctypes.c_void_p]
-    return make, wait
+        return []
 
 
-_posix = _barriers()
-# Where there are none (macOS, Windows), a signal doesn't end the wait for a lock.
-_arrive: Callable[[_Meeting], Any] = _posix[1] if _posix else LockType.release
-_wait: Callable[[_Meeting], Any] = _posix[1] if _posix else LockType.acquire
+# What a caller and its worker wait by goes on waiting after a signal: a handler may raise, and the wait would
+# be over. POSIX' barriers do.
+_posix = _of_process("pthread_barrier_init", "pthread_barrier_wait")
+if _posix:
+    _posix[0].argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
+    _posix[1].argtypes = [ctypes.c_void_p]
+# Where there are none (macOS) a lock is tried again and again, for a wait for it may end. On Windows, which
+# has no `usleep`, it doesn't.
+_nap = _of_process("usleep")
+if _nap:
+    _nap[0].argtypes, _nap[0].restype = [ctypes.c_uint], None
+NAP = 50
+"""Microseconds."""
 
 
 def _meeting() -> _Meeting:
-    if _posix is None:
+    if not _posix:
         lock = allocate_lock()
         lock.acquire()
         return lock
@@ -224,6 +234,20 @@ def _meeting() -> _Meeting:
     if _posix[0](barrier, None, 2):
         raise MemoryError("no barrier for two threads could be made")
     return barrier
+
+
+def _arrive(meeting: _Meeting) -> None:
+    _posix[1](meeting) if _posix else meeting.release()
+
+
+def _awaiting(meeting: _Meeting) -> _Work:
+    """What waits until a worker has arrived, in one call of C code."""
+    if _posix:
+        return _posix[1], meeting
+    if not _nap:
+        return LockType.acquire, meeting
+    tries: list[_Work] = [(meeting.acquire, False), (_nap[0], NAP)]
+    return any, starmap(apply, cycle(tries))
 
 
 POOL = Pool()
