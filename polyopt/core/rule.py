@@ -9,10 +9,11 @@ parameter path). How they run, on which framework and how fast, is not their bus
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
@@ -61,6 +62,11 @@ def hyper(
     )
 
 
+def pattern(default: Pattern | None = None) -> Any:
+    """Declare a field that selects parameters by path; ``init`` refuses one that matches none of them."""
+    return dataclasses.field(default=default, metadata={"static": True, "choices": (), "pattern": True})
+
+
 def static(default: Any = None, *choices: Any) -> Any:
     """A switch: a field that is never traced nor scheduled, one of ``choices`` where they are given."""
     return dataclasses.field(default=default, metadata={"static": True, "choices": choices})
@@ -107,6 +113,16 @@ class Rule(ABC):
         """The numeric fields by name: numbers, 0-d arrays or schedules."""
         values = ((name, getattr(self, name)) for name in _numeric(type(self)))
         return {name: value for name, value in values if value is not None}
+
+    def patterns(self) -> dict[str, Pattern]:
+        """Return the fields that select parameters by path, by name: those that are given."""
+        values = ((name, getattr(self, name)) for name in _selecting(type(self)))
+        return {name: value for name, value in values if value is not None}
+
+
+@lru_cache(maxsize=256)
+def _selecting(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind) if "pattern" in f.metadata)
 
 
 @lru_cache(maxsize=256)
@@ -219,6 +235,41 @@ def matches(pattern: Pattern, path: str) -> bool:
     return bool(pattern(path))
 
 
+def unmatched(pattern: Pattern, paths: Iterable[str]) -> str:
+    """Say that ``pattern`` matches none of ``paths``, and which of them it is most like.
+
+    >>> unmatched(r"wieght$", ["layers.0.bias", "layers.0.weight"])
+    "matches no parameter; did you mean 'layers.0.weight'?"
+    """
+    known = list(paths)
+    # What a regular expression is like without its signs; a predicate is like nothing.
+    text = pattern.replace(r"\.", ".") if isinstance(pattern, str) else ""
+    words = [re.sub(r"\\[a-zA-Z]|[^\w.]", "", alternative) for alternative in text.split("|")]
+    ends = {}  # every end of a path, and every part of it
+    for path in reversed(known):
+        parts = path.split(".")
+        ends.update(dict.fromkeys([*parts, *(".".join(parts[i:]) for i in range(len(parts)))], path))
+    close = [x for word in words for x in difflib.get_close_matches(word, ends, n=1, cutoff=0.6)]
+    return f"matches no parameter; {nearest(ends[close[0]] if close else '', known)}"
+
+
+def check_patterns(stage: Stage, paths: Iterable[str]) -> None:
+    """Refuse a pattern of a rule inside ``stage`` that matches none of ``paths``: it would do nothing.
+
+    A rule that a partition gives to some of the leaves may have one that matches others alone.
+
+    Raises
+    ------
+    InputError
+        It names the rule, the field and the nearest path.
+    """
+    known = list(paths)
+    for _, rule in rules_of(stage):
+        for name, found in rule.patterns().items():
+            if not any(matches(found, path) for path in known):
+                raise InputError(f"{type(rule).__name__}: {name} = {found!r} {unmatched(found, known)}")
+
+
 def rules_of(stage: Stage, key: str = "") -> Iterator[tuple[str, Rule]]:
     """Every rule inside ``stage`` with its key: its positions, dotted and ending in a dot."""
     if isinstance(stage, Rule):
@@ -251,11 +302,22 @@ def check_fields(instance: Any) -> None:
             # A NumPy scalar would drag the arithmetic down to its own precision.
             value = int(value) if isinstance(value, Integral) else float(value)
             object.__setattr__(instance, field.name, value)
+        if "pattern" in field.metadata and value is not None:
+            _check_pattern(owner, field.name, value)
         choices = field.metadata.get("choices", ())
         if value in choices:
             # 8.0 is 8, and 1 is true: files and messages say it in one way.
             object.__setattr__(instance, field.name, choices[choices.index(value)])
         _check(owner, field, value)
+
+
+def _check_pattern(owner: str, name: str, value: Any) -> None:
+    if isinstance(value, str):
+        compiled(value)
+    elif not callable(value):
+        raise InputError(
+            f"{owner}: {name} = {value!r:.80}; expected a regular expression or a predicate of the path"
+        )
 
 
 def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:

@@ -8,6 +8,7 @@ cost more than it saves.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,6 +258,9 @@ class AnyMember:
     def __call__(self, name: str) -> bool:
         return any(matches(self.pattern, path) for path in self.members.get(name, (name,)))
 
+    def __hash__(self) -> int:
+        return hash((self.pattern, *self.members))
+
     def __repr__(self) -> str:
         return repr(self.pattern)
 
@@ -337,7 +341,12 @@ def _packed(
                 for i, (pattern, s) in enumerate(stage.members)
             )
         )
-    return _over_buffers(stage, key, buffers, waits, order) if isinstance(stage, Global) else stage
+    if isinstance(stage, Global):
+        return _over_buffers(stage, key, buffers, waits, order)
+    # A mask is for leaves: it selects the buffers that hold one of them, all of which it treats alike.
+    members = {buffer.name: buffer.members for buffer in buffers}
+    masks: dict[str, Any] = {name: AnyMember(x, members) for name, x in stage.patterns().items()}
+    return dataclasses.replace(stage, **masks) if masks else stage
 
 
 def _over_buffers(

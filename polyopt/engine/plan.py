@@ -14,8 +14,19 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, cast
 
-from polyopt.core.errors import InputError, nearest
-from polyopt.core.rule import Chain, Global, Leafwise, Partition, Rule, Slot, Stage, matches, rules_of
+from polyopt.core.errors import InputError
+from polyopt.core.rule import (
+    Chain,
+    Global,
+    Leafwise,
+    Partition,
+    Rule,
+    Slot,
+    Stage,
+    check_patterns,
+    matches,
+    unmatched,
+)
 from polyopt.core.trace import Program, Symbol, Tracer
 
 RESERVED = {"g": "gradient", "p": "parameter", "update": "update"}
@@ -75,12 +86,12 @@ def plan(stage: Stage, paths: Sequence[str]) -> Plan:
     """The pipelines of the leaves ``paths``.
 
     Raises ``InputError`` for a leaf that no pattern of a partition matches, and for a
-    pattern that selects no leaf.
+    pattern that selects no leaf, a mask included.
     """
     used: set[str] = set()
     pipelines = [_pipeline(stage, path, used) for path in paths]
     _check_patterns(stage, "", used, paths)
-    _check_masks(stage, paths)
+    check_patterns(stage, paths)
     classes: dict[tuple[Segment, ...], list[int]] = {}
     for i, pipeline in enumerate(pipelines):
         if pipeline is not None:
@@ -171,21 +182,9 @@ def _check_patterns(stage: Stage | None, key: str, used: set[str], paths: Sequen
         for i, (pattern, member) in enumerate(stage.members):
             if f"{key}{i}." not in used:
                 if not any(matches(pattern, path) for path in paths):
-                    raise InputError(
-                        f"partition: pattern {pattern!r} matches no parameter; {nearest(str(pattern), paths)}"
-                    )
+                    raise InputError(f"partition: pattern {pattern!r} {unmatched(pattern, paths)}")
                 continue  # an earlier pattern takes all that it matches
             _check_patterns(member, f"{key}{i}.", used, paths)
-
-
-def _check_masks(stage: Stage, paths: Sequence[str]) -> None:
-    """Refuse a mask of weight decay that selects no parameter: nothing would decay, in silence."""
-    for _, rule in rules_of(stage):
-        mask = getattr(rule, "mask", None)
-        if isinstance(mask, str) and paths and not any(matches(mask, path) for path in paths):
-            raise InputError(
-                f"{type(rule).__name__}: mask = {mask!r} matches no parameter; {nearest(mask, paths)}"
-            )
 
 
 class _Coefficients:

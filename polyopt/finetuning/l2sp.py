@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyopt.core.ops import Array
-from polyopt.core.rule import Elementwise, Pattern, Rule, Slot, Slots, compiled, hyper, matches, static
+from polyopt.core.rule import Elementwise, Pattern, Rule, Slot, Slots, hyper, matches, pattern
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class L2SP(Elementwise):
         β, in [0, inf).
     new
         Which layers are new: a regular expression searched for in the parameter's path, or a predicate on
-        it. ``None``: none. A pattern that matches nothing has no effect.
+        it. ``None``: none. ``Optimizer.init`` refuses a pattern that matches nothing.
 
     Slots: ``anchor``, a copy of the parameter when the state is made, for what is not new.
 
@@ -40,12 +40,7 @@ class L2SP(Elementwise):
 
     alpha: Any = hyper(low=0.0)
     beta: Any = hyper(0.0, low=0.0)
-    new: Pattern | None = static(None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.new, str):
-            compiled(self.new)
+    new: Pattern | None = pattern()
 
     def at(self, path: str) -> Rule:
         """Plain L2 for a layer that is new."""

@@ -80,6 +80,8 @@ class LoRA:
         given = self.patterns
         several = (given,) if isinstance(given, str) or callable(given) else tuple(given)
         object.__setattr__(self, "patterns", several)
+        if not several:
+            raise InputError("LoRA: patterns is empty; expected at least one")
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise InputError(f"LoRA: rank = {self.rank!r}; expected an integer >= 1")
         if not isinstance(self.alpha, int | float) or not (self.alpha > 0 and math.isfinite(self.alpha)):

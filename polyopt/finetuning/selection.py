@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyopt.core import tree
-from polyopt.core.errors import InputError, nearest
-from polyopt.core.rule import Pattern, compiled, matches
+from polyopt.core.errors import InputError
+from polyopt.core.rule import Pattern, compiled, matches, unmatched
 
 
 def select(params: Any, *patterns: Pattern) -> tuple[str, ...]:
@@ -118,5 +118,5 @@ def _matched(pattern: Pattern, paths: Sequence[str]) -> list[str]:
     found = [path for path in paths if matches(pattern, path)]
     if not found:
         name = pattern if isinstance(pattern, str) else getattr(pattern, "__name__", repr(pattern))
-        raise InputError(f"pattern {name!r} matches no parameter; {nearest(name, paths)}")
+        raise InputError(f"pattern {name!r} {unmatched(pattern, paths)}")
     return found

@@ -113,7 +113,9 @@ class GradualUnfreezing:
         """The state for the optimizer of the coming update, from that of the one before a change.
 
         The slots of the layers that were trained are the same arrays, the layer that thaws has fresh ones:
-        see ``transfer``. ``params`` is the whole tree, or its trained part.
+        see ``transfer``. ``params`` is the whole tree, or its trained part. Every layer's pattern must match
+        a path, also of those that are trained already.
         """
+        select(params, *self.layers)
         step = int(state["step"])
         return transfer(state, params, self.optimizer(max(step - 1, 0)), self.optimizer(step))

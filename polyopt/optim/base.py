@@ -9,7 +9,7 @@ from typing import Any
 
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array
-from polyopt.core.rule import Elementwise, Pattern, Slot, Slots, compiled, hyper, matches, static
+from polyopt.core.rule import Elementwise, Pattern, Slot, Slots, hyper, matches, pattern, static
 from polyopt.core.scalars import one_minus_power
 from polyopt.core.schedule import Schedule
 
@@ -32,18 +32,16 @@ class Descent(Elementwise):
     mask
         Which parameters decay: a regular expression searched for in the parameter's path, or a
         predicate on it.
-        ``None``: all.
+        ``None``: all. ``Optimizer.init`` refuses one that matches none.
     """
 
     convention: str = static("paper")
     weight_decay: Any = hyper(None, low=0.0)
     decay: str = static(None, "none", "l2", "decoupled", "independent")
-    mask: Pattern | None = static(None)
+    mask: Pattern | None = pattern()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.mask, str):
-            compiled(self.mask)
         if self.decay == "none" and not is_zero(self.weight_decay):
             raise InputError(
                 f"{type(self).__name__}: weight_decay = {self.weight_decay!r}, but {self.convention} has no "

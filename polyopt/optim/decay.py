@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyopt.core.ops import Array
-from polyopt.core.rule import Elementwise, Pattern, Slots, compiled, hyper, matches, static
+from polyopt.core.rule import Elementwise, Pattern, Slots, hyper, matches, pattern
 from polyopt.optim.base import is_zero
 
 
@@ -16,12 +16,7 @@ class _Decay(Elementwise):
     """A stage that takes hold of some of the parameters."""
 
     weight_decay: Any = hyper(low=0.0)
-    mask: Pattern | None = static(None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.mask, str):
-            compiled(self.mask)
+    mask: Pattern | None = pattern()
 
     def at(self, path: str) -> _Decay:
         if self.mask is None or matches(self.mask, path):

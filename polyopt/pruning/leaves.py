@@ -20,7 +20,7 @@ from polyopt.backend.protocol import Backend
 from polyopt.core import tree
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import FLOATING, Array, Ops
-from polyopt.core.rule import Pattern, matches
+from polyopt.core.rule import Pattern, matches, unmatched
 from polyopt.core.tree import Flat, Tree
 
 BLOCK = 1 << 16
@@ -74,9 +74,7 @@ def selected(owner: str, values: Tree, select: Pattern | None, *, matrices: bool
     else:
         chosen = [(p, x) for p, x in present if matches(select, p)]
         if not chosen:
-            raise InputError(
-                f"{owner}: select = {select!r} matches no parameter; {nearest(str(select), flat.paths)}"
-            )
+            raise InputError(f"{owner}: select = {select!r} {unmatched(select, flat.paths)}")
     hosts = [host(owner, backend, p, x) for p, x in chosen]
     return Selected(backend, tuple(p for p, _ in chosen), tuple(x for _, x in chosen), tuple(hosts))
 

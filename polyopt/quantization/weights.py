@@ -12,7 +12,7 @@ from polyopt.backend.protocol import Backend
 from polyopt.core import tree
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import FLOATING
-from polyopt.core.rule import Pattern, matches
+from polyopt.core.rule import Pattern, matches, unmatched
 from polyopt.core.tree import Flat, Tree
 from polyopt.quantization.host import bounds, choose, compute_dtype, encode, narrowed, pack
 from polyopt.quantization.record import Quantized, restored
@@ -84,11 +84,16 @@ def selected(flat: Flat, select: Pattern | None) -> set[str]:
     present = [path for path, x in leaves.items() if x is not None]
     if select is None:
         arrays = (p for p in present if not isinstance(leaves[p], Quantized))
-        return {p for p in arrays if _dtype(p, leaves[p]) in FLOATING and len(leaves[p].shape) > 1}
+        found = {p for p in arrays if _dtype(p, leaves[p]) in FLOATING and len(leaves[p].shape) > 1}
+        if not found:
+            raise InputError(
+                "quantize: no floating-point parameter has 2 axes or more; expected one, or a pattern in "
+                f"select; {nearest('', present)}"
+            )
+        return found
     chosen = {p for p in present if matches(select, p)}
     if not chosen:
-        name = select.strip("^$").replace("\\", "") if isinstance(select, str) else ""
-        raise InputError(f"quantize: select = {select!r} matches no parameter; {nearest(name, present)}")
+        raise InputError(f"quantize: select = {select!r} {unmatched(select, present)}")
     for path in chosen:
         if isinstance(leaves[path], Quantized):
             raise InputError(f"leaf {path!r} is quantized already; dequantize it first")

@@ -22,7 +22,7 @@ from polyopt.training.objective import Objective, as_read, targets
 from polyopt.training.phases.between_updates import Changes
 from polyopt.training.phases.distil import TeacherOutputs
 from polyopt.training.phases.federated import KEPT
-from polyopt.training.phases.setup import ModelState, PhaseSetup, check_masks, host
+from polyopt.training.phases.setup import ModelState, PhaseSetup, host
 from polyopt.training.run_state import Progress
 
 FETCH_EVERY = 32
@@ -93,7 +93,6 @@ class Trainer:
         """
         params = convert(self.work.start, self.backend, device=self.device)
         trained = self._changes.split(params, step)
-        check_masks(self.optimizer.rule, tree.flatten(trained).paths)
         at = Progress(self._step, self._step.init(trained), self.course.start())
         self._changes.begin(at, step)
         return at

@@ -23,7 +23,6 @@ from polyopt.pruning import Masks, pruned
 from polyopt.recipe import Recipe
 from polyopt.recipe.federated import Federated
 from polyopt.schedules import Measured
-from polyopt.training.phases.setup import check_masks
 
 KEPT = "federated"
 """The entry of a checkpoint's state that has the server's part."""
@@ -76,9 +75,6 @@ class Federation:
 
     def begin(self, params: Tree) -> ServerState:
         """Before the first round; ``params`` are host arrays."""
-        optimizer = self.server.optimizer
-        if optimizer is not None:
-            check_masks(optimizer.rule, tree.flatten(params).paths)
         return ServerState(params, self.server.init(params))
 
     def resumed(self, params: Tree, kept: Mapping[str, Any]) -> ServerState:

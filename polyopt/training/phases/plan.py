@@ -24,7 +24,7 @@ from polyopt.training.phases.distil import teaching
 from polyopt.training.phases.federated import Federation
 from polyopt.training.phases.prune import Sparsifier, movement
 from polyopt.training.phases.quantize import Quantizer
-from polyopt.training.phases.setup import ModelState, PhaseSetup, check_masks
+from polyopt.training.phases.setup import ModelState, PhaseSetup
 from polyopt.training.phases.trainable import Adapters, Layers, Trainable, TrainableAll
 
 
@@ -198,7 +198,6 @@ def _rehearse(found: list[PhasePlan]) -> None:
             work = task.work(before)
             trained, _ = work.parts.split(work.start, 0)
             optimizer = work.optimizer(task.recipe)
-            check_masks(optimizer.rule, tree.flatten(trained).paths)
             state = optimizer.init(trained)
             if work.federation is not None:
                 work.federation.begin(work.start)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polyopt.backend import registry
 from polyopt.core import tree
-from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array, Ops
-from polyopt.core.rule import Stage, chain, matches, rules_of
+from polyopt.core.rule import Stage, chain
 from polyopt.core.tree import Tree
 from polyopt.engine.optimizer import Optimizer
 from polyopt.pruning import Masks, Movement, masked
@@ -118,12 +117,3 @@ def host(params: Tree) -> Tree:
     """A copy of a tree of arrays of any framework, on the host."""
     backend = registry.of(*tree.named(params).values())
     return tree.map_leaves(lambda x: backend.to_numpy(x).copy(), params)
-
-
-def check_masks(rule: Stage, paths: Iterable[str]) -> None:
-    """Refuse a mask that no parameter's path matches: nothing would decay, and nothing would say so."""
-    known = list(paths)
-    for _, part in rules_of(rule):
-        mask = getattr(part, "mask", None)
-        if isinstance(mask, str) and not any(matches(mask, path) for path in known):
-            raise InputError(f"mask: pattern {mask!r} matches no parameter; {nearest('', known)}")

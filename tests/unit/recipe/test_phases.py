@@ -274,7 +274,7 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
     ),
     (
         recipe({"train": EPOCH, "optimizer": {"name": "adamw", "mask": "wieght"}}),
-        r"^phase 'a': mask: pattern 'wieght' matches no parameter",
+        r"^phase 'a': AdamW: mask = 'wieght' matches no parameter",
     ),
     (
         recipe({"prune": {"criterion": "structured", "sparsity": 0.5}}, model={"name": "softmax"}),
@@ -313,7 +313,7 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
             {"finetune": {"lora": {"rank": 1, "alpha": 1.0}}, "train": EPOCH},
             optimizer={"name": "adamw", "mask": "bias$"},
         ),
-        r"^phase 'a': mask: pattern 'bias\$' matches no parameter",
+        r"^phase 'a': AdamW: mask = 'bias\$' matches no parameter",
     ),
     (
         recipe({"finetune": {"unfreeze": {"steps": 2, "layers": ["^lyers", "x"]}}, "train": EPOCH}),

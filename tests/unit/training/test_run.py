@@ -125,7 +125,9 @@ def test_compare_measures_deviations() -> None:
 def test_a_mask_that_matches_nothing_is_refused(tmp_path: Path) -> None:
     table = small().to_dict()
     table["optimizer"] = {"name": "adamw", "mask": "wieght$"}
-    with pytest.raises(InputError, match=r"^mask: pattern 'wieght\$' matches no parameter; known: '"):
+    with pytest.raises(
+        InputError, match=r"^AdamW: mask = 'wieght\$' matches no parameter; did you mean 'layers"
+    ):
         train(Recipe.from_dict(table), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -334,7 +334,7 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
     ),
     (
         federated(server={"name": "adamw", "lr": 0.1, "mask": "wieght"}),
-        r"^phase 'a': mask: pattern 'wieght' matches no parameter; .*'weight'",
+        r"^phase 'a': AdamW: mask = 'wieght' matches no parameter; .*'weight'",
     ),
 ]
 

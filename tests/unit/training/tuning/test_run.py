@@ -241,7 +241,7 @@ def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             call()
     masked = recipe().to_dict()
     masked["optimizer"] |= {"weight_decay": 0.1, "mask": "wieght$"}
-    with pytest.raises(InputError, match=r"mask: pattern 'wieght\$' matches no parameter"):
+    with pytest.raises(InputError, match=r"mask = 'wieght\$' matches no parameter"):
         tune(Recipe.from_dict(masked), backend="numpy", out=tmp_path / "x")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(BackendError, match=r"tuning needs Optuna .*: pip install 'polyopt\[tune\]'"):
