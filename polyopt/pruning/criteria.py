@@ -60,7 +60,8 @@ def magnitude_masks(
     Raises
     ------
     InputError
-        For a sparsity outside [0, 1), a pattern that matches nothing, a NaN, or masks of other parameters.
+        For a sparsity outside [0, 1), a pattern that matches nothing, a NaN, or masks of other parameters;
+        where nothing would be left of a leaf: 0.99 of 40 weights are all of them.
 
     Examples
     --------
@@ -125,7 +126,7 @@ def score_masks(
         rows = np.ascontiguousarray(moved).reshape(moved.shape[0], math.prod(moved.shape[1:]))
         mask = keep_highest_in_rows(rows, round(share * rows.shape[1]), path)
         kept.append(np.moveaxis(mask.reshape(moved.shape), 0, axis))
-    return chosen.masks(kept)
+    return chosen.masks(owner, f"a sparsity of {share}", kept, [None] * len(kept))
 
 
 def random_masks(
@@ -160,11 +161,15 @@ def random_masks(
     """
     _scope("random_masks", scope, SCOPES[:2])
     chosen = selected("random_masks", params, select)
-    draws = [
+    return _ranked("random_masks", chosen, draws(chosen, seed, step), sparsity, scope, within)
+
+
+def draws(chosen: Selected, seed: int, step: int) -> list[Any]:
+    """Return a random number in [0, 1) for every weight, by (``seed``, path, ``step``)."""
+    return [
         random.generator(seed, f"prune:{path}", step).random(x.size).reshape(x.shape)
         for path, x in zip(chosen.paths, chosen.hosts, strict=True)
     ]
-    return _ranked("random_masks", chosen, draws, sparsity, scope, within, may_empty=True)
 
 
 def threshold_masks(
@@ -197,8 +202,9 @@ def threshold_masks(
         raise InputError(f"{owner}: no limit; expected minimum, maximum or magnitude")
     check_limits(owner, limits)
     chosen = selected(owner, params, select)
+    alive = host_masks(owner, chosen, within)
     kept = []
-    for path, x, before in zip(chosen.paths, chosen.hosts, host_masks(owner, chosen, within), strict=True):
+    for path, x, before in zip(chosen.paths, chosen.hosts, alive, strict=True):
         if np.isnan(x if before is None else x.reshape(-1)[before]).any():
             raise InputError(f"{owner}: {path!r} holds NaN; expected numbers. Nothing was changed")
         keep = np.ones(x.shape, bool) if before is None else before.reshape(x.shape).copy()
@@ -211,7 +217,8 @@ def threshold_masks(
         if least is not None:
             keep &= np.abs(x) >= least
         kept.append(keep)
-    return chosen.masks(kept)
+    given = ", ".join(f"{name} = {x!r}" for name, x in limits.items() if x is not None)
+    return chosen.masks(owner, given, kept, alive)
 
 
 def n_of_m_masks(
@@ -269,7 +276,8 @@ def n_of_m_masks(
         mask = keep_highest_in_rows(rows, m - n, path, magnitude=magnitude)
         mask = np.moveaxis(mask.reshape(moved.shape), -1, axis)
         kept.append(mask if alive is None else mask & alive)
-    return chosen.masks(kept)
+    # Of a group of which something was left, something is left.
+    return chosen.masks(owner, f"n = {n}", kept, kept)
 
 
 def check_limits(owner: str, limits: Mapping[str, Any]) -> None:
@@ -294,27 +302,20 @@ def _ranked(
     within: Mapping[str, Array] | None,
     *,
     magnitude: bool = False,
-    may_empty: bool = False,
 ) -> Masks:
-    """Masks that prune the lowest of ``values``, per leaf or of all together.
-
-    ``may_empty``: all elements of a leaf may go, as when a share of them is drawn to be clipped.
-    """
+    """Masks that prune the lowest of ``values``, per leaf or of all together."""
     share = check_sparsity(owner, sparsity)
     before = host_masks(owner, chosen, within)
     flat = [x.reshape(-1) for x in values]
     if scope == "global":
         wide = np.result_type(*flat)
         flat = [x.astype(wide, copy=False) for x in flat]
-        return chosen.masks(_within(flat, before, share, chosen.paths, magnitude))
-    for x, path in zip(flat, chosen.paths, strict=True):
-        if x.size > 1 and round(share * x.size) == x.size and not may_empty:
-            raise InputError(
-                f"{owner}: sparsity = {sparsity!r} would prune all {x.size} elements of leaf {path!r}; "
-                f"expected at most {(x.size - 1) / x.size:.6g}, another select, or scope='global'"
-            )
-    one_by_one = zip(flat, before, chosen.paths, strict=True)
-    return chosen.masks([_within([x], [b], share, [path], magnitude)[0] for x, b, path in one_by_one])
+        kept, cause = _within(flat, before, share, chosen.paths, magnitude), f"a global sparsity of {share}"
+    else:
+        one_by_one = zip(flat, before, chosen.paths, strict=True)
+        kept = [_within([x], [b], share, [path], magnitude)[0] for x, b, path in one_by_one]
+        cause = f"a sparsity of {share}"
+    return chosen.masks(owner, cause, kept, before)
 
 
 def _within(

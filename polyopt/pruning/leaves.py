@@ -41,8 +41,30 @@ class Selected:
     leaves: tuple[Array, ...]
     hosts: tuple[Any, ...]
 
-    def masks(self, kept: Sequence[Any]) -> Masks:
-        """Masks from one host array of bools for each leaf, of any shape."""
+    def masks(self, owner: str, cause: str, kept: Sequence[Any], before: Sequence[Any]) -> Masks:
+        """Return masks from one host array of bools for each leaf, of any shape.
+
+        Parameters
+        ----------
+        owner, cause
+            The function and what decides in it, for the error.
+        kept
+            What is kept of each leaf.
+        before
+            What was kept before, ``None`` for all.
+
+        Raises
+        ------
+        InputError
+            Where nothing would be left of a leaf of which there was something before.
+        """
+        for path, mask, old in zip(self.paths, kept, before, strict=True):
+            if mask.size and not mask.any() and (old is None or old.any()):
+                left = mask.size if old is None else int(np.count_nonzero(old))
+                raise InputError(
+                    f"{owner}: {cause} would prune all {left} weights of {path!r}; expected one to be left, "
+                    "or a pattern in select that leaves it out. Nothing was changed"
+                )
         return {
             path: mask_like(self.backend, x, mask)
             for path, x, mask in zip(self.paths, self.leaves, kept, strict=True)

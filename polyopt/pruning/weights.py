@@ -12,8 +12,9 @@ from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.rule import Pattern
 from polyopt.core.tree import Tree
-from polyopt.pruning.criteria import check_limits, random_masks
-from polyopt.pruning.leaves import pruned, selected
+from polyopt.pruning.criteria import check_limits, draws, random_masks
+from polyopt.pruning.leaves import mask_like, pruned, selected
+from polyopt.pruning.ranking import keep_highest
 
 
 def clip_weights(
@@ -76,12 +77,11 @@ def clip_weights(
     inside = dict(zip(chosen.paths, (_clipped(x, minimum, maximum, to) for x in chosen.leaves), strict=True))
     if share < 1:
         # Drawn as what is pruned is, so that the count is exact.
-        spared = random_masks(
-            dict(zip(chosen.paths, chosen.leaves, strict=True)), share, seed=seed, step=step, select=_any
-        )
         xp = chosen.backend.ops
-        for path, x in zip(chosen.paths, chosen.leaves, strict=True):
-            inside[path] = xp.where(spared[path], x, inside[path])
+        drawn = draws(chosen, seed, step)
+        for path, x, numbers in zip(chosen.paths, chosen.leaves, drawn, strict=True):
+            spared = keep_highest([numbers.reshape(-1)], round(share * numbers.size), [path])[0]
+            inside[path] = xp.where(mask_like(chosen.backend, x, spared), x, inside[path])
     flat = tree.flatten(params)
     return flat.unflatten(inside.get(path, x) for path, x in zip(flat.paths, flat.leaves, strict=True))
 
@@ -97,7 +97,7 @@ def drop_weights(
     Raises
     ------
     InputError
-        For a share outside [0, 1) and a pattern that matches no parameter.
+        For a share outside [0, 1) or one that would drop all of a leaf, and a pattern that matches nothing.
 
     Examples
     --------
@@ -107,10 +107,6 @@ def drop_weights(
     """
     masks = random_masks(params, share, seed=seed, step=step, select=select)
     return pruned(params, masks)
-
-
-def _any(path: str) -> bool:
-    return True
 
 
 def _clipped(x: Array, minimum: float | None, maximum: float | None, to: str) -> Array:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import polyopt as po
 from polyopt import pruning as pr
+from polyopt.backend import registry
 from polyopt.backend.convert import convert
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
@@ -73,13 +77,14 @@ def test_masks_of_other_dtypes_are_those_of_the_same_values(backend: Backend, dt
 def test_leaves_of_no_axis_and_empty_ones_keep_their_shapes(backend: Backend, dtype: str) -> None:
     host = {"scale": np.array(3.0), "none": np.zeros((0, 4)), "w": np.array([[1.0, -2.0], [3.0, 0.5]])}
     params = tree.map_leaves(lambda x: backend.from_numpy(x, dtype=dtype), host)
-    masks = pr.magnitude_masks(params, 0.6, select=".*")
+    masks = pr.magnitude_masks(params, 0.5, select=".*")
+    masks["scale"] = backend.from_numpy(np.array(False))
     assert [np.count_nonzero(backend.to_numpy(masks[k])) for k in ("scale", "none", "w")] == [0, 0, 2]
     optimizer = po.Optimizer(pr.masked(po.Adam(lr=0.1)))
     dense = optimizer.init(params)
     clipped = pr.clip_weights(params, minimum=-1e300, maximum=2.5, share=0.9)
     moved, state = pr.with_masks(optimizer, params, dense, masks)
-    for found in (pr.pruned(params, masks), clipped, moved, pr.drop_weights(params, 0.6, select=".*")):
+    for found in (pr.pruned(params, masks), clipped, moved, pr.drop_weights(params, 0.5, select=".*")):
         assert {k: tuple(x.shape) for k, x in found.items()} == {k: x.shape for k, x in host.items()}
         assert {backend.dtype_name(x) for x in found.values()} == {dtype}
     moved, state = optimizer.step(moved, params, state)
@@ -118,6 +123,7 @@ def test_a_sparsity_is_met_to_the_element(sparsity: float) -> None:
     for path, mask in pr.magnitude_masks(params, sparsity).items():
         assert np.count_nonzero(~mask) == round(sparsity * mask.size), path
     total = sum(x.size for x in named.values())
+    sparsity = min(sparsity, 0.9)  # more would leave nothing of a leaf
     for scope_masks in (
         pr.magnitude_masks(params, sparsity, scope="global"),
         pr.random_masks(params, sparsity, scope="global"),
@@ -308,6 +314,77 @@ def test_random_masks_prune_as_many_as_torchs() -> None:
 def test_a_sparsity_outside_is_refused(criterion: Callable[..., Any], sparsity: Any) -> None:
     with pytest.raises(InputError, match=r"sparsity = .*expected a number in \[0, 1\)"):
         criterion({"w": np.ones((2, 2))}, sparsity)
+
+
+def small(backend: Backend) -> dict[str, Any]:
+    """A leaf of 40 small weights, one of 40 large ones."""
+    x = np.linspace(0.1, 1.0, 40).reshape(5, 8)
+    return {"large": backend.from_numpy(20 * x), "small": backend.from_numpy(x)}
+
+
+EMPTYING: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "magnitude": (
+        lambda p: pr.magnitude_masks(p, 0.99),
+        "sparsity of 0.99 would prune all 40 weights of 'large'",
+    ),
+    "magnitude, global": (
+        lambda p: pr.magnitude_masks(p, 0.5, scope="global"),
+        "a global sparsity of 0.5 would prune all 40 weights of 'small'",
+    ),
+    "random": (lambda p: pr.random_masks(p, 0.99), "random_masks: a sparsity of 0.99 would prune all 40"),
+    "random, global": (
+        lambda p: pr.random_masks(p, 0.99, seed=5, scope="global"),
+        "a global sparsity of 0.99 would prune all 40 weights",
+    ),
+    "scores": (lambda p: pr.score_masks(p, 0.99), "score_masks: a sparsity of 0.99 would prune all 40"),
+    "scores, global": (lambda p: pr.score_masks(p, 0.5, scope="global"), "all 40 weights of 'small'"),
+    "scores by row": (lambda p: pr.score_masks(p, 0.95, scope="row"), "all 40 weights of 'large'"),
+    "snip": (lambda p: pr.score_masks(pr.snip_scores(p, p), 0.99), "would prune all 40 weights"),
+    "threshold": (
+        lambda p: pr.threshold_masks(p, maximum=0.5, magnitude=0.5000001),
+        "maximum = 0.5, magnitude = 0.5000001 would prune all 40 weights of 'large'",
+    ),
+    "what is left": (
+        lambda p: pr.threshold_masks(p, magnitude=5.0, within=pr.magnitude_masks(p, 0.9)),
+        "magnitude = 5.0 would prune all 4 weights of 'small'",
+    ),
+    "dropping": (lambda p: pr.drop_weights(p, 0.99), "a sparsity of 0.99 would prune all 40 weights"),
+}
+
+
+@pytest.mark.parametrize("name", EMPTYING)
+def test_no_leaf_is_emptied_in_silence(name: str, backend: Backend) -> None:
+    call, message = EMPTYING[name]
+    with pytest.raises(InputError, match=re.escape(message)):
+        call(small(backend))
+
+
+@given(
+    size=st.integers(1, 30),
+    sparsity=st.floats(0.0, 1.0, exclude_max=True),
+    scope=st.sampled_from(["leaf", "global"]),
+    criterion=st.sampled_from([pr.magnitude_masks, pr.random_masks, pr.score_masks]),
+)
+def test_every_leaf_keeps_a_weight_or_is_named(
+    size: int, sparsity: float, scope: str, criterion: Any
+) -> None:
+    params = {"a": np.linspace(1.0, 2.0, size)[None], "b": np.linspace(0.5, 1.5, 7)[None]}
+    try:
+        masks = criterion(params, sparsity, scope=scope)
+    except InputError:
+        sizes = (size, 7) if scope == "leaf" else (size + 7,)
+        assert any(round(sparsity * n) >= min(size, 7, n) for n in sizes)
+    else:
+        assert all(mask.any() for mask in masks.values())
+
+
+def test_what_was_empty_may_stay_so() -> None:
+    params = small(registry.by_name("numpy"))
+    within = {"small": np.zeros((5, 8), bool)}
+    assert not pr.magnitude_masks(params, 0.5, within=within)["small"].any()
+    assert pr.magnitude_masks({"w": np.zeros((0, 3))}, 0.5)["w"].shape == (0, 3)
+    # A share of 0.99 of 40 looks at all of them: none is spared.
+    assert pr.clip_weights(params, maximum=0.0, share=0.99)["small"].max() == 0.0
 
 
 @pytest.mark.parametrize(
