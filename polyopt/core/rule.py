@@ -54,12 +54,14 @@ def hyper(
     high: float = math.inf,
     open_low: bool = False,
     open_high: bool = False,
+    limit: bool = False,
 ) -> Any:
-    """A hyperparameter field with its valid range; a ``None`` default is filled in by the convention."""
-    return dataclasses.field(
-        default=default,
-        metadata={"range": (low, high, open_low, open_high)},
-    )
+    """A hyperparameter field with its valid range; a ``None`` default is filled in by the convention.
+
+    A ``limit`` only bounds something: beyond the compute dtype it is infinite, where others are refused.
+    """
+    metadata = {"range": (low, high, open_low, open_high), "limit": limit}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def pattern(default: Pattern | None = None) -> Any:
@@ -81,6 +83,9 @@ class Rule(ABC):
 
     LAST: ClassVar[bool] = False
     """True if what it gets must be what the parameter will move by, so that only its like may follow."""
+
+    GUARDS: ClassVar[tuple[str, ...]] = ()
+    """Coefficients that keep a divisor from 0: one that is above 0 must not round to 0."""
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         check_keywords(cls, keywords)
@@ -111,23 +116,22 @@ class Rule(ABC):
 
     def hyperparameters(self) -> dict[str, Any]:
         """The numeric fields by name: numbers, 0-d arrays or schedules."""
-        values = ((name, getattr(self, name)) for name in _numeric(type(self)))
+        values = ((name, getattr(self, name)) for name in _fields_with(type(self), "range"))
         return {name: value for name, value in values if value is not None}
+
+    def limits(self) -> tuple[str, ...]:
+        """Return the names of the hyperparameters that only bound something."""
+        return _fields_with(type(self), "limit")
 
     def patterns(self) -> dict[str, Pattern]:
         """Return the fields that select parameters by path, by name: those that are given."""
-        values = ((name, getattr(self, name)) for name in _selecting(type(self)))
+        values = ((name, getattr(self, name)) for name in _fields_with(type(self), "pattern"))
         return {name: value for name, value in values if value is not None}
 
 
 @lru_cache(maxsize=256)
-def _selecting(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(kind) if "pattern" in f.metadata)
-
-
-@lru_cache(maxsize=256)
-def _numeric(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(kind) if "range" in f.metadata)
+def _fields_with(kind: type[Any], key: str) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind) if f.metadata.get(key))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -10,6 +12,8 @@ from typing import Any
 from polyopt.backend.protocol import Backend
 from polyopt.core.errors import InputError, UnchangedWarning, nearest
 from polyopt.core.ops import FLOATING, Array
+from polyopt.core.rule import Rule
+from polyopt.core.schedule import Schedule
 from polyopt.core.tree import Flat
 from polyopt.engine.plan import Plan
 
@@ -118,6 +122,91 @@ def check_shared(paths: Sequence[str], leaves: Iterable[Array | None]) -> None:
                 "twice in place; give it once, or leave donate=True out"
             )
         first[id(x)] = path
+
+
+LARGEST = {"float32": (2.0 - 2.0**-23) * 2.0**127, "float64": sys.float_info.max}
+SMALLEST = {"float32": 2.0**-126, "float64": sys.float_info.min}
+"""Below it XLA takes a number for 0."""
+
+
+def check_hyperparameters(rule: Rule, dtype: str, *, traced: bool) -> None:
+    """Refuse numbers that ``dtype`` can't hold, unless they are limits.
+
+    Where the step is traced an ε that would be 0 is refused here; else by ``check_coefficients``, which looks
+    at schedules too.
+
+    Raises
+    ------
+    InputError
+        It names the hyperparameter.
+    """
+    largest, smallest = LARGEST[dtype], SMALLEST[dtype]
+    for name, x in rule.hyperparameters().items():
+        if type(x) not in (int, float):
+            continue
+        if not -largest <= x <= largest and name not in rule.limits():
+            raise InputError(
+                f"{type(rule).__name__}: {name} = {x!r} is beyond {dtype}, in which leaves are updated; "
+                f"expected a number up to {largest:.3g}. Nothing was changed"
+            )
+        if traced and rule.GUARDS and name in ("eps", "eps_root") and 0 < x < smallest:
+            raise InputError(
+                f"{type(rule).__name__}: {name} = {x!r} is 0 in {dtype}, in which leaves are updated; "
+                f"expected 0, for which 0/0 counts as 0, or more than {smallest:.2g}"
+            )
+
+
+def make_infinite(rule: Rule, values: dict[str, Any], dtype: str) -> None:
+    """Make each limit among ``values`` that ``dtype`` can't hold infinite."""
+    largest = LARGEST[dtype]
+    for name in rule.limits():
+        x = values.get(name)
+        if isinstance(x, int | float) and not -largest <= x <= largest:
+            values[name] = math.copysign(math.inf, x)
+
+
+def check_coefficients(
+    rule: Rule, h: Mapping[str, Any], values: dict[str, Any], dtype: str, step: Any, path: str
+) -> None:
+    """Hold the scalars of one step to what ``dtype`` can hold.
+
+    Parameters
+    ----------
+    rule, h
+        Whose they are, and its hyperparameters at this step.
+    values
+        The coefficients by name. A scheduled guard that is too small becomes 0.
+    dtype, step, path
+        The compute dtype, the number of updates made, and a leaf that is updated in it.
+
+    Raises
+    ------
+    InputError
+        For one that would be infinite, and for an ε above 0 that would be 0: it names the hyperparameter.
+    """
+    largest, smallest = LARGEST[dtype], SMALLEST[dtype]
+    if not sum(map(abs, values.values())) <= largest:  # at each step: one by one takes three times as long
+        for name, x in values.items():
+            if not -largest <= x <= largest and name not in rule.limits():
+                _refuse(rule, h, f"{name} = {x!r}", f"beyond {dtype}", f"up to {largest:.3g}", step, path)
+    for name in rule.GUARDS:
+        if 0 < values.get(name, 0.0) < smallest:
+            field = "eps" if isinstance(h.get("eps"), float) and h["eps"] else "eps_root"
+            if isinstance(getattr(rule, field), Schedule):
+                values[name] = 0.0
+                continue
+            wanted = f"0, for which 0/0 counts as 0, or more than {smallest:.2g}"
+            _refuse(rule, h, f"{name} = {values[name]!r}", f"0 in {dtype}", wanted, step, path)
+
+
+def _refuse(
+    rule: Rule, h: Mapping[str, Any], found: str, what: str, wanted: str, step: Any, path: str
+) -> None:
+    given = ", ".join(f"{name} = {x!r}" for name, x in h.items() if name in rule.hyperparameters())
+    raise InputError(
+        f"{type(rule).__name__}: {given} at step {step}: {found} is {what}, in which leaf {path!r} is "
+        f"updated; expected {wanted}. Nothing was changed"
+    )
 
 
 class UnchangedVariables:

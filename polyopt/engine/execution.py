@@ -15,6 +15,7 @@ from polyopt.core.errors import InputError
 from polyopt.core.ops import FLOATING, Array
 from polyopt.core.rule import Global, Leafwise, Rule
 from polyopt.core.tree import Flat
+from polyopt.engine.checks import check_coefficients, check_hyperparameters, make_infinite
 from polyopt.engine.gradient_pass import GradientPass, KnownNorm
 from polyopt.engine.leafwise import leafwise
 from polyopt.engine.lift import TracedScalars, lifted
@@ -45,6 +46,8 @@ class Group:
     updates: list[Array]
     done: int = 0
     results: dict[str, Any] = field(default_factory=dict)
+    coefficients: list[dict[str, Any]] = field(default_factory=list)
+    """Of each segment, but for what is measured."""
 
     @property
     def segment(self) -> Segment | None:
@@ -81,6 +84,8 @@ class Execution:
     ) -> tuple[list[Array | None], dict[str, Any]]:
         """Run every leaf with a gradient through its pipeline: ``(new leaves or updates, new state)``."""
         self.groups = groups = self.grouped(plan, g)
+        for group in groups:  # before anything is written: one that is refused changes nothing
+            group.coefficients = [self.scalars(group, segment) for segment in group.pipeline]
         waiting = [group for group in groups if group.pipeline]
         while waiting:
             for group in waiting:
@@ -120,6 +125,8 @@ class Execution:
                     key += (id(late) if self._traced(late) else int(late), same)
                 if (group := groups.get(key)) is None:
                     group = groups[key] = Group(pipeline, [], dtypes[kind], late, values, [])
+                    for part in (part for segment in pipeline for part in segment.parts):
+                        check_hyperparameters(part.rule, dtypes[kind], traced=self._traced(self.step))
                 group.indices.append(i)
                 group.updates.append(gradient)
         return list(groups.values())
@@ -139,7 +146,7 @@ class Execution:
             for name, slot in part.names:
                 if slot.shape == "like":
                     arrays[name] = self._slot(name, paths)
-        scalars = self.scalars(group, segment)
+        scalars = group.coefficients[group.done] | self.measured_for(segment)
         if segment.leafwise:
             group.results |= self._leafwise(segment.parts[0], arrays, scalars, group.dtype)
             group.updates = group.results.pop("update")
@@ -156,8 +163,16 @@ class Execution:
         group.results |= outputs
 
     def scalars(self, group: Group, segment: Segment) -> dict[str, Any]:
-        """The coefficients of all of ``segment`` by their names in its program; scalar slots move on."""
+        """The coefficients of all of ``segment`` by their names in its program; scalar slots move on.
+
+        What is measured is not among them: see ``measured_for``.
+        """
         return {n: x for part in segment.parts for n, x in self._scalars(group, part).items()}
+
+    def measured_for(self, segment: Segment) -> dict[str, Any]:
+        """Return what was measured for ``segment``, by its names in the program."""
+        parts = (part for part in segment.parts if part.key in self.measured)
+        return {f"{part.key}{n}": x for part in parts for n, x in self.measured[part.key].items()}
 
     def measure_heads(self, groups: list[Group]) -> None:
         """Measure what the next segments of ``groups`` await."""
@@ -200,8 +215,12 @@ class Execution:
         own = {slot.name: name for name, slot in part.names if slot.shape == "scalar"}
         vars(h).update({slot: group.scalar_slots[name] for slot, name in own.items()})
         values = part.rule.coefficients(xp, t, h)
+        if xp is host:
+            check_coefficients(
+                part.rule, vars(h), values, group.dtype, step, self.flat.paths[group.indices[0]]
+            )
         group.results |= {name: [values[slot]] * len(group.indices) for slot, name in own.items()}
-        return {f"{part.key}{n}": v for n, v in (values | self.measured.get(part.key, {})).items()}
+        return {f"{part.key}{n}": v for n, v in values.items()}
 
     def hyperparameters(self, part: Part, dtype: str) -> tuple[Any, Any, SimpleNamespace]:
         """``(xp, step, values)``: on the host, unless the step or one of them is traced."""
@@ -215,6 +234,8 @@ class Execution:
         for name, value in vars(h).items():
             if not isinstance(value, int | float) and not self._traced(value):
                 setattr(h, name, float(value))
+        if part.rule.limits():
+            make_infinite(part.rule, vars(h), dtype)
         return xp, step, h
 
     def _traced(self, x: Any) -> bool:

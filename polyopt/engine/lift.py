@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,18 +10,28 @@ from typing import Any
 import polyopt.core.scalars as host
 from polyopt.backend.evaluate import full_like
 from polyopt.backend.protocol import Backend, Lifted
+from polyopt.core.errors import InputError
 from polyopt.core.ops import Array
 from polyopt.core.reductions import finite
 from polyopt.core.rule import Slot
 from polyopt.core.trace import Program
+from polyopt.engine.checks import LARGEST
 
 
 def initial(backend: Backend, leaf: Array, slot: Slot, dtype: str) -> Any:
-    """The initial value of ``slot`` for ``leaf``; a scalar slot is a float."""
+    """The initial value of ``slot`` for ``leaf``; a scalar slot is a float.
+
+    Raises
+    ------
+    InputError
+        For a finite value that ``dtype`` can't hold: frameworks differ in what they make of it.
+    """
     if slot.shape == "scalar":
         return float(slot.init)
     if slot.init == "param":
         return backend.ops.astype(backend.stop_gradient(leaf), backend.dtype(dtype), copy=True)
+    if LARGEST[dtype if dtype in LARGEST else "float64"] < abs(slot.init) < math.inf:
+        raise InputError(f"slot {slot.name!r} starts at {slot.init!r}, which is beyond {dtype}")
     return full_like(backend, leaf, float(slot.init), dtype)
 
 

@@ -299,6 +299,9 @@ class OverBuffers(Global):
     def hyperparameters(self) -> dict[str, Any]:
         return self.inner.hyperparameters()
 
+    def limits(self) -> tuple[str, ...]:
+        return self.inner.limits()
+
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
         return self.inner.leaf(xp, g, p, slots, c)
 

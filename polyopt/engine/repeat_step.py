@@ -133,8 +133,10 @@ class CachedStep:
         """Update the arrays in place and give the next state."""
         execution.measure_heads([group for _, _, group in ready.groups])
         slots = execution.state["slots"]
-        for kept, arrays, group in ready.groups:
-            scalars = execution.scalars(group, kept.pipeline[0])
+        # All of them before anything is written: one that is refused changes nothing.
+        coefficients = [execution.scalars(group, kept.pipeline[0]) for kept, _, group in ready.groups]
+        for (kept, arrays, group), own in zip(ready.groups, coefficients, strict=True):
+            scalars = own | execution.measured_for(kept.pipeline[0])
             wanted = {n: scalars[n] for n in kept.scalars}
             for name, x in wanted.items():
                 if not isinstance(x, int | float):

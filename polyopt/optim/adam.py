@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
-from polyopt.optim.base import Descent, is_zero, quotient, root
+from polyopt.optim.base import Descent, quotient, root
 
 _PAPER: dict[str, Any] = {
     "lr": 1e-3,
@@ -56,11 +56,11 @@ class Moments(Descent):
         return self.amsgrad and self.amsgrad_max == "corrected"
 
     def slots(self) -> tuple[Slot, ...]:
-        both = (Slot("exp_avg"), Slot("exp_avg_sq"), *self.products("b1", "b2"))
+        both = (Slot("exp_avg"), Slot("exp_avg_sq"), *self.weights("b1", "b2"))
         return (*both, Slot("max_exp_avg_sq")) if self.amsgrad else both
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        (bc1, first), (bc2, second) = (self.remaining(xp, beta, t, h) for beta in ("b1", "b2"))
+        (bc1, first), (bc2, second) = (self.correction(xp, beta, t, h) for beta in ("b1", "b2"))
         values = {"b1": h.b1, "b2": h.b2, "rest1": 1 - h.b1, "rest2": 1 - h.b2, "bc1": bc1, "bc2": bc2}
         values |= first | second
         if self._corrects_first:
@@ -78,8 +78,8 @@ class Moments(Descent):
         if self.amsgrad:
             v = xp.maximum(slots["max_exp_avg_sq"], v / c.bc2 if self._corrects_first else v)
             new["max_exp_avg_sq"] = v
-        guard = self.eps if is_zero(self.eps_root) else 1.0
-        return c.scale * quotient(xp, m, root(xp, v, self.eps, self.eps_root, c=c), guard), new
+        d = root(xp, v, self.eps, self.eps_root, c=c)
+        return c.scale * quotient(xp, m, d, self.eps, self.eps_root), new
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Adam(Moments):
 
     ``m = β1·m + (1-β1)g``, ``v = β2·v + (1-β2)g²``, ``p -= lr·m̂/(√v̂ + ε)``, where ``m̂ = m/(1-β1^t)`` and
     ``v̂ = v/(1-β2^t)``. AMSGrad has x = max(x, v) in the place of v. With a β that follows a schedule β^t is
-    the product of all β so far (``b1_product``, ``b2_product``), but for the ``"torch"`` convention.
+    the product of all β so far (1 minus it is in the scalar slots ``b1_weight`` and ``b2_weight``), but for
+    the ``"torch"`` convention, which keeps β^t.
 
     Parameters
     ----------

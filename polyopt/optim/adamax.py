@@ -63,10 +63,10 @@ class Adamax(Descent):
     }
 
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("exp_avg"), Slot("exp_inf"), *self.products("b1"))
+        return (Slot("exp_avg"), Slot("exp_inf"), *self.weights("b1"))
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        bc1, first = self.remaining(xp, "b1", t, h)
+        bc1, first = self.correction(xp, "b1", t, h)
         values = {"b1": h.b1, "rest1": 1 - h.b1, "b2": h.b2, "eps": h.eps, "bc1": bc1}
         return values | first | {"scale": -(h.lr / bc1)}
 

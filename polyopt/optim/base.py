@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array
@@ -35,6 +35,8 @@ class Descent(Elementwise):
         ``None``: all. ``Optimizer.init`` refuses one that matches none.
     """
 
+    GUARDS: ClassVar[tuple[str, ...]] = ("eps", "inside")
+
     convention: str = static("paper")
     weight_decay: Any = hyper(None, low=0.0)
     decay: str = static(None, "none", "l2", "decoupled", "independent")
@@ -54,8 +56,8 @@ class Descent(Elementwise):
             return self
         return dataclasses.replace(self, weight_decay=0.0)
 
-    def products(self, *betas: str) -> tuple[Slot, ...]:
-        """Return a slot for the running product of each of ``betas`` that follows a schedule.
+    def weights(self, *betas: str) -> tuple[Slot, ...]:
+        """Return a slot for the sum of the weights in the average of each of ``betas`` that is scheduled.
 
         With a constant β the weights of all gradients in an average add up to 1 - β^t; with a scheduled one,
         to 1 - Πβ_i. The ``"torch"`` convention has no such slot and keeps 1 - β^t.
@@ -63,18 +65,22 @@ class Descent(Elementwise):
         if self.convention == "torch":
             return ()
         return tuple(
-            Slot(f"{beta}_product", 1.0, "scalar")
+            Slot(f"{beta}_weight", 0.0, "scalar")
             for beta in betas
             if isinstance(getattr(self, beta), Schedule)
         )
 
-    def remaining(self, xp: Any, beta: str, t: Any, h: Any) -> tuple[Any, dict[str, Any]]:
-        """Return 1 - β^t, or 1 - Πβ_i and the slot with the next product, for a bias correction."""
-        slot = f"{beta}_product"
-        if not any(x.name == slot for x in self.products(beta)):
-            return one_minus_power(xp, getattr(h, beta), t), {}
-        product = getattr(h, slot) * getattr(h, beta)
-        return 1 - product, {slot: product}
+    def correction(self, xp: Any, beta: str, t: Any, h: Any) -> tuple[Any, dict[str, Any]]:
+        """Return what an average is divided by to correct its bias, and the slot that holds it.
+
+        1 - β^t without a slot; 1 - Πβ_i with one.
+        """
+        slot, b = f"{beta}_weight", getattr(h, beta)
+        if not any(x.name == slot for x in self.weights(beta)):
+            return one_minus_power(xp, b, t), {}
+        # Summed as the average itself is: 1 - Πβ_i by the product would cancel, in float32 to 5e-5 of it.
+        weight = b * getattr(h, slot) + (1 - b)
+        return weight, {slot: weight}
 
     @abstractmethod
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
@@ -111,9 +117,14 @@ def is_zero(x: Any) -> bool:
     return isinstance(x, int | float) and x == 0
 
 
-def quotient(xp: Any, n: Array, d: Array, eps: Any) -> Array:
-    """``n / d``, and 0 where ``d`` is 0 if no ``eps`` keeps it from that: a zero gradient moves nothing."""
-    return xp.where(xp.equal(d, 0.0), 0.0, n / d) if is_zero(eps) else n / d
+def quotient(xp: Any, n: Array, d: Array, *guards: Any) -> Array:
+    """Return ``n / d``, and 0 where ``d`` is 0: a zero gradient moves nothing.
+
+    One of ``guards`` that is a number above 0 keeps ``d`` from that; a schedule or an array may come to 0.
+    """
+    if any(isinstance(x, int | float) and x > 0 for x in guards):
+        return n / d
+    return xp.where(xp.equal(d, 0.0), 0.0, n / d)
 
 
 def root(xp: Any, x: Array, eps: Any, inside: Any = 0.0, *, c: Any) -> Array:

@@ -46,8 +46,8 @@ class ClipByValue(Elementwise):
     [1.0, -0.5, -1.0]
     """
 
-    max_value: Any = hyper()
-    min_value: Any = hyper(None)
+    max_value: Any = hyper(limit=True)
+    min_value: Any = hyper(None, limit=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +82,7 @@ class ClipByGlobalNorm(Global):
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = NORM_CONVENTIONS
     NORM_ALONE: ClassVar[bool] = True
 
-    max_norm: Any = hyper(low=0.0, open_low=True)
+    max_norm: Any = hyper(low=0.0, open_low=True, limit=True)
     convention: str = static("paper", *NORM_CONVENTIONS)
     eps: Any = hyper(None, low=0.0)
     spread_inf: bool | None = static(None, None, False, True)
@@ -104,7 +104,7 @@ class ClipByNorm(Leafwise):
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = NORM_CONVENTIONS
 
-    max_norm: Any = hyper(low=0.0, open_low=True)
+    max_norm: Any = hyper(low=0.0, open_low=True, limit=True)
     convention: str = static("paper", *NORM_CONVENTIONS)
     eps: Any = hyper(None, low=0.0)
     spread_inf: bool | None = static(None, None, False, True)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
 from polyopt.core.scalars import one_minus_power
-from polyopt.optim.base import Descent, is_zero, quotient, root
+from polyopt.optim.base import Descent, quotient, root
 
 _PAPER: dict[str, Any] = {
     "lr": 2e-3,
@@ -82,15 +82,15 @@ class NAdam(Descent):
     }
 
     def slots(self) -> tuple[Slot, ...]:
-        both = (Slot("exp_avg"), Slot("exp_avg_sq"), *self.products("b2"))
+        both = (Slot("exp_avg"), Slot("exp_avg_sq"), *self.weights("b2"))
         if self.schedule == "constant":
-            both = (*both, *self.products("b1"))
+            both = (*both, *self.weights("b1"))
         return (*both, Slot("mu_product", 1.0, "scalar")) if self.schedule == "warming" else both
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
         values = self._momentum(xp, t, h)
         mean = values["mu"] if self.average == "mu" else h.b1
-        bc2, second = self.remaining(xp, "b2", t, h)
+        bc2, second = self.correction(xp, "b2", t, h)
         shrunk = bc2 / h.b2 if self.second == "shrunk" else bc2
         correction = xp.sqrt(shrunk)
         return (
@@ -111,9 +111,9 @@ class NAdam(Descent):
     def _momentum(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
         """μ_t, what m and g weigh in m̂, and the running product."""
         if self.schedule == "constant":
-            bc1, first = self.remaining(xp, "b1", t, h)
+            bc1, first = self.correction(xp, "b1", t, h)
             # The next β as this one: what a schedule will say is not known here.
-            later = 1 - first["b1_product"] * h.b1 if first else one_minus_power(xp, h.b1, t + 1)
+            later = h.b1 * bc1 + (1 - h.b1) if first else one_minus_power(xp, h.b1, t + 1)
             return {"mu": h.b1, "ahead": h.b1 / later, "now": (1 - h.b1) / bc1} | first
         mu = h.b1 * (1 - 0.5 * xp.pow(0.96, t * h.momentum_decay))
         mu_next = h.b1 * (1 - 0.5 * xp.pow(0.96, (t + 1) * h.momentum_decay))
@@ -130,6 +130,5 @@ class NAdam(Descent):
         m = c.mean * slots["exp_avg"] + c.rest1 * g
         v = c.b2 * slots["exp_avg_sq"] + c.rest2 * (g * g)
         d = root(xp, v, self.eps, self.eps_root, c=c)
-        guard = self.eps if is_zero(self.eps_root) else 1.0
-        update = c.scale * quotient(xp, c.ahead * m + c.now * g, d, guard)
+        update = c.scale * quotient(xp, c.ahead * m + c.now * g, d, self.eps, self.eps_root)
         return update, {"exp_avg": m, "exp_avg_sq": v}

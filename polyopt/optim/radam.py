@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
-from polyopt.optim.base import Descent, is_zero, quotient, root
+from polyopt.optim.base import Descent, quotient, root
 
 _PAPER: dict[str, Any] = {
     "lr": 1e-3,
@@ -67,7 +67,7 @@ class RAdam(Descent):
     b2: Any = hyper(None, low=0.0, high=1.0, open_high=True)
     eps: Any = hyper(None, low=0.0)
     eps_root: Any = hyper(0.0, low=0.0)
-    threshold: Any = hyper(None, low=4.0)
+    threshold: Any = hyper(None, low=4.0, limit=True)
     eps_placement: str = static(None, "outside", "hat")
     at_threshold: str = static(None, "plain", "rectified")
 
@@ -79,12 +79,12 @@ class RAdam(Descent):
     }
 
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("exp_avg"), Slot("exp_avg_sq"), *self.products("b1", "b2"))
+        return (Slot("exp_avg"), Slot("exp_avg_sq"), *self.weights("b1", "b2"))
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        (bc1, first), (bc2, second) = (self.remaining(xp, beta, t, h) for beta in ("b1", "b2"))
+        (bc1, first), (bc2, second) = (self.correction(xp, beta, t, h) for beta in ("b1", "b2"))
         rho_inf = 2 / (1 - h.b2) - 1
-        rho = rho_inf - 2 * t * (second["b2_product"] if second else xp.pow(h.b2, t)) / bc2
+        rho = rho_inf - 2 * t * (1 - bc2 if second else xp.pow(h.b2, t)) / bc2
         rectified = rho > h.threshold if self.at_threshold == "plain" else rho >= h.threshold
         over = (rho - 4) * (rho - 2) * rho_inf
         r = xp.sqrt(xp.maximum(xp.divide(over, (rho_inf - 4) * (rho_inf - 2) * rho), 0.0))
@@ -112,5 +112,4 @@ class RAdam(Descent):
         m = c.b1 * slots["exp_avg"] + c.rest1 * g
         v = c.b2 * slots["exp_avg_sq"] + c.rest2 * (g * g)
         d = xp.where(c.rectified > 0.5, root(xp, v, self.eps, self.eps_root, c=c), 1.0)
-        guard = self.eps if is_zero(self.eps_root) else 1.0
-        return c.scale * quotient(xp, m, d, guard), {"exp_avg": m, "exp_avg_sq": v}
+        return c.scale * quotient(xp, m, d, self.eps, self.eps_root), {"exp_avg": m, "exp_avg_sq": v}
