@@ -47,7 +47,7 @@ class _Server(Elementwise):
         return (Slot("exp_avg"), Slot("exp_avg_sq", init=start))
 
     def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        values = {"b1": h.b1, "rest1": 1 - h.b1, "b2": h.b2, "rest2": 1 - h.b2}
+        values = {"b1": h.b1, "one_minus_beta1": 1 - h.b1, "b2": h.b2, "one_minus_beta2": 1 - h.b2}
         return values | {"scale": -(h.lr * self.correction(xp, t, h)), "tau": float(self.tau)}
 
     def correction(self, xp: Any, t: Any, h: Any) -> Any:
@@ -59,7 +59,7 @@ class _Server(Elementwise):
         """The next v."""
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        m = c.b1 * slots["exp_avg"] + c.rest1 * g
+        m = c.b1 * slots["exp_avg"] + c.one_minus_beta1 * g
         v = self.second(xp, slots["exp_avg_sq"], g * g, c)
         return c.scale * (m / (xp.sqrt(v) + c.tau)), {"exp_avg": m, "exp_avg_sq": v}
 
@@ -112,7 +112,7 @@ class FedAdam(_Server):
         return xp.sqrt(one_minus_power(xp, h.b2, t)) / one_minus_power(xp, h.b1, t)
 
     def second(self, xp: Any, v: Array, square: Array, c: Any) -> Array:
-        return c.b2 * v + c.rest2 * square
+        return c.b2 * v + c.one_minus_beta2 * square
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class FedYogi(_Server):
     """
 
     def second(self, xp: Any, v: Array, square: Array, c: Any) -> Array:
-        return v - c.rest2 * (square * xp.sign(v - square))
+        return v - c.one_minus_beta2 * (square * xp.sign(v - square))
 
 
 SERVER_RULES: dict[str, type[Elementwise]] = {
