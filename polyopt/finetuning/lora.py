@@ -97,7 +97,7 @@ class LoRA:
         return self.alpha / (self.rank if self.scaling == "paper" else math.sqrt(self.rank))
 
     def init(self, params: Tree, seed: int = 0, *, dtype: str | None = None) -> Adapters:
-        """Make adapters of the weights that match: A drawn by (``seed``, path), the same bits everywhere; B 0.
+        """Make adapters of the weights that match: A drawn by (``seed``, path), the same everywhere; B 0.
 
         Parameters
         ----------
