@@ -40,7 +40,7 @@ class DistillationLoss(ABC):
 
     @abstractmethod
     def __call__(self, xp: Ops, student: Array, teacher: Any, *args: Any, **kwargs: Any) -> Array:
-        """The loss, a 0-d array, from what student and teacher give, and labels where it takes them."""
+        """Return the loss, a 0-d array, of what student and teacher give, and labels where it takes them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class InnerLoss(DistillationLoss):
         name: str = "features",
         weights: Array | None = None,
     ) -> Array:
-        """The loss of one layer: a 0-d array.
+        """Return the loss of one layer: a 0-d array.
 
         Parameters
         ----------
@@ -90,7 +90,7 @@ class InnerLoss(DistillationLoss):
 
     @abstractmethod
     def _apart(self, xp: Ops, student: Array, teacher: Array, weights: Array | None) -> Array:
-        """The loss, of one dtype and shapes that fit."""
+        """Return the loss of arrays of one dtype and shapes that fit."""
 
 
 def check_weights(owner: str, weights: Array | None, samples: int) -> None:

@@ -77,30 +77,37 @@ class Rounds(BatchPlan):
         self._ends = [0]
 
     def steps(self, epochs: int) -> int:
+        """Return how many steps the first ``epochs`` rounds have."""
         while len(self._ends) <= epochs:
             self._extend()
         return self._ends[epochs]
 
     def epochs(self, steps: int) -> int:
+        """Return the number of rounds that are over, or being made, after ``steps``."""
         self._reach(steps)
         return bisect_left(self._ends, steps)
 
     def size_at(self, place: Cursor) -> int:
+        """Return the size of the batches of the client whose turn it is."""
         turn = self.turn(place.step)
         return self._of(turn.client, turn.round).size
 
     def rows(self, place: Cursor) -> Any:
+        """Return the numbers of the samples of the step at ``place``."""
         turn = self.turn(place.step)
         own = self._of(turn.client, turn.round)
         return self.samples[turn.client][own.rows(own.place(turn.batch))]
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
+        """Pad a batch to the size of a bucket: one part."""
         return [self._buckets.pad(rows)]
 
     def epoch(self, place: Cursor) -> int:
+        """Return the number of rounds that are over, or being made, at ``place``."""
         return self.epochs(place.step)
 
     def ended(self, place: Cursor) -> int | None:
+        """Return the round that ends at ``place``, or None."""
         rounds = self.epochs(place.step)
         return rounds if self._ends[rounds] == place.step else None
 
@@ -116,7 +123,7 @@ class Rounds(BatchPlan):
         return Turn(round_, client, done - ends[i] + self.batches[client], done + 1 == ends[i])
 
     def _of(self, client: int, round_: int) -> FixedBatches:
-        """The batches of a client in a round, as places among its samples."""
+        """Return the batches of a client in a round, as places among its samples."""
         count, local = len(self.samples[client]), self.local
         feed = IndexSampler(count, self.seed, local.shuffle, f"client {client}, round {round_}")
         return FixedBatches(feed, min(local.size or count, count), local.drop_last)

@@ -25,7 +25,7 @@ def fake_quantize(
     convention: str = "paper",
     gradient: str = "clipped",
 ) -> Array:
-    """(clip(round(x/s) + z, low, high) - z)·s, whose derivative by ``x`` is that of the identity.
+    """Round to a grid, (clip(round(x/s) + z, low, high) - z)·s, with the derivative of the identity by ``x``.
 
     The straight-through estimator (Bengio et al., "Estimating or propagating gradients", 2013): for training
     that knows of its quantization (Jacob et al., 2018, section 3). ``scale`` and ``zero_point`` are constants
@@ -49,6 +49,11 @@ def fake_quantize(
         ``"clipped"``: 0 where the code is out of range, as in torch, or with ``"tensorflow"`` where x is
         beyond the ends of the grid (torch lets the half step beyond an end through). ``"straight"``: 1
         everywhere, but 0 at an x that is not finite.
+
+    Returns
+    -------
+    Array
+        The shape and dtype of ``x``.
 
     Examples
     --------
@@ -94,6 +99,24 @@ def fake_quantize_weight(xp: Ops, w: Array, scheme: Integer, *, gradient: str = 
     The scales are computed from ``w`` in every call, and are constants to the gradient. The bits are those of
     ``quantize`` as long as the framework rounds every operation by itself: always without compilation.
 
+    Parameters
+    ----------
+    xp
+        As the loss gets it.
+    w
+        A floating array of any framework.
+    scheme
+        How ``quantize`` would do it.
+    gradient
+        As of ``fake_quantize``.
+
+    Returns
+    -------
+    Array
+        The shape and dtype of ``w``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> import polyopt as po
     >>> w = np.array([[0.3, -1.27], [0.126, 0.5]])
@@ -128,7 +151,7 @@ def _constant(xp: Ops, x: Any, dtype: Any) -> Array:
 
 
 def _rounded(xp: Ops, x: Array, on: Scales) -> tuple[Array, Array]:
-    """The point of the grid for every element, and where the gradient goes through."""
+    """Return the point of the grid for every element, and where the gradient goes through."""
     s, z, low, high = on.scale, on.zero_point, on.low, on.high
     if on.convention == "tensorflow":
         least, largest = xp.multiply(low - z, s), xp.multiply(high - z, s)

@@ -33,7 +33,7 @@ def compute_dtype(x: Host) -> Any:
 def bounds(
     x: Host, cut: Blocks, path: str, *, symmetric: bool = False, dtype: Any = None
 ) -> tuple[Host, Host]:
-    """The least and the largest element for each scale, widened to hold 0; refuses what is not finite.
+    """Return the least and the largest element for each scale, widened to hold 0; refuse what is not finite.
 
     So are elements beyond half of the largest number of ``dtype``, by default that of ``x``: their grid would
     reach infinity. With ``symmetric`` the largest magnitude and its negative, which is faster.
@@ -70,7 +70,10 @@ def _extrema(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
 
 
 def _magnitudes(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
-    """The largest magnitude for each scale, by bits, which order as it does; and its negative before it."""
+    """Return the largest magnitude for each scale, and its negative before it.
+
+    Magnitudes are compared by their bits, which order as they do.
+    """
     view, axes = x.reshape(cut.view), _shared(cut)
     unsigned = np.dtype(f"u{dtype.itemsize}")
     rest = unsigned.type(np.iinfo(unsigned).max >> 1)
@@ -89,7 +92,7 @@ def _magnitudes(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
 
 
 def _shared(cut: Blocks) -> tuple[int, ...]:
-    """The axes along which elements share a scale."""
+    """Return the axes along which elements share a scale."""
     return tuple(i for i, n in enumerate(cut.scales) if n == 1)
 
 
@@ -214,8 +217,10 @@ def pack(codes: Host) -> Host:
 
 
 def unpack(packed: Host, shape: tuple[int, ...]) -> Host:
-    """The int8 codes of ``shape`` that ``pack`` was given.
+    """Return the int8 codes of ``shape`` that ``pack`` was given.
 
+    Examples
+    --------
     >>> unpack(np.uint8([241, 7]), (3,)).tolist()
     [1, -1, 7]
     """
