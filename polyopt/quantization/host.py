@@ -97,7 +97,7 @@ def _shared(cut: Blocks) -> tuple[int, ...]:
 
 
 def choose(scheme: Integer, low: Host, high: Host) -> tuple[Host, Host | None]:
-    """Return ``(scale, zero point)`` for these bounds, which hold 0; the zero point is ``None`` where symmetric."""
+    """Return ``(scale, zero point)`` for bounds that hold 0; the zero point is ``None`` where symmetric."""
     found = compute_scales(registry.by_name("numpy").ops, scheme, low, high)
     return found.scale, None if scheme.symmetric else found.zero_point.astype(np.int8)
 
