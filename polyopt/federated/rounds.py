@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from polyopt.engine.batches import Buckets, IndexSampler, Norms
-from polyopt.engine.batches.plan import Cursor, FixedBatches
+from polyopt.engine.batches import Buckets, IndexSampler
+from polyopt.engine.batches.plan import BatchPlan, Cursor, FixedBatches
 from polyopt.federated import participants
 
 
@@ -37,8 +37,8 @@ class Turn:
     last: bool
 
 
-class Rounds:
-    """A ``Course`` in which a round is what elsewhere is an epoch.
+class Rounds(BatchPlan):
+    """Plan the batches of federated training: a round is what elsewhere is an epoch.
 
     All batches have one size, that of the largest: what lacks is padded with rows that don't count, so that
     one function is compiled for all clients.
@@ -82,19 +82,15 @@ class Rounds:
             self._extend()
         return self._ends[epochs]
 
-    @property
-    def micro(self) -> None:
-        """Return None: a client's batch is one part."""
-        return None
-
     def epochs(self, steps: int) -> int:
         """Return the number of rounds that are over, or being made, after ``steps``."""
         self._reach(steps)
         return bisect_left(self._ends, steps)
 
-    def start(self) -> Cursor:
-        """Return the place before the first step."""
-        return Cursor()
+    def size_at(self, place: Cursor) -> int:
+        """Return the size of the batches of the client whose turn it is."""
+        turn = self.turn(place.step)
+        return self._of(turn.client, turn.round).size
 
     def rows(self, place: Cursor) -> Any:
         """Return the numbers of the samples of the step at ``place``."""
@@ -105,10 +101,6 @@ class Rounds:
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
         """Pad a batch to the size of a bucket: one part."""
         return [self._buckets.pad(rows)]
-
-    def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
-        """Return the place after a step of ``taken`` samples."""
-        return Cursor(place.step + 1, place.position + taken)
 
     def epoch(self, place: Cursor) -> int:
         """Return the number of rounds that are over, or being made, at ``place``."""

@@ -8,9 +8,11 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
+from polyopt.backend import registry
 from polyopt.backend.host.buffers import aligned
 from polyopt.backend.host.threads import POOL, scratch
 from polyopt.core.errors import InputError
+from polyopt.quantization.scales import KERAS_EPSILON, compute_scales
 from polyopt.quantization.scheme import Blocks, Integer
 
 BLOCK = 1 << 16
@@ -21,9 +23,6 @@ Host: TypeAlias = Any
 
 Box: TypeAlias = tuple[Any, Any]
 """Where its elements lie in the view, and where their scales do."""
-
-TORCH_EPSILON = float(np.finfo(np.float32).eps)
-KERAS_EPSILON = 1e-7
 
 
 def compute_dtype(x: Host) -> Any:
@@ -98,31 +97,9 @@ def _shared(cut: Blocks) -> tuple[int, ...]:
 
 
 def choose(scheme: Integer, low: Host, high: Host) -> tuple[Host, Host | None]:
-    """``(scale, zero point)`` for these bounds, which hold 0; the zero point is ``None`` where symmetric."""
-    dtype = low.dtype.type
-    least, largest = scheme.range
-    levels = dtype(largest - least)
-    if scheme.symmetric:
-        most = np.maximum(-low, high)
-        if scheme.convention == "torch":
-            return np.maximum(most / (levels / dtype(2)), dtype(TORCH_EPSILON)), None
-        if scheme.convention == "keras":
-            return dtype(1) / (dtype(largest) / (most + dtype(KERAS_EPSILON))), None
-        return _usable(most / dtype(largest)), None
-    scale = (high - low) / levels
-    scale = np.maximum(scale, dtype(TORCH_EPSILON)) if scheme.convention == "torch" else _usable(scale)
-    if scheme.convention == "tensorflow":
-        # Half away from zero on TensorFlow's unsigned grid, where this is a number >= 0.
-        unsigned = dtype(2 ** (scheme.bits - 1))
-        zero = np.floor(((least + unsigned) - low / scale) + dtype(0.5)) - unsigned
-    else:
-        zero = dtype(least) - np.rint(low / scale)
-    return scale, np.clip(zero, least, largest).astype(np.int8)
-
-
-def _usable(scale: Host) -> Host:
-    """1 for zeros alone; else not subnormal, which has few bits and is 0 on XLA and TensorFlow."""
-    return np.where(scale == 0, scale.dtype.type(1), np.maximum(scale, np.finfo(scale.dtype).tiny))
+    """Return ``(scale, zero point)`` for bounds that hold 0; the zero point is ``None`` where symmetric."""
+    found = compute_scales(registry.by_name("numpy").ops, scheme, low, high)
+    return found.scale, None if scheme.symmetric else found.zero_point.astype(np.int8)
 
 
 def encode(
