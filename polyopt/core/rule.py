@@ -90,7 +90,6 @@ class Rule(ABC):
     """Coefficients that keep a divisor from 0: one that is above 0 must not round to 0."""
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
-        """Make an instance; a keyword that is no field is refused with the nearest name."""
         check_keywords(cls, keywords)
         return super().__new__(cls)
 

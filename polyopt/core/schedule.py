@@ -52,7 +52,6 @@ class Schedule(ABC):
     """Give a value for every step: a pure function of the number of updates made so far, 0 for the first."""
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
-        """Make an instance; a keyword that is no field is refused with the nearest name."""
         check_keywords(cls, keywords)
         return super().__new__(cls)
 
