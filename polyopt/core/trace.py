@@ -28,6 +28,9 @@ PREDICATES: Final = frozenset((
 # fmt: on
 """Operations whose result is a bool, not of the compute dtype."""
 
+INEXACT: Final = frozenset(("cos", "exp", "expm1", "log", "log1p", "pow", "tanh"))
+"""Operations that every library rounds otherwise: no generated kernel has NumPy's bits of them."""
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -58,6 +61,21 @@ class Program:
         """Names that the body or an output reads; an input that is not among them need not be loaded."""
         read = {a for i in self.body for a in i.args}
         return frozenset(read | {v for _, v in self.outputs})
+
+    @property
+    def scalar_names(self) -> frozenset[str]:
+        """The values that depend on scalars alone: computed once a call, not once an element."""
+        known = {*self.scalars, *(name for name, _ in self.constants)}
+        for instruction in self.body:
+            if known.issuperset(instruction.args):
+                known.add(instruction.name)
+        return frozenset(known)
+
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """Operations on arrays for which no kernel is generated, sorted; scalars are left to the host."""
+        known = self.scalar_names
+        return tuple(sorted({i.op for i in self.body if i.name not in known} & INEXACT))
 
 
 class Symbol:

@@ -97,6 +97,11 @@ def _rule(rule: Rule, notation: Notation) -> list[str]:
     measured = [name for name in program.scalars if name in formula.used and name not in known]
     if measured:
         lines.append(f"{comment}Measured over all leaves: {', '.join(measured)}")
+    if program.inexact:
+        lines.append(
+            f"{comment}Slower on NumPy and PyTorch, one pass for each operation: "
+            f"no kernel can be generated for {', '.join(program.inexact)}"
+        )
     if formula.stable:
         power, times = notation.power, notation.times
         lines.append(f"{comment}1 - b{power}t is computed as -expm1(t{times}log(b)), without cancellation")

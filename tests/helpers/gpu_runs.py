@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from helpers.edges import ROUNDINGS, rounding_edges, rounding_program
 
 from polyopt import ClipByGlobalNorm, Optimizer, chain
 from polyopt.backend import registry
@@ -128,6 +129,16 @@ def every_operation(device: str) -> None:
                     assert all(x is y for n in ("p", "m") for x, y in zip(got[n], own[n], strict=True))
 
 
+def rounding(device: str) -> None:
+    """Rounding to integers and signs, where they are easily wrong."""
+    for dtype in ("float32", "float64"):
+        x = rounding_edges(dtype)
+        for op, function in ROUNDINGS.items():
+            arrays = {n: [TORCH.from_numpy(x, device=device)] for n in ("g", "p")}
+            got = TORCH.lift(rounding_program(op))(arrays, {"s": 0.37}, dtype)
+            assert_same_bits(got["p"][0], function(x), what=f"{op} of {dtype}")
+
+
 def optimizers(device: str, steps: int) -> None:
     """Every optimizer against NumPy, leaves of all dtypes, in place and not."""
     shapes = {"a": (33, 7), "b": (), "c": (0,), "d": (BLOCK + 5,), "e": (2, 3, 4)}
@@ -180,7 +191,7 @@ def launches(device: str) -> None:
     counted = mock.Mock()
     params = [torch.ones(n, 3, device=device, requires_grad=True) for n in (5, 400, 1, 0, 70)]
     grads = [torch.ones_like(p) for p in params]
-    tables = mock.patch("polyopt_torch.gpu.pointers.uploaded", wraps=lift.uploaded)
+    tables = mock.patch("polyopt_torch.gpu.pointers.uploaded", wraps=gpu_lift.uploaded)
     with torch.no_grad(), mock.patch.object(Kernel, "launch", launch), tables as copies:
         for i in range(4):
             version = params[0]._version
@@ -245,6 +256,7 @@ def main() -> None:
     with np.errstate(all="ignore"):
         with by_device_lift():
             every_operation("cpu")
+            rounding("cpu")
             layouts("cpu")
             optimizers("cpu", 2)
         launches("cpu")

@@ -7,6 +7,7 @@ The bits are those of the program op by op. It was never run on a GPU: see docs/
 
 from __future__ import annotations
 
+import logging
 import operator
 import weakref
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from polyopt_torch.gpu.pointers import Tables, addresses_of, alike, span, upload
 from polyopt_torch.gpu.triton_kernel import STORED, Column, Kernel
 from polyopt_torch.host_views import DTYPES
 
+_log = logging.getLogger("polyopt")
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 Tensors = list[torch.Tensor]
@@ -261,7 +263,13 @@ class DeviceLift:
         self, dtypes: tuple[torch.dtype, ...], dtype: str, donate: bool, on_device: frozenset[str]
     ) -> Kernel | None:
         program, _ = self._without(on_device)
-        if not (triton_kernel.supported(program) and STORED.keys() >= set(dtypes)):
+        if program.inexact:
+            _log.debug(
+                "the update of %s is slower, not one Triton kernel: no kernel can be generated for %s",
+                ", ".join(self._written),
+                ", ".join(program.inexact),
+            )
+        if program.inexact or not STORED.keys() >= set(dtypes):
             return None
         storage = dict(zip(self._touched, dtypes, strict=True))
         in_place = set(self._replaced) if donate else set()

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polyopt.backend.host.numpy_kernel import scalar_names
 from polyopt.core.trace import PREDICATES, Program
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ STORED: Mapping[torch.dtype, str] = {
 """Dtypes that the kernel reads and writes."""
 
 # Correctly rounded, or only comparing and selecting. Triton's own minus is 0 - x, which loses a zero's sign;
-# its floor and ceil take subnormal numbers for zero.
+# its floor and ceil take subnormal numbers for zero: see _integers.
 _EXPRESSIONS: Mapping[str, str] = {
     "abs": "tl.abs({0})",
     "add": "{0} + {1}",
@@ -65,10 +64,27 @@ _EXPRESSIONS: Mapping[str, str] = {
     "subtract": "{0} - {1}",
     "where": "tl.where({0}, {1}, {2})",
 }
+
+
+def _integers(least: float) -> Mapping[str, str]:
+    """``round``, ``floor`` and ``ceil`` by additions, where all numbers from ``least`` on are integers."""
+    near = f"(tl.where({{0}} < 0.0, -1.0, 1.0) * ((tl.abs({{0}}) + {least}) - {least}))"
+    found = {
+        "round": near,
+        "floor": f"tl.where({near} > {{0}}, {near} - 1.0, {near})",
+        "ceil": f"tl.where({near} < {{0}}, {near} + 1.0, {near})",
+    }
+    # A zero has the sign of what it comes from; NaN and infinities are as they were.
+    return {
+        op: f"tl.where(tl.abs({{0}}) < {least}, tl.where({x} == 0.0, {{0}} * 0.0, {x}), {{0}})"
+        for op, x in found.items()
+    }
+
+
 _ROUNDED: Mapping[str, Mapping[str, str]] = {
-    "float32": {"divide": "tl.div_rn({0}, {1})", "sqrt": "tl.sqrt_rn({0})"},
+    "float32": {"divide": "tl.div_rn({0}, {1})", "sqrt": "tl.sqrt_rn({0})", **_integers(2.0**23)},
     # Only float32 has approximate ones, and only it has these names.
-    "float64": {"divide": "{0} / {1}", "sqrt": "tl.sqrt({0})"},
+    "float64": {"divide": "{0} / {1}", "sqrt": "tl.sqrt({0})", **_integers(2.0**52)},
 }
 EXACT = frozenset({*_EXPRESSIONS, *_ROUNDED["float32"]})
 """Operations that the kernel knows, all of them in NumPy's bits."""
@@ -109,12 +125,6 @@ def usable(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and _triton() is not None and not _broken
 
 
-def supported(program: Program) -> bool:
-    """Return True if the kernel can have the program's bits; scalars are left to the host."""
-    known = scalar_names(program)
-    return {i.op for i in program.body if i.name not in known} <= EXACT
-
-
 class Kernel:
     """``program`` in the compute dtype ``dtype`` over ``columns``.
 
@@ -128,7 +138,7 @@ class Kernel:
         self.columns = columns
         self.given = tuple(c.name for c in columns if c.given)
         self.in_place = tuple(c.name for c in columns if c.given and c.written)
-        self.scalars = tuple(sorted(scalar_names(program) & program.used))
+        self.scalars = tuple(sorted(program.scalar_names & program.used))
         self.resident = tuple(n for n in resident if n in program.used)
         self.source = _source(program, dtype, columns, self.scalars, self.resident)
         self._launched = False
@@ -224,7 +234,7 @@ def _source(
 
 def _body(program: Program, dtype: str, columns: tuple[Column, ...], name: Any, mask: str) -> list[str]:
     expressions = {**_EXPRESSIONS, **_ROUNDED[dtype]}
-    known = scalar_names(program)
+    known = program.scalar_names
     lines = [
         f"{name(column.name)} = tl.load(a{k} + lane{mask}).to(tl.{dtype})"
         for k, column in enumerate(columns)

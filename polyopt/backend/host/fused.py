@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,11 +13,13 @@ import numpy as np
 
 from polyopt.backend.host.array_table import ADDRESS, CONTIGUOUS, FIELDS, FLAGS, KIND, RANK, SIZE, WRITABLE
 from polyopt.backend.host.memory import Surveyed
-from polyopt.backend.host.numba_kernel import STORED, Call, Column, Kernel, compile_kernel, rows, supported
+from polyopt.backend.host.numba_kernel import STORED, Call, Column, Kernel, available, compile_kernel, rows
 from polyopt.backend.host.numpy_kernel import scalar_values
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
 from polyopt.core.trace import Program
+
+_log = logging.getLogger("polyopt")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class FusedLift:
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
         self._constants = dict(program.constants)
         self._direct = frozenset((*program.scalars, *self._constants))
+        self._inexact = program.inexact and f"no kernel can be generated for {', '.join(program.inexact)}"
+        self._told: set[str] = set()
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool
@@ -56,12 +61,28 @@ class FusedLift:
 
     def look(self, arrays: Arrays, dtype: str, donate: bool) -> KernelPlan | None:
         """Return what to run for these leaves; ``None`` where it has to be something else."""
-        survey = self.memory.survey() if self._touched and supported(self.program) else None
+        if self._inexact or not available():
+            self._tell(self._inexact or "numba is not installed")
+            return None
+        survey = self.memory.survey() if self._touched else None
         if survey is None or not self.memory.plain():
             return None
         columns = [x if isinstance(x := arrays[name], list) else list(x) for name in self._touched]
         facts = survey.facts(columns)
-        return None if facts is None else self._understood(facts, dtype, donate)
+        look = None if facts is None else self._understood(facts, dtype, donate)
+        if look is None:
+            self._tell(
+                "leaves are of mixed dtypes, of neither float32 nor float64, in pieces, read-only or shared"
+            )
+        return look
+
+    def _tell(self, reason: str) -> None:
+        """Say once why an update is not one kernel."""
+        if reason not in self._told:
+            self._told.add(reason)
+            _log.debug(
+                "the update of %s is slower, not one compiled kernel: %s", ", ".join(self._written), reason
+            )
 
     def again(self, look: KernelPlan, arrays: Mapping[str, list[Array]]) -> bool:
         """Return True if these leaves are what ``look`` found but for their addresses.

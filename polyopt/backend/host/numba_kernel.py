@@ -9,7 +9,6 @@ those of the program op by op.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,11 +19,8 @@ from typing import Any
 import numpy as np
 
 from polyopt.backend.host import threads
-from polyopt.backend.host.numpy_kernel import scalar_names
 from polyopt.backend.host.threads import HEAD, PREAMBLE, Team
 from polyopt.core.trace import PREDICATES, Program
-
-log = logging.getLogger(__name__)
 
 CHUNK = 1 << 14
 """Elements of a row at the most: what threads share out."""
@@ -32,8 +28,8 @@ CHUNK = 1 << 14
 STORED = frozenset(np.dtype(name) for name in ("float32", "float64"))
 """Dtypes that the kernel reads and writes; others are left to NumPy."""
 
-# Correctly rounded, or only comparing and selecting: LLVM's bits are NumPy's. exp, log, pow, cos and tanh
-# are not among them. {t} is the compute dtype.
+# All but polyopt.core.trace.INEXACT: correctly rounded, or only comparing and selecting, so that LLVM's bits
+# are NumPy's. {t} is the compute dtype: a plain 1 would widen what it stands beside.
 EXPRESSIONS: Mapping[str, str] = {
     "abs": "abs({0})",
     "add": "{0} + {1}",
@@ -58,7 +54,7 @@ EXPRESSIONS: Mapping[str, str] = {
     "negative": "-{0}",
     "not_equal": "{0} != {1}",
     "round": "np.rint({0})",
-    "sign": "{t}(1) if {0} > 0 else ({t}(-1) if {0} < 0 else ({t}(0) if {0} == 0 else {0}))",
+    "sign": "{t}(1) if {0} > {t}(0) else ({t}(-1) if {0} < {t}(0) else ({t}(0) if {0} == {t}(0) else {0}))",
     "sqrt": "np.sqrt({0})",
     "square": "{0} * {0}",
     "subtract": "{0} - {1}",
@@ -129,17 +125,6 @@ def available() -> bool:
     return _numba() is not None
 
 
-def supported(program: Program) -> bool:
-    """Return True if numba is installed and the kernel can have the program's bits."""
-    if not available():
-        return False
-    scalars = scalar_names(program)
-    outside = {i.op for i in program.body if i.name not in scalars} - EXPRESSIONS.keys()
-    if outside:
-        log.debug("slower, in blocks of NumPy calls: no exactly rounded kernel for %s", sorted(outside))
-    return not outside
-
-
 class Kernel:
     """``program`` in the compute dtype ``dtype`` over ``columns``."""
 
@@ -148,7 +133,7 @@ class Kernel:
         self.given = tuple(c.name for c in columns if c.given)
         self.in_place = frozenset(c.name for c in columns if c.given and c.written)
         self.dtype = np.dtype(dtype)
-        self.scalars = tuple(sorted(scalar_names(program) & program.used))
+        self.scalars = tuple(sorted(program.scalar_names & program.used))
         self.function = compile_kernel(_source(program, dtype, columns, self.scalars))
 
     def over(self, cut: Rows) -> Call:
@@ -191,7 +176,7 @@ def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: 
     def name(value: str) -> str:
         return names.setdefault(value, f"x{len(names)}")
 
-    known = scalar_names(program)
+    known = program.scalar_names
     predicates = {i.name for i in program.body if i.op in PREDICATES}
     lines = ["def kernel(job):", PREAMBLE.format(words=HEAD + 4).strip("\n")]
     lines.append(f"    table, scalars, bounds, parts = words[{HEAD}:]")

@@ -44,15 +44,6 @@ def _function(op: str) -> Callable[..., Any]:
     return function
 
 
-def scalar_names(program: Program) -> frozenset[str]:
-    """The values that depend on scalars alone: computed once a call, not once an element."""
-    known = {*program.scalars, *(name for name, _ in program.constants)}
-    for instruction in program.body:
-        if known.issuperset(instruction.args):
-            known.add(instruction.name)
-    return frozenset(known)
-
-
 def scalar_values(program: Program, scalars: Mapping[str, Any], dtype: str) -> dict[str, Value]:
     """0-d arrays of the scalar inputs, cast to ``dtype``, and of all that depends on them alone."""
     kind = np.dtype(dtype).type
@@ -97,7 +88,7 @@ class Kernel:
     ) -> None:
         self.inputs = tuple(n for n in program.arrays if n in program.used)
         self.outputs = tuple(name for name, _ in program.outputs)
-        self._scalars = tuple(sorted(scalar_names(program)))
+        self._scalars = tuple(sorted(program.scalar_names))
         self._compute = np.dtype(dtype)
         self._register_dtypes: list[np.dtype[Any]] = []
         self._fixed = len(self.inputs) + len(self.outputs) + len(self._scalars)
@@ -152,7 +143,7 @@ class _Compiler:
         self.kernel, self.program, self.storage, self.in_place = kernel, program, storage, in_place
         self.compute = np.dtype(dtype)
         self.dtypes = _dtypes(program, dtype)
-        self.scalars = scalar_names(program)
+        self.scalars = program.scalar_names
         self.body = [i for i in program.body if i.name not in self.scalars]
         self.free: dict[np.dtype[Any], list[int]] = {}
         self.place = {name: kernel.scalar_position(name) for name in self.scalars}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -258,3 +259,20 @@ def test_a_rule_that_is_not_elementwise_says_so() -> None:
 def test_refusal() -> None:
     with pytest.raises(InputError, match="expected a rule, a chain or a partition, found 'adam'"):
         explain("adam")  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Smooth(Elementwise):
+    """Move by the sign, smoothed."""
+
+    def leaf(self, xp: Any, g: Any, p: Any, slots: Any, c: Any) -> Any:
+        return -xp.tanh(xp.exp(g)), {}
+
+
+def test_it_says_what_no_kernel_is_generated_for() -> None:
+    line = (
+        "Slower on NumPy and PyTorch, one pass for each operation: no kernel can be generated for exp, tanh"
+    )
+    assert line in explain(Smooth()).splitlines()
+    assert f"# {line}" in explain(Smooth(), ascii=True).splitlines()
+    assert not [kind for kind in OPTIMIZERS.values() if "Slower" in explain(kind())]

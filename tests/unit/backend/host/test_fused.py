@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from helpers.edges import ROUNDINGS, rounding_edges, rounding_program
 from helpers.forks import child_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.host.numba_kernel import CHUNK, EXPRESSIONS, rows
 from polyopt.backend.host.threads import POOL, Pool
-from polyopt.core.trace import BINARY, PREDICATES, UNARY, Program, Symbol, Tracer
+from polyopt.core.trace import BINARY, INEXACT, PREDICATES, UNARY, Program, Symbol, Tracer
 from polyopt.testing import assert_same_bits
 from polyopt_numpy.lift import NumpyMemory
 
@@ -142,12 +143,47 @@ def test_what_the_kernel_cannot_take_is_left_to_numpy(change: Any) -> None:
     assert lift(arrays, {"s": 0.37}, "float32", True) is None
 
 
-def test_operations_that_are_not_exact_are_left_to_numpy() -> None:
+def test_the_kernel_knows_every_operation_that_is_exact() -> None:
+    assert EXPRESSIONS.keys() | INEXACT == UNARY | BINARY | {"where"}
+    assert not EXPRESSIONS.keys() & INEXACT
+
+
+@pytest.mark.parametrize("op", sorted(INEXACT))
+def test_operations_that_are_not_exact_are_left_to_numpy(op: str, caplog: pytest.LogCaptureFixture) -> None:
     t = Tracer()
-    assert not numba_kernel.supported(t.program(("g", "p"), (), {"p": t.exp(Symbol(t, "g"))}))
-    # On scalars alone they run on the host in any case.
-    t = Tracer()
-    assert numba_kernel.supported(t.program(("p",), ("s",), {"p": Symbol(t, "p") * t.exp(Symbol(t, "s"))}))
+    p, s = Symbol(t, "p"), Symbol(t, "s")
+    x, operands = [np.ones(3, np.float32)], 2 if op in BINARY else 1
+    slow = FusedLift(t.program(("p",), (), {"p": t.emit(op, *[p] * operands)}), NumpyMemory())
+    fast = FusedLift(t.program(("p",), ("s",), {"p": p * t.emit(op, *[s] * operands)}), NumpyMemory())
+    with caplog.at_level("DEBUG", logger="polyopt"):
+        for _ in range(2):
+            assert slow({"p": x}, {}, "float32", False) is None
+        # On scalars alone they run on the host in any case.
+        assert fast({"p": x}, {"s": 0.37}, "float32", False) is not None
+    (told,) = caplog.records
+    assert told.getMessage().endswith(f"no kernel can be generated for {op}")
+
+
+def test_leaves_that_the_kernel_cannot_take_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    lift, x = FusedLift(everything(), NumpyMemory()), np.ones(3, np.float32)
+    with caplog.at_level("DEBUG", logger="polyopt"):
+        for _ in range(2):
+            assert (
+                lift({"g": [x], "p": [x.astype(np.float16)], "m": [x]}, {"s": 0.37}, "float32", True) is None
+            )
+    (told,) = caplog.records
+    assert "mixed dtypes" in told.getMessage()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("op", ROUNDINGS)
+@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+def test_rounding_and_signs_at_the_edges(backend: Any, op: str, dtype: str) -> None:
+    x = rounding_edges(dtype)
+    arrays = {"g": [x], "p": [np.ones_like(x)]}
+    got, expected = both(backend, rounding_program(op), arrays, dtype, False)
+    assert_same_bits(got["p"][0], ROUNDINGS[op](x), what=op)
+    assert_same_bits(expected["p"][0], ROUNDINGS[op](x), what=f"{op}, op by op")
 
 
 def test_without_numba_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,14 +20,14 @@ import torch
 from helpers import gpu_runs
 
 from polyopt import Adam, Optimizer
-from polyopt.core.trace import Program, Symbol, Tracer
+from polyopt.core.trace import BINARY, INEXACT, UNARY, Program, Symbol, Tracer
 from polyopt.engine import plan
 from polyopt.engine.lift import lifted
 from polyopt.testing import assert_same_bits
 from polyopt_torch.gpu import lift as gpu_lift
 from polyopt_torch.gpu import triton_kernel
 from polyopt_torch.gpu.lift import DeviceLift
-from polyopt_torch.gpu.triton_kernel import Column, Kernel
+from polyopt_torch.gpu.triton_kernel import EXACT, Column, Kernel
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs triton, which comes with CUDA builds"
@@ -42,8 +42,13 @@ needs_gpu = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     "run",
-    [gpu_runs.every_operation, gpu_runs.layouts, lambda device: gpu_runs.optimizers(device, 10)],
-    ids=["operations", "layouts", "optimizers"],
+    [
+        gpu_runs.every_operation,
+        gpu_runs.rounding,
+        gpu_runs.layouts,
+        lambda device: gpu_runs.optimizers(device, 10),
+    ],
+    ids=["operations", "rounding", "layouts", "optimizers"],
 )
 def test_foreach_has_the_bits_of_numpy(run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernel, "usable", lambda device: False)
@@ -51,17 +56,25 @@ def test_foreach_has_the_bits_of_numpy(run: Callable[[str], None], monkeypatch: 
         run("cpu")
 
 
-def test_operations_that_only_foreach_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_knows_every_operation_that_is_exact() -> None:
+    assert UNARY | BINARY | {"where"} == EXACT | INEXACT
+    assert not EXACT & INEXACT
+
+
+def test_operations_that_only_foreach_has(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     t = Tracer()
     x, s = Symbol(t, "p"), Symbol(t, "s")
     y = t.tanh(t.exp(t.negative(t.square(x)))) + t.round(t.floor(x) + t.ceil(x)) + t.expm1(t.log1p(t.abs(x)))
     program = t.program(("p",), ("s",), {"p": (s / y - x) + t.cos(t.log(t.abs(x))) * t.exp(s)})
-    assert not triton_kernel.supported(program)
     monkeypatch.setattr(triton_kernel, "interpreted", lambda: True)
+    monkeypatch.setattr(triton_kernel, "_triton", object)
     leaves = [torch.linspace(-3, 3, 50), torch.ones(2, 3)]
     expected = gpu_runs._reference(program)({"p": leaves}, {"s": 0.5}, "float32")
-    with gpu_runs.by_device_lift():
+    with gpu_runs.by_device_lift(), caplog.at_level("DEBUG", logger="polyopt"):
         got = gpu_runs.TORCH.lift(program)({"p": leaves}, {"s": 0.5}, "float32")
+    assert "no kernel can be generated for cos, exp, expm1, log, log1p, tanh" in caplog.text
     for a, b in zip(got["p"], expected["p"], strict=True):
         assert_same_bits(a, b)
 
@@ -114,8 +127,10 @@ def test_a_kernel_that_cannot_be_built_is_done_without(monkeypatch: pytest.Monke
 @needs_triton
 def test_interpreted_kernels_have_the_bits_of_numpy() -> None:
     env = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, str(Path(gpu_runs.__file__))]
-    out = subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=300)
+    command, tests = [sys.executable, "-m", "helpers.gpu_runs"], Path(gpu_runs.__file__).parents[1]
+    out = subprocess.run(
+        command, check=False, env=env, cwd=tests, capture_output=True, text=True, timeout=300
+    )
     assert out.stdout.strip() == "same bits", out.stderr
 
 
@@ -174,11 +189,12 @@ def test_compiled_kernels_round_every_operation(dtype: str) -> None:
     "run",
     [
         gpu_runs.every_operation,
+        gpu_runs.rounding,
         gpu_runs.layouts,
         gpu_runs.launches,
         lambda device: gpu_runs.optimizers(device, 100),
     ],
-    ids=["operations", "layouts", "launches", "optimizers"],
+    ids=["operations", "rounding", "layouts", "launches", "optimizers"],
 )
 def test_a_gpu_has_the_bits_of_numpy(run: Callable[[str], None]) -> None:
     lifted.cache_clear()
