@@ -18,6 +18,8 @@ TASKS = ("mlp", "small", "resnet50", "gpt2", "one64m")
 """The parameter sets that are reported."""
 MAIN = ("adam", "adamw")
 """The optimizers that have bounds beside their peers, and that are reported beside all of them."""
+QUICK = ("few", "resnet50")
+"""The sets of a quick run."""
 KINDS = ("update", "train", "first", "memory", "scale")
 
 BOUNDS = {
@@ -101,19 +103,19 @@ def case(name: str) -> Case:
 
 
 def _of(backend: str) -> Iterator[Case]:
-    quick, on_host = ("small", "resnet50"), backend in ("numpy", "torch")
-    for task in (*TASKS, "tiny"):
+    main, on_host = ("small", "resnet50"), backend in ("numpy", "torch")
+    for task in (*TASKS, "few", "tiny"):
         for name in ALGORITHMS:
-            standard = task in quick if name in MAIN else task == "resnet50" or (task == "small" and on_host)
-            standard |= name == "adam" and task != "tiny"
+            standard = task in main if name in MAIN else task == "resnet50" or (task == "small" and on_host)
+            standard |= name == "adam" and task in TASKS
             yield Case(
                 "update",
                 task,
                 name,
                 backend,
                 standard=standard,
-                quick=name == "adam" and task in quick,
-                keras=name == "adam" and task in quick,
+                quick=name == "adam" and task in QUICK,
+                keras=name == "adam" and task in main,
             )
     for task in (*NETS, *TASKS, "tiny"):
         yield Case("train", task, "adam", backend, standard=task != "tiny")

@@ -119,9 +119,10 @@ def gpt2() -> Shapes:
 SETS: dict[str, Callable[[], Shapes]] = {
     "tiny": lambda: {"weight": (8, 8), "bias": (8,)},
     "mlp": lambda: mlp(784, 512, 512, 10),
+    "few": lambda: {f"{i}.weight": (32, 32) for i in range(100)},
     "small": lambda: {f"{i}.weight": (32, 32) for i in range(1000)},
     "resnet50": resnet50,
     "gpt2": gpt2,
     "one64m": lambda: {"weight": (8192, 8192)},
 }
-"""``tiny`` is for tests and for counting growth."""
+"""``tiny`` is for tests and for counting growth, ``few`` for a quick run: XLA compiles it in no time."""
