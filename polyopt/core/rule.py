@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from polyopt.core.aliases import check_keywords
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.schedule import Schedule, finite, first_outside
@@ -77,7 +77,7 @@ def static(default: Any = None, *choices: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Rule(CheckedKeywords, ABC):
     """Base of every algorithm: abstract; a subclass is final (wrap it, don't override it)."""
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -88,10 +88,6 @@ class Rule(ABC):
 
     GUARDS: ClassVar[tuple[str, ...]] = ()
     """Coefficients that keep a divisor from 0: one that is above 0 must not round to 0."""
-
-    def __new__(cls, *args: Any, **keywords: Any) -> Self:
-        check_keywords(cls, keywords)
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_fields(self)

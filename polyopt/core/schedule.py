@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any
 
 import polyopt.core.scalars as host
-from polyopt.core.aliases import check_keywords
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError, nearest
 
 
@@ -48,12 +48,8 @@ def choice(default: Any, *choices: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Schedule(ABC):
+class Schedule(CheckedKeywords, ABC):
     """Give a value for every step: a pure function of the number of updates made so far, 0 for the first."""
-
-    def __new__(cls, *args: Any, **keywords: Any) -> Self:
-        check_keywords(cls, keywords)
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

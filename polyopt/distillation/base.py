@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from polyopt.backend import registry
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError
 from polyopt.core.ops import FLOATING, Array, Ops
 from polyopt.core.rule import check_fields
@@ -19,7 +20,7 @@ from polyopt.schedules import Schedule
 
 
 @dataclass(frozen=True)
-class DistillationLoss(ABC):
+class DistillationLoss(CheckedKeywords, ABC):
     """Base of every distillation loss: abstract; its fields are its hyperparameters.
 
     Calling one is a pure function of ``xp`` and arrays, differentiable by the student's side on all backends.

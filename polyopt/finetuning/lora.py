@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 from polyopt.backend import registry
 from polyopt.backend.protocol import LossFunction
 from polyopt.core import tree
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.rule import Pattern
@@ -24,7 +25,7 @@ Adapters: TypeAlias = dict[str, dict[str, Array]]
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(CheckedKeywords):
     """Train ``W + s·A·B`` by A and B alone: Hu et al., "LoRA", 2022, section 4.1.
 
     The paper writes ΔW = B·A for weights of shape (out, in). A is the factor on the side of the input here
