@@ -81,7 +81,7 @@ class Federated(Section):
         return split_iid(len(labels), self.clients, seed=seed, imbalance=self.imbalance)
 
     def course(self, labels: Any, train: Train, seed: int) -> Rounds:
-        """The batches of all rounds."""
+        """Plan the batches of all rounds."""
         size = train.batch_size if isinstance(train.batch_size, int) else None
         local = Local(train.epochs, train.steps, size, train.shuffle, train.drop_last)
         return Rounds(self.rows(labels, seed), local, self.fraction, seed)

@@ -19,7 +19,7 @@ class Problem(ValueError):
 
 
 def within(key: str | int, problem: Problem) -> Problem:
-    """The same problem, seen from the table around."""
+    """Return the same problem, seen from the table around."""
     return Problem((key, *problem.key), problem.message)
 
 
@@ -30,10 +30,12 @@ def shown(value: Any) -> str:
 
 
 def dotted(key: Iterable[str | int]) -> str:
-    """A key's path as errors name it, on one line.
+    r"""Write a key's path as errors name it, on one line.
 
-    >>> dotted(("partition", 0, "pattern")), dotted(("a\\n",))
-    ('partition.0.pattern', "'a\\\\n'")
+    Examples
+    --------
+    >>> dotted(("partition", 0, "pattern")), dotted(("a\n",))
+    ('partition.0.pattern', "'a\\n'")
     """
     parts = map(str, key)
     return ".".join(part if part.isprintable() and len(part) <= 60 else shown(part) for part in parts)
@@ -42,7 +44,10 @@ def dotted(key: Iterable[str | int]) -> str:
 def one_line(
     error: ValidationError, fields_of: Callable[[tuple[str | int, ...]], Iterable[str]]
 ) -> InputError:
-    """The first problem of ``error``; ``fields_of(key of a table)`` gives the keys that it may have."""
+    """Make an error of the first problem of ``error``.
+
+    ``fields_of(key of a table)`` gives the keys that it may have.
+    """
     found_wrong = error.errors(include_url=False)
     # A misspelt key is missing too: say what was written, not what was not.
     first = min(found_wrong, key=lambda e: e["type"] != "extra_forbidden")
