@@ -118,7 +118,7 @@ class PhaseRunner:
         self.steps += at.step
 
     def _leave(self, task: PhasePlan, engine: Trainer, at: Progress, begun: float, gone_on: bool) -> None:
-        """The model for the next one, its file and its figures."""
+        """Make the model for the next phase, its file and its figures."""
         left = task.finished(engine.left(at))
         earlier = None if gone_on or not at.step else self._earlier.get(task.name)
         loss, accuracy = engine.test(left) if earlier is None else earlier[:2]
@@ -173,8 +173,10 @@ class PhaseRunner:
 
 
 def stored_bytes(params: Any) -> int:
-    """The size of the arrays of a tree that may have quantized leaves.
+    """Return the size of the arrays of a tree that may have quantized leaves.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> stored_bytes({"w": quantization.quantize(np.ones((2, 4), np.float32), quantization.Integer(bits=4))})
     20

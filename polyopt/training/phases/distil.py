@@ -93,7 +93,7 @@ class Teaching:
         told: TeacherOutputs,
         weights: Array | None,
     ) -> Array:
-        """The loss of a batch: a 0-d array, differentiable by ``params``, as ``parts`` has them.
+        """Return the loss of a batch: a 0-d array, differentiable by ``params``, as ``parts`` has them.
 
         ``y`` are probabilities (n, classes), ``weights`` of shape (n,) those of the samples.
         """

@@ -87,7 +87,7 @@ class Quantizer:
         return Calibration().observe(seen).grids(section.built(), section.scheme())
 
     def rounding(self, params: Tree) -> Callable[[Ops, Tree], Tree]:
-        """The weights as they will be stored, with a gradient through the rounding."""
+        """Make the weights as they will be stored, with a gradient through the rounding."""
         layouts = structure.by_layout(self.model, self._chosen(params))
         schemes = {path: self._integers(layout) for layout, paths in layouts.items() for path in paths}
 
@@ -115,7 +115,7 @@ class Quantizer:
         return scheme
 
     def _looked_at(self, key: str, count: int | None) -> Any:
-        """Some training samples, drawn with the seed."""
+        """Draw some training samples with the seed."""
         number, there = count or 1, len(self.x)
         if number > there:
             raise InputError(f"quantize.{key} = {number}; expected at most the {there} training samples")

@@ -33,7 +33,7 @@ def couplings(model: Any, params: Tree) -> list[tuple[Coupling, ...]]:
 
 
 def layers(model: Any, params: Tree) -> tuple[Pattern, ...]:
-    """A pattern for each layer of what is trained of ``model``, the lowest first."""
+    """Return a pattern for each layer of what is trained of ``model``, the lowest first."""
     if isinstance(model, Linear):
         return (".",)
     if not isinstance(model, MiniLM):
