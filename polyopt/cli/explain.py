@@ -37,10 +37,12 @@ def explain(
 
 
 def build(algorithm: str, convention: str | None, settings: Sequence[str]) -> Rule:
-    """The rule that a recipe would name ``algorithm``.
+    """Make the rule that a recipe would name ``algorithm``.
 
     Raises ``InputError`` for an algorithm, convention or hyperparameter that is not one.
 
+    Examples
+    --------
     >>> build("adam", None, ["eps=1e-3"]).eps
     0.001
     """

@@ -56,7 +56,7 @@ def part(
 
 
 def machine() -> str:
-    """The processor, how many cores this process may use, and the system."""
+    """Describe the processor, how many cores this process may use, and the system."""
     name = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -149,7 +149,7 @@ SCHEMES = (
 
 
 def bits(recipes: Path, backends: Sequence[str], seeds: int) -> list[dict[str, Any]]:
-    """Masks, codes and scales of the same weights on each backend: the same bits?"""
+    """Compare masks, codes and scales of the same weights on each backend, bit by bit."""
     recipe = Recipe.load(recipes / f"{CHAINS[0]}.toml").of_phase(0)
     weights = {"trained": train(recipe, backend=backends[0]).params, "drawn": _million()}
     rows = []
@@ -241,7 +241,7 @@ def _round(params: Any, flat: Any) -> dict[str, float]:
 
 
 def minilm(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]:
-    """A real pre-trained transformer, or what to install for it."""
+    """Measure a real pre-trained transformer, or say what to install for it."""
     from polyopt.cli.compression.transformer import transformer
 
     try:
