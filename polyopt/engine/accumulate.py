@@ -34,7 +34,7 @@ def add(
 def mean(
     backend: Backend, paths: Sequence[str], held: dict[str, Array], count: float, compiled: bool
 ) -> dict[str, Array]:
-    """The held gradients divided by ``count``."""
+    """Divide the held gradients by ``count``."""
     g = [held[path] for path in paths]
     return _run(backend, _scaled(), "update", paths, g, held, {"k": float(count)}, compiled)
 

@@ -28,7 +28,7 @@ class GradientPass:
         self._norm: tuple[Array, Array] | None = None
 
     def finite(self) -> Array:
-        """A 0-d bool: whether no element is inf or NaN."""
+        """Return a 0-d bool: True if no element is inf or NaN."""
         if self._dtype is None or not self._leaves:
             return all_finite(self.backend, self._leaves)
         root, scale, finite = _norm(self.backend, self._dtype, self._compiled)(self._leaves)
