@@ -67,7 +67,7 @@ class JaxBackend:
         return jax.device_put(jnp.asarray(host, dtype=host.dtype), self.device(device))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see ``adopted``."""
+        """Make an array of the host array ``x``, which is given up, on the CPU: see ``adopted``."""
         # Only where it is told the dtype does JAX share the memory.
         made = jnp.asarray(x, dtype=allowed(x.dtype))
         return made if self.device_name(made) == "cpu" else self.to_device(made, "cpu")

@@ -26,6 +26,7 @@ def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[An
 
 
 def check(params: Any) -> None:
+    """Refuse parameters that are not floating-point, by path."""
     for path, leaf in tree.named(params).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise InputError(

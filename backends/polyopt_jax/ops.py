@@ -71,7 +71,7 @@ def result_type(*arrays_and_dtypes: Any) -> Any:
 
 
 def _promoted(*arrays: Any) -> tuple[Any, ...]:
-    """The arrays in their common dtype; a Python scalar among them follows them, as JAX does itself.
+    """Bring the arrays to their common dtype; a Python scalar among them follows them, as in JAX itself.
 
     Their ranks are made equal where the user has JAX refuse others.
     """

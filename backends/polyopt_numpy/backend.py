@@ -37,7 +37,7 @@ class NumpyBackend:
         return isinstance(x, np.ndarray | np.generic) or _boxed(x) or _recorded(x)
 
     def is_traced(self, x: object) -> bool:
-        """True inside a loss that is being recorded: see ``pure_gradient``."""
+        """Return True inside a loss that is being recorded: see ``pure_gradient``."""
         return _recorded(self.stop_gradient(x))
 
     def dtype_name(self, x: Any) -> str:
@@ -54,7 +54,7 @@ class NumpyBackend:
         return np.array(x, dtype=None if dtype is None else self.dtype(dtype))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up: see ``adopted``."""
+        """Return the host array ``x``, which is given up: see ``adopted``."""
         return x
 
     def to_numpy(self, x: Any) -> Any:
@@ -134,5 +134,5 @@ def _boxed(x: object) -> bool:
 
 
 def _recorded(x: object) -> bool:
-    """True for an array of a recording, without importing what records."""
+    """Return True for an array of a recording, without importing what records."""
     return type(x).__module__ == "polyopt_numpy.recording"

@@ -145,7 +145,7 @@ def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Any:
 
 
 def matmul(x1: Any, x2: Any, /) -> Any:
-    """A vector is a row on the left and a column on the right."""
+    """Multiply matrices; a vector is a row on the left and a column on the right."""
     if x1.ndim == 1:
         return squeeze(matmul(expand_dims(x1, axis=0), x2), -2 if x2.ndim > 1 else 0)
     if x2.ndim == 1:
@@ -175,14 +175,14 @@ def _indices(x: Any) -> Any:
 
 
 def unboxed(x: Any) -> Any:
-    """The value of ``x``, as a constant for differentiation of every order."""
+    """Return the value of ``x``, as a constant for differentiation of every order."""
     while isinstance(x, Box):
         x = x._value
     return x
 
 
 def constant(function: Any, *args: Any) -> Any:
-    """``function`` of the values of ``args``."""
+    """Return ``function`` of the values of ``args``."""
     return function(*(unboxed(a) for a in args))
 
 
@@ -209,7 +209,7 @@ def _fit(g: Any, x: Any) -> Any:
 
 
 def _kept(x: Any, shape: Any, axis: Any, keepdims: Any) -> Any:
-    """A reduction's result with its reduced axes put back as 1."""
+    """Put a reduction's reduced axes back as 1."""
     if keepdims:
         return x
     axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
@@ -218,7 +218,7 @@ def _kept(x: Any, shape: Any, axis: Any, keepdims: Any) -> Any:
 
 
 def _both(function: Any, first: Any, second: Any) -> None:
-    """Derivatives of a binary operation, given without broadcasting."""
+    """Register derivatives of a binary operation, given without broadcasting."""
     defvjp(
         function,
         lambda ans, x, y: lambda g: _fit(first(g, ans, x, y), x),

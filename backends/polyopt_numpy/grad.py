@@ -83,7 +83,7 @@ def _leaf(path: str, x: Any) -> Any:
 
 
 def _like(g: Any, x: Any) -> Any:
-    """autograd gives a float64 where a bare operator widened."""
+    """Round a gradient to the dtype of ``x``: autograd gives a float64 where a bare operator widened."""
     if isinstance(g, Recorded):
         g = g if g.dtype == x.dtype else g.astype(x.dtype)
         return g if g.shape == x.shape != () else _shaped(g, x.shape)
@@ -94,7 +94,7 @@ _shaped = as_one_call(lambda g, shape: np.asarray(g).reshape(shape))
 
 
 def _adding(recording: Recording) -> Callable[[Any, Any], tuple[Any, bool]]:
-    """autograd's sum of gradients without its changes in place, which a recording can't say."""
+    """Make autograd's sum of gradients without its changes in place, which a recording can't say."""
 
     def add(before: Any, g: Any) -> tuple[Any, bool]:
         if type(g) in sparse_object_types:

@@ -84,7 +84,7 @@ class TensorFlowBackend:
             return tf.identity(tf.constant(host)) if device else tf.constant(host)
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see ``adopted``."""
+        """Make a tensor of the host array ``x``, which is given up, on the CPU: see ``adopted``."""
         half = x.dtype.name == "bfloat16"  # DLPack, as NumPy speaks it, has none
         with tf.device("cpu:0"):
             # Eigen ends the process where a kernel is given memory that isn't aligned.

@@ -44,6 +44,7 @@ def value_and_grad(
 
 
 def check(paths: tuple[str, ...], leaves: list[Any]) -> None:
+    """Refuse parameters that are not floating-point, by path."""
     for path, x in zip(paths, leaves, strict=True):
         if x is not None and not x.dtype.is_floating:
             raise InputError(

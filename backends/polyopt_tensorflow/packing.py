@@ -75,7 +75,10 @@ class Packing:
 
 @lru_cache(maxsize=256)
 def _grouped(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
-    """The indices of the leaves that are handed over as one, for leaves of these ``(shape, *dtypes)``."""
+    """Return the indices of the leaves that are handed over as one, for leaves of these kinds.
+
+    A kind is ``(shape, *dtypes)``.
+    """
     found: dict[Any, list[int]] = {}
     for i, kind in enumerate(kinds):
         found.setdefault(kind if prod(kind[0]) < SMALL else i, []).append(i)

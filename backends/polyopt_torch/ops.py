@@ -66,7 +66,7 @@ _Scalar = int | float  # includes bool
 
 
 def result_type(*arrays_and_dtypes: Any) -> torch.dtype:
-    """The standard's promotion; 0-d tensors count like any other, unlike in ``torch.result_type``.
+    """Return the standard's promotion; 0-d tensors count like any other, unlike in ``torch.result_type``.
 
     float16 with bfloat16, which the standard doesn't know, is float32. A Python scalar takes the dtype of
     the arrays, or the default floating dtype where these are integers and it is a float.
@@ -103,7 +103,7 @@ def _pair(x1: Any, x2: Any) -> tuple[Tensor, Tensor]:
 
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """``function`` with the standard's promotion, on arrays and Python scalars."""
+    """Make of ``function`` one with the standard's promotion, on arrays and Python scalars."""
 
     @wraps(function)
     def apply(x1: Any, x2: Any, /) -> Tensor:
@@ -145,7 +145,7 @@ def sign(x: Tensor, /) -> Tensor:
 
 
 def clip(x: Tensor, /, min: Any = None, max: Any = None) -> Tensor:
-    """The standard's maximum and minimum, in the dtype of ``x``.
+    """Return the standard's maximum and minimum, in the dtype of ``x``.
 
     ``torch.clamp`` loses a NaN bound (https://github.com/pytorch/pytorch/issues/172067) and doesn't take
     a tensor with a scalar.
@@ -211,7 +211,7 @@ def sum(x: Tensor, /, *, axis: Any = None, dtype: Any = None, keepdims: Any = Fa
 
 
 def argmax(x: Tensor, /, *, axis: int | None = None, keepdims: Any = False) -> Tensor:
-    """The first maximum, NaN above all; PyTorch's doesn't take bool."""
+    """Return the place of the first maximum, NaN above all; PyTorch's doesn't take bool."""
     return torch.argmax(x.to(torch.uint8) if x.dtype == torch.bool else x, axis, keepdim=keepdims)
 
 
