@@ -39,7 +39,7 @@ def ways(size: int, micro: int) -> dict[str, Any]:
 
 
 def recipe(batch_size: Any, width: int) -> Recipe:
-    """An mlp on digits."""
+    """Make a recipe of an mlp on digits."""
     return Recipe.from_dict(
         {
             "data": {"name": "digits"},

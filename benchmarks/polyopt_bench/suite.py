@@ -67,6 +67,7 @@ class Process:
                     pipe.close()
 
     def send(self, **job: Any) -> None:
+        """Send the worker a job."""
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
@@ -99,7 +100,7 @@ class Plan:
     everything: bool = False
 
     def job(self, cases: Sequence[Case]) -> dict[str, Any]:
-        """The worker's job for ``cases``."""
+        """Make the worker's job for ``cases``."""
         return {
             "job": "cases",
             "cases": [c.id for c in cases],
@@ -221,7 +222,7 @@ def _first(case: Case) -> Iterator[Event]:
 
 
 def _memory(case: Case) -> Iterator[Event]:
-    """A fresh process for polyopt and one for the peer."""
+    """Measure memory in a fresh process for polyopt and one for the peer."""
     found = traffic(algorithm(case.optimizer).rule())
     parameters = size(shapes(case.task))
     needed = 4 * parameters * found.reads  # every array that a step reads, once

@@ -32,6 +32,7 @@ class Network:
 
     @property
     def layers(self) -> int:
+        """Count the layers."""
         return len(self.params) // 2
 
     def loss(self, xp: Any, params: Any, x: Any, y: Any) -> Any:
@@ -44,7 +45,7 @@ class Network:
 
 
 def network(name: str) -> Network:
-    """The network of that name with weights from a fixed seed."""
+    """Make the network of that name with weights from a fixed seed."""
     widths = NETS[name]
     params = arrays(mlp(*widths), seed=0)
     for key, w in params.items():
@@ -64,5 +65,5 @@ def cheap(xp: Any, params: Any, target: Any) -> Any:
 
 
 def task_shapes(name: str) -> Shapes:
-    """The shapes of what a training case trains: a network of ``NETS`` or a parameter set."""
+    """Return the shapes of what a training case trains: a network of ``NETS`` or a parameter set."""
     return mlp(*NETS[name]) if name in NETS else shapes(name)
