@@ -20,7 +20,7 @@ def wide_enabled() -> bool:
 
 
 def allowed(dtype: Any) -> Any:
-    """``dtype``, refused where JAX would quietly take one of half the width instead."""
+    """Return ``dtype``, refused where JAX would quietly take one of half the width instead."""
     if dtype is None or wide_enabled():
         return dtype
     name = np.dtype(dtype).name

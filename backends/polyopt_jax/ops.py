@@ -195,7 +195,7 @@ def pow(x1: Any, x2: Any, /) -> Any:
 
 
 def sign(x: Any, /) -> Any:
-    """+0.0 for both zeros; JAX' own is -0.0 for -0.0."""
+    """Return +0.0 for both zeros; JAX' own is -0.0 for -0.0."""
     return jnp.where(x == 0, jnp.zeros_like(x), jnp.sign(x))
 
 

@@ -105,7 +105,7 @@ _select = primitive(lambda x, index: x[index])
 
 
 def astype(x: Any, dtype: Any, /, *, copy: Any = True) -> Any:
-    """To an integer or bool, the gradient stops; between floats it goes through."""
+    """Convert to ``dtype``: to an integer or bool, the gradient stops; between floats it goes through."""
     if not isdtype(np.dtype(dtype), "real floating"):
         return constant(ops.astype, x, dtype)
     return _cast(x, dtype, copy=copy)
@@ -123,7 +123,7 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = N
 
 
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
-    """As ``polyopt_numpy.ops.clip``; at a bound, half of the gradient goes through."""
+    """Hold within bounds as ``polyopt_numpy.ops.clip``; at a bound, half of the gradient goes through."""
     dtype = x.dtype
     if not isdtype(dtype, "real floating"):
         return constant(ops.clip, x, min, max)
@@ -196,7 +196,7 @@ def _holds_box(x: Any) -> Any:
 
 
 def _fit(g: Any, x: Any) -> Any:
-    """``g`` summed over the axes along which ``x`` was broadcast, in the dtype of ``x``."""
+    """Return ``g`` summed over the axes along which ``x`` was broadcast, in the dtype of ``x``."""
     shape: tuple[int, ...] = getattr(x, "shape", ())
     extra = len(g.shape) - len(shape)
     axes = tuple(range(extra)) + tuple(
@@ -235,7 +235,7 @@ def _from_log_softmax(g: Any, ans: Any, x: Any) -> Any:
 
 
 def _share(lost: Any, ans: Any, x: Any, y: Any) -> Any:
-    """0 where ``x`` is not the extremum, 1/2 where ``y`` is it too, else 1: for NaN as well."""
+    """Return 0 where ``x`` is not the extremum, 1/2 where ``y`` is it too, else 1: for NaN as well."""
     mine, tied = astype(logical_not(lost(x, y)), ans.dtype), astype(equal(x, y), ans.dtype)
     return divide(mine, add(tied, 1.0))
 

@@ -24,7 +24,7 @@ _traces = count()
 
 
 def value_and_grad(loss: LossFunction) -> Callable[..., tuple[Any, Tree]]:
-    """``f(params, *args) -> (loss, gradients)``; each gradient has its parameter's dtype and shape.
+    """Return ``f(params, *args) -> (loss, gradients)``; each gradient has its parameter's dtype and shape.
 
     A parameter that the loss doesn't depend on has gradient zero, and a leaf that is ``None`` has ``None``.
 
@@ -52,7 +52,7 @@ def value_and_grad(loss: LossFunction) -> Callable[..., tuple[Any, Tree]]:
 
 
 def _differentiate(function: Callable[..., Any], leaves: tuple[Any, ...]) -> tuple[Any, Any]:
-    """``function(leaves)`` and its gradients; zeros where it doesn't depend on them."""
+    """Return ``function(leaves)`` and its gradients; zeros where it doesn't depend on them."""
     trace = next(_traces)
     nodes = [VJPNode.new_root() for _ in leaves]
     end = function(tuple(new_box(x, trace, node) for x, node in zip(leaves, nodes, strict=True)))

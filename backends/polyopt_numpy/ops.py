@@ -120,13 +120,13 @@ def _dtype(x: Any) -> Any:
 
 
 def sign(x: Any, /) -> Any:
-    """1, -1, 0 or NaN; ml_dtypes' gives -0.0 for -0.0, where the standard has 0."""
+    """Return 1, -1, 0 or NaN; ml_dtypes' gives -0.0 for -0.0, where the standard has 0."""
     with np.errstate(all="ignore"):
         return np.sign(x) + x.dtype.type(0) if x.dtype == _BFLOAT16 else np.sign(x)
 
 
 def round(x: Any, /) -> Any:
-    """To the nearest integer, halves to the even one."""
+    """Round to the nearest integer, halves to the even one."""
     return np.rint(x) if x.dtype.kind in "fV" else np.round(x)
 
 

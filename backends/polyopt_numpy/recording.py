@@ -148,7 +148,7 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def example(self) -> Any:
-        """The value in the run that is recorded."""
+        """Return the value in the run that is recorded."""
         return self.recording.examples[self.slot]
 
     shape = property(lambda self: self.example.shape)
@@ -268,7 +268,7 @@ def as_one_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def map_recorded(function: Callable[[Recorded], Any], x: Any) -> Any:
-    """``x`` with ``function`` applied to what is recorded in it, in tuples, lists and dicts too."""
+    """Return ``x`` with ``function`` applied to what is recorded in it, in tuples, lists and dicts too."""
     if isinstance(x, Recorded):
         return function(x)
     if type(x) in (tuple, list):

@@ -84,7 +84,7 @@ class _Source(Schedule):
         """For a call of ``_masked`` its buffer of integers."""
 
     def source(self) -> str:
-        """``run(inputs, buffers) -> outputs``."""
+        """Return ``run(inputs, buffers) -> outputs``."""
         place: dict[int, int] = {}  # root: buffer
         idle: list[int] = []
         lines = []
@@ -269,14 +269,14 @@ class _Source(Schedule):
 
 
 def _masked(condition: Any, x: Any, bits: Any, out: Any) -> Any:
-    """``where(condition, x, 0)``: all bits of ``x`` or none."""
+    """Return ``where(condition, x, 0)``: all bits of ``x`` or none."""
     np.negative(condition.view(np.int8), bits, dtype=bits.dtype)
     np.bitwise_and(x.view(bits.dtype), bits, out.view(bits.dtype))
     return out
 
 
 def _order(x: Any) -> Any:
-    """``"C"`` or ``"F"``, ``None`` for any other layout."""
+    """Return ``"C"`` or ``"F"``, ``None`` for any other layout."""
     return "C" if x.flags.c_contiguous else "F" if x.flags.f_contiguous else None
 
 

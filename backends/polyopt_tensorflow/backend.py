@@ -154,7 +154,7 @@ class TensorFlowBackend:
         return value_and_grad(loss, True, by_xla=leaves <= XLA_LEAVES and xla())
 
     def int8_matmul(self, x: Any, w: Any) -> Any:
-        """``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
+        """Return ``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
         return int8_matmul(x, w)
 
     def assign(self, target: Any, value: Any) -> Any:
@@ -179,7 +179,7 @@ _ARRAYS = (tf.Tensor, tf.Variable)
 
 @lru_cache(maxsize=1)
 def _devices() -> dict[str, str]:
-    """``{name: TensorFlow's name}`` of what this process can use, the CPU first."""
+    """Return ``{name: TensorFlow's name}`` of what this process can use, the CPU first."""
     found = {}
     for device in tf.config.list_logical_devices():
         kind, index = device.name.rpartition("device:")[2].split(":")

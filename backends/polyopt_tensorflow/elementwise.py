@@ -150,7 +150,7 @@ def round(x: Any, /) -> Any:
 
 
 def sign(x: Any, /) -> Any:
-    """+0.0 for both zeros; TensorFlow's own, compiled, is -0.0 for -0.0."""
+    """Return +0.0 for both zeros; TensorFlow's own, compiled, is -0.0 for -0.0."""
     if x.dtype == tf.uint8:
         return tf.cast(tf.not_equal(x, 0), x.dtype)
     if tf.executing_eagerly() or not x.dtype.is_floating:

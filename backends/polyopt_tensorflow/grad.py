@@ -18,7 +18,7 @@ from polyopt_tensorflow.differentiable import xp
 def value_and_grad(
     loss: LossFunction, compiled: bool, *, by_xla: bool = False
 ) -> Callable[..., tuple[Any, Any]]:
-    """``f(params, *args) -> (loss, gradients)``; a parameter that the loss does not use gets zeros."""
+    """Return ``f(params, *args) -> (loss, gradients)``; a parameter that the loss does not use gets zeros."""
 
     def run(params: Any, *args: Any) -> tuple[Any, list[Any]]:
         flat = tree.flatten(params)

@@ -125,11 +125,11 @@ class TorchBackend:
         return lift(self, program, compiled)
 
     def whole(self, loss: LossFunction, update: protocol.Update) -> protocol.WholeStep | None:
-        """``None``: eager PyTorch has no such function, and an in-place update is as fast."""
+        """Return ``None``: eager PyTorch has no such function, and an in-place update is as fast."""
         return None
 
     def int8_matmul(self, x: Any, w: Any) -> Any:
-        """``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
+        """Return ``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
         return int8_matmul(x, w)
 
     def packed_gradient(self, loss: LossFunction, leaves: int) -> None:

@@ -159,7 +159,7 @@ def clip(x: Tensor, /, min: Any = None, max: Any = None) -> Tensor:
 
 
 def _bound(x: Tensor, bound: Any) -> Any:
-    """``bound`` in the dtype of ``x``; ``None`` where it bounds nothing that an integer can be."""
+    """Return ``bound`` in the dtype of ``x``; ``None`` where it bounds nothing that an integer can be."""
     if bound is None or isinstance(bound, Tensor):
         return bound if bound is None else bound.to(x.dtype)
     if not x.is_floating_point():
@@ -182,7 +182,7 @@ def finfo(type: torch.dtype | Tensor, /) -> torch.finfo:
 
 
 def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = None) -> Tensor:
-    """``torch.asarray`` that keeps an array's device and history, and takes any host array.
+    """Return ``torch.asarray`` that keeps an array's device and history, and takes any host array.
 
     It would detach a parameter, move it (https://github.com/pytorch/pytorch/issues/150199), and not know
     bfloat16, negative strides or memory that must not be written to.
@@ -199,7 +199,7 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = N
 
 
 def sum(x: Tensor, /, *, axis: Any = None, dtype: Any = None, keepdims: Any = False) -> Tensor:
-    """As the standard has it: integers are summed in int64 (https://github.com/pytorch/pytorch/issues/29137)."""
+    """Sum as the standard does: integers in int64 (https://github.com/pytorch/pytorch/issues/29137)."""
     if dtype is None and not x.is_floating_point():
         dtype = torch.int64
     if axis is None and not keepdims:
@@ -216,7 +216,7 @@ def argmax(x: Tensor, /, *, axis: int | None = None, keepdims: Any = False) -> T
 
 
 def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
-    """``torch.matmul`` with promotion."""
+    """Return ``torch.matmul`` with promotion."""
     return torch.matmul(*_pair(x1, x2))
 
 
@@ -248,7 +248,7 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
 
 
 def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
-    """``torch.take_along_dim`` with indices from either end and of any integer dtype.
+    """Return ``torch.take_along_dim`` with indices from either end and of any integer dtype.
 
     It takes an index that is out of range, where others are of this shape alone, without a word.
     """

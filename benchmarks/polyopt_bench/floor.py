@@ -58,7 +58,7 @@ class Floor:
 
 @lru_cache(maxsize=8)
 def _kernels(count: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """``read(g, start, stop)`` and ``stream(g, arrays, start, stop)`` for ``count`` arrays."""
+    """Return ``read(g, start, stop)`` and ``stream(g, arrays, start, stop)`` for ``count`` arrays."""
     try:
         import numba
     except ImportError:

@@ -59,7 +59,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """``{package: version}`` of what is installed."""
+    """Return ``{package: version}`` of what is installed."""
     found = {}
     for name in PACKAGES:
         try:

@@ -178,7 +178,7 @@ def run_ours(job: Work, pair: Pair) -> Arrays:
 
 
 def run_torch(job: Work, make: Any) -> Arrays:
-    """``torch.optim``."""
+    """Return ``torch.optim``."""
     import torch
 
     params = {name: torch.tensor(x, requires_grad=True) for name, x in job.params.items()}

@@ -138,7 +138,7 @@ def _events(process: Process, last: str = "done") -> Iterator[Event]:
 
 
 def _one_by_one(plan: Plan, cases: Sequence[Case]) -> Iterator[Event]:
-    """One worker for all cases of a backend; a new one where it died."""
+    """Run all cases of a backend in one worker; in a new one where it died."""
     waiting = list(cases)
     while waiting:
         with Process() as process:
@@ -158,7 +158,7 @@ def _one_by_one(plan: Plan, cases: Sequence[Case]) -> Iterator[Event]:
 
 
 def _together(plan: Plan) -> Iterator[Event]:
-    """All workers compile at once, which takes most of the time; then each measures by itself."""
+    """Let all workers compile at once, which takes most of the time; then each measures by itself."""
     workers: list[tuple[list[Case], Process]] = []
     try:
         # What takes longest to compile begins first.

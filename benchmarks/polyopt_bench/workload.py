@@ -36,7 +36,7 @@ class Network:
         return len(self.params) // 2
 
     def loss(self, xp: Any, params: Any, x: Any, y: Any) -> Any:
-        """For ``value_and_grad``; ``y`` holds integer labels."""
+        """Compute the cross-entropy, for ``value_and_grad``; ``y`` holds integer labels."""
         for i in range(self.layers):
             x = xp.matmul(x, params[f"{i}.weight"]) + params[f"{i}.bias"]
             if i + 1 < self.layers:
@@ -56,7 +56,7 @@ def network(name: str) -> Network:
 
 
 def cheap(xp: Any, params: Any, target: Any) -> Any:
-    """½ Σ (p - target)² over all leaves: a loss that costs next to nothing, for any parameter set."""
+    """Return ½ Σ (p - target)² over all leaves: a loss that costs next to nothing, for any parameter set."""
     total = None
     for p in params.values():
         part = 0.5 * xp.sum(xp.square(p - target))

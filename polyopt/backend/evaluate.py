@@ -11,7 +11,7 @@ from polyopt.core.trace import Program, evaluate
 
 
 def cast(backend: Backend, x: Array, dtype: str) -> Array:
-    """``x`` in ``dtype``; ``x`` itself where it is already."""
+    """Return ``x`` in ``dtype``; ``x`` itself where it is already."""
     if backend.dtype_name(x) == dtype:
         return x
     return backend.ops.astype(x, backend.dtype(dtype))

@@ -30,12 +30,12 @@ def on_terminal() -> bool:
 
 
 def say(message: str) -> None:
-    """One remark on standard error."""
+    """Print one remark on standard error."""
     log().print(Text(message))
 
 
 def complain(message: str) -> None:
-    """``error: …`` on standard error, always on one line."""
+    """Return ``error: …`` on standard error, always on one line."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
 
 
@@ -45,7 +45,7 @@ def emit(result: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON has it: inf and NaN become ``null``, 0-d arrays numbers, paths strings.
+    """Return ``value`` as JSON has it: inf and NaN become ``null``, 0-d arrays numbers, paths strings.
 
     >>> plain({"loss": float("nan"), "steps": (1, 2)})
     {'loss': None, 'steps': [1, 2]}

@@ -35,7 +35,7 @@ class Request:
         return Recipe.load(self.recipe).replace(**self.overrides)
 
     def folder(self, name: str) -> Path:
-        """``--out``, or a folder of that name."""
+        """Return ``--out``, or a folder of that name."""
         return self.out or Path("runs") / file_name(name)
 
 
@@ -63,7 +63,7 @@ class RunRequest(Request):
 
 
 def file_name(name: str) -> str:
-    """``name`` without what could lead to another folder.
+    """Return ``name`` without what could lead to another folder.
 
     >>> file_name("../my digits-numpy")
     'my-digits-numpy'

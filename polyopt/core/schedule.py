@@ -173,7 +173,7 @@ class Measured(Schedule):
 
     @abstractmethod
     def initial_state(self) -> dict[str, float]:
-        """Its state before anything was reported: plain finite numbers."""
+        """Return the state before anything was reported: plain finite numbers."""
 
     @abstractmethod
     def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
@@ -213,12 +213,12 @@ class Measured(Schedule):
 
 
 def blend(xp: Any, first: Any, last: Any, weight: Any) -> Any:
-    """``first`` where ``weight`` is 1, ``last`` where it is 0, both exactly, and between them elsewhere."""
+    """Go from ``first``, where ``weight`` is 1, to ``last``, where it is 0, both exactly."""
     return first * weight + last * (1.0 - weight)
 
 
 def falling(xp: Any, fraction: Any, shape: str) -> Any:
-    """From 1 at ``fraction`` 0 to 0 at 1: ``"linear"``, ``"cosine"``, or ``"sqrt"``, 1 - √fraction."""
+    """Fall from 1 at ``fraction`` 0 to 0 at 1: ``"linear"``, ``"cosine"``, or ``"sqrt"``, 1 - √fraction."""
     if shape == "linear":
         return 1.0 - fraction
     if shape == "sqrt":
@@ -227,7 +227,7 @@ def falling(xp: Any, fraction: Any, shape: str) -> Any:
 
 
 def unit(xp: Any, fraction: Any) -> Any:
-    """``fraction`` held inside [0, 1]."""
+    """Return ``fraction`` held inside [0, 1]."""
     return xp.minimum(xp.maximum(fraction, 0.0), 1.0)
 
 

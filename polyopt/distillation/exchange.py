@@ -59,7 +59,7 @@ def transfer(x: Array, source: Backend, target: Backend, like: Array) -> Array:
 
 
 def _taker(target: Backend, like: Array) -> Callable[[Any], Array] | None:
-    """``from_dlpack`` of the framework of ``like``; ``None`` where it offers none (TensorFlow)."""
+    """Return ``from_dlpack`` of the framework of ``like``; ``None`` where it offers none (TensorFlow)."""
     try:
         namespace = array_api_compat.array_namespace(target.stop_gradient(like))
     except REFUSALS:

@@ -27,7 +27,7 @@ def _scaled() -> Program:
 def add(
     backend: Backend, paths: Sequence[str], g: Sequence[Array | None], held: dict[str, Array], compiled: bool
 ) -> dict[str, Array]:
-    """``held`` plus the gradients that are there, in the compute dtype."""
+    """Return ``held`` plus the gradients that are there, in the compute dtype."""
     return held | _run(backend, _sum(), "p", paths, g, held, {}, compiled)
 
 

@@ -134,7 +134,7 @@ class BatchOps:
     # Elementwise
 
     def elementwise(self, op: str, *args: Any) -> Any:
-        """``op`` of operands that are broadcast to one rank, the batch's axis left apart."""
+        """Return ``op`` of operands that are broadcast to one rank, the batch's axis left apart."""
         function = getattr(self._xp, op)
         if not any(isinstance(x, Batch) for x in args):
             return function(*args)

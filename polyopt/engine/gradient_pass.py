@@ -36,7 +36,7 @@ class GradientPass:
         return finite
 
     def norm(self, leaves: Sequence[Array], dtype: str) -> tuple[Array, Array] | None:
-        """``root_sum_squares`` of ``leaves`` if the pass gave it, else ``None``."""
+        """Return ``root_sum_squares`` of ``leaves`` if the pass gave it, else ``None``."""
         if self._norm is None or dtype != self._dtype or len(leaves) != len(self._leaves):
             return None
         return self._norm if all(map(is_, leaves, self._leaves)) else None

@@ -37,7 +37,7 @@ def initial(backend: Backend, leaf: Array, slot: Slot, dtype: str) -> Any:
 
 @lru_cache(maxsize=512)
 def lifted(backend: Backend, program: Program, compiled: bool) -> Lifted:
-    """``backend.lift``, once for every program."""
+    """Return ``backend.lift``, once for every program."""
     return backend.lift(program, compiled=compiled)
 
 

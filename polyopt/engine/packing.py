@@ -394,7 +394,7 @@ def _packed(
     waits: Mapping[str, frozenset[str]],
     order: Mapping[str, int],
 ) -> Stage:
-    """``stage`` for buffers instead of leaves: the same positions, so the same names in the state."""
+    """Return ``stage`` for buffers instead of leaves: the same positions, so the same names in the state."""
     if isinstance(stage, Chain):
         return Chain(
             tuple(_packed(s, f"{key}{i}.", buffers, waits, order) for i, s in enumerate(stage.stages))

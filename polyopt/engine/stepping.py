@@ -39,7 +39,7 @@ class StepMode(Protocol):
     """Define how a training step is made: leaf by leaf, over buffers, or compiled as a whole."""
 
     def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
-        """One step; gives the loss before it."""
+        """Make one step, and return the loss before it."""
 
     def by_path(self, carry: TrainState) -> tuple[Tree, State]:
         """Parameters and state as ``Optimizer.step`` has them."""

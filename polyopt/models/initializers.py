@@ -325,7 +325,7 @@ class Orthogonal(Initializer):
 
 
 def fans(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
-    """``(fan_in, fan_out)`` of a parameter.
+    """Return ``(fan_in, fan_out)`` of a parameter.
 
     >>> fans((64, 3, 5, 5), "out_in"), fans((5, 5, 3, 64), "in_out"), fans((7,), "in_out")
     ((75, 1600), (75, 1600), (7, 7))

@@ -292,7 +292,7 @@ def _prune_slots(
 
 
 def _parts(stage: Stage, paths: tuple[str, ...]) -> list[list[Part] | None]:
-    """For each leaf the parts that it goes through, but for those that only mask; ``None`` where frozen."""
+    """Return for each leaf the parts that it goes through, but for those that only mask; None if frozen."""
     return [
         None if pipeline is None else [p for s in pipeline for p in s.parts if not _masks(p.rule)]
         for pipeline in plan(stage, paths).pipelines
@@ -304,7 +304,7 @@ def _masks(rule: Rule) -> bool:
 
 
 def _renamed(source: Stage, target: Stage, flat: Flat, state: State) -> State:
-    """``state`` of an optimizer of ``source`` as one of ``target``, which differ in their masking alone."""
+    """Make of a state of ``source`` one of ``target``, which differ in their masking alone."""
     slots: dict[str, dict[str, Any]] = {}
     given = state["slots"]
     pairs = zip(flat.paths, flat.leaves, _parts(source, flat.paths), _parts(target, flat.paths), strict=True)

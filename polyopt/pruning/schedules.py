@@ -43,7 +43,7 @@ class SparsitySchedule(Schedule):
     @property
     @abstractmethod
     def last(self) -> int:
-        """The number of updates after which weights are pruned for the last time."""
+        """Return the number of updates after which weights are pruned for the last time."""
 
 
 @dataclass(frozen=True)

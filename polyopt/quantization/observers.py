@@ -39,7 +39,7 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """Return the width of a bin."""
         return math.ldexp(1.0 / HALF, self.exponent)
 
     def magnitudes(self) -> Any:
@@ -48,8 +48,10 @@ class Histogram:
 
 
 def histogram(x: Any) -> Histogram:
-    """Of a host array of finite numbers, at least one.
+    """Make the histogram of a host array of finite numbers, at least one.
 
+    Examples
+    --------
     >>> h = histogram(np.array([-0.5, 0.0, 3.0]))
     >>> h.low, h.high, 2.0**h.exponent, int(h.counts.sum())
     (-0.5, 3.0, 4.0, 3)

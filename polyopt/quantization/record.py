@@ -42,7 +42,7 @@ class Quantized:
 
     @property
     def size(self) -> int:
-        """The number of weights."""
+        """Return the number of weights."""
         return math.prod(self.shape)
 
     @property
@@ -83,7 +83,7 @@ def codes_of(q: Quantized) -> Array:
 
 
 def restored(q: Quantized) -> Array:
-    """(q - z)·s of one leaf, in its shape and dtype: one exact difference and one rounded product.
+    """Return (q - z)·s of one leaf, in its shape and dtype: one exact difference and one rounded product.
 
     Written in the framework's operations, so that it can stand in a compiled function: a model that holds its
     weights as codes.

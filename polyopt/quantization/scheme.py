@@ -100,7 +100,7 @@ class Integer:
 
     @property
     def range(self) -> tuple[int, int]:
-        """The least and the largest code."""
+        """Return the least and the largest code."""
         high = 2 ** (self.bits - 1) - 1
         return -high if self.narrow else -high - 1, high
 
@@ -198,7 +198,7 @@ def _axis(scheme: Integer, shape: tuple[int, ...], path: str) -> int:
 
 
 def to_plain(scheme: Scheme) -> dict[str, Any]:
-    """``scheme`` as plain data.
+    """Return ``scheme`` as plain data.
 
     >>> to_plain(Cast("float16"))
     {'kind': 'cast', 'dtype': 'float16'}

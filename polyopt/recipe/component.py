@@ -200,7 +200,7 @@ def _check_switch(field: dataclasses.Field[Any], key: str, value: Any) -> None:
 
 
 def _located(message: str, owner: str, fields: list[str]) -> Problem:
-    """``"AdamW: lr = -1.0; expected …"`` with the key taken out of the message."""
+    """Return ``"AdamW: lr = -1.0; expected …"`` with the key taken out of the message."""
     text = message.removeprefix(f"{owner}: ")
     found = re.match(r"(\w+(?:\.\w+|\[\d+\])*)( = .*)", text, re.DOTALL)
     key = re.findall(r"\w+", found.group(1)) if found else []

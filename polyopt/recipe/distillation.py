@@ -172,7 +172,7 @@ class Distil(Section):
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """The names of all."""
+        """Return the names of all teachers."""
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
     @property

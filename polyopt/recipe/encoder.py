@@ -70,7 +70,7 @@ class MiniLM:
         return found | {"pooled": pooled, OUTPUT: self._head(xp, params, pooled)}
 
     def _there(self, xp: Ops, params: Tree, x: Array) -> Array:
-        """1 for tokens, 0 for padding."""
+        """Return 1 for tokens, 0 for padding."""
         return xp.astype(xp.greater(x, xp.zeros_like(x)), params["head"]["weight"].dtype)
 
     def _head(self, xp: Ops, params: Tree, pooled: Array) -> Array:

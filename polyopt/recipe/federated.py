@@ -71,7 +71,7 @@ class Federated(Section):
         return self
 
     def rows(self, labels: Any, seed: int) -> tuple[Any, ...]:
-        """Each client's training samples, of which ``labels`` are those; targets where there are none."""
+        """Return each client's training samples, of which ``labels`` are those; targets without classes."""
         if self.split == "labels":
             return split_labels(labels, self.clients, shards=self.shards or 2, seed=seed)
         if self.split == "dirichlet":

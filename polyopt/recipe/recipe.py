@@ -159,7 +159,7 @@ class Recipe(Section):
         return self
 
     def _federates(self, i: int, found: Recipe) -> None:
-        """``found`` is the phase as a recipe of its own."""
+        """Return ``found`` is the phase as a recipe of its own."""
         federated = self.phase[i].federated
         if federated is None:
             return
@@ -348,7 +348,7 @@ class Recipe(Section):
 
     @property
     def task(self) -> str:
-        """``"classification"`` or ``"regression"``: what the data are for."""
+        """Return ``"classification"`` or ``"regression"``: what the data are for."""
         return TASKS[self.data.name]
 
     def of_phase(self, number: int) -> Recipe:

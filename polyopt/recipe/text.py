@@ -88,7 +88,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """``table`` as TOML 1.0, which ``parse`` reads back exactly.
+    """Return ``table`` as TOML 1.0, which ``parse`` reads back exactly.
 
     >>> print(to_toml({"name": "x", "train": {"epochs": 3}, "data": {"lr": {"schedule": "step"}}}))
     name = "x"

@@ -138,7 +138,7 @@ class BatchSizes(Section):
         return ScheduledBatches(feed, size, buckets)
 
     def paced(self, rule: Any) -> Stage:
-        """``rule`` with a rate that follows the size."""
+        """Return ``rule`` with a rate that follows the size."""
         found: Stage = rule
         if self.scaling != "none":
             rate: RateByPlannedSize | RateByReportedSize

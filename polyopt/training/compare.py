@@ -166,7 +166,7 @@ def losses_apart(a: Result, b: Result) -> list[float]:
 
 
 def drift(a: Result, b: Result) -> list[tuple[int, float]]:
-    """``(batches done, deviation)`` of the parameters of ``b`` from those of ``a``, where both were kept."""
+    """Return ``(batches done, deviation)`` of the parameters of ``b`` from those of ``a``, as both kept."""
     both = ((step, params) for step, params in a.snapshots.items() if step in b.snapshots)
     return [(step, parameters_apart(params, b.snapshots[step])) for step, params in both]
 

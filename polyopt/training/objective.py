@@ -32,7 +32,7 @@ class Objective:
         return self._loss(xp, output, y, self.label_smoothing, weights)
 
     def smoothed(self, y: Array) -> Array:
-        """``y`` as the loss takes it."""
+        """Return ``y`` as the loss takes it."""
         share = self.label_smoothing
         return (1.0 - share) * y + share / self.classes if share else y
 

@@ -66,7 +66,7 @@ class PhaseRunner:
         self._spent: list[float] = []
 
     def run(self, max_steps: int | None) -> Result:
-        """All of it, or ``max_steps`` batches."""
+        """Run all of it, or ``max_steps`` batches."""
         for task in self.tasks:
             begun = time.perf_counter()
             work = task.work(self.before)
@@ -108,7 +108,7 @@ class PhaseRunner:
         self._spent += run.spent
 
     def _remember(self, at: Progress) -> None:
-        """Its history behind that of the ones before."""
+        """Put its history behind that of the ones before."""
         self.history.loss += at.history.loss
         self.history.size += at.history.size
         epochs = self.history.evaluations[-1].epoch if self.history.evaluations else 0

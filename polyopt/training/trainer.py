@@ -133,7 +133,7 @@ class Trainer:
         return done >= whole
 
     def advance(self, at: Progress) -> None:
-        """One batch: its loss and gradients, and the update."""
+        """Take one batch: its loss and gradients, and the update."""
         held = () if self._changes.held is None else (self._changes.held,)
         rows = self.course.rows(at.place)
         parts = [

@@ -107,7 +107,7 @@ def _placed(old: Sequence[torch.Tensor] | None, new: Tensors, donate: bool) -> T
 
 
 def _apply(instruction: Instruction, args: list[Any], dead: list[bool]) -> Any:
-    """One operation. ``dead`` says which operands may be overwritten."""
+    """Apply one operation. ``dead`` says which operands may be overwritten."""
     op = instruction.op
     lists = [x for x in args if isinstance(x, list)]
     if not lists:
@@ -121,7 +121,7 @@ def _apply(instruction: Instruction, args: list[Any], dead: list[bool]) -> Any:
 
 
 def _together(op: str, args: list[Any], dead: list[bool]) -> Tensors | None:
-    """By foreach; ``None`` where that has not the operation, or not its bits."""
+    """Apply it by foreach; ``None`` where that has not the operation, or not its bits."""
     x, *rest = args
     free = dead[0] and not (rest and rest[0] is x)
     if op == "square":

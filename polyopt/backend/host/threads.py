@@ -83,7 +83,7 @@ class Pool:
         self.forks = 0
 
     def size(self) -> int:
-        """``OMP_NUM_THREADS`` where it is set, and no more than there are cores."""
+        """Return ``OMP_NUM_THREADS`` where it is set, and no more than there are cores."""
         limit = os.environ.get("OMP_NUM_THREADS", "")
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(usable, int(limit)) if limit.isdigit() and int(limit) > 0 else usable

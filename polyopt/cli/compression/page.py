@@ -24,12 +24,12 @@ class Verdict:
     holds: bool
 
     def plain(self) -> dict[str, Any]:
-        """As ``--json`` has it."""
+        """Return it as ``--json`` has it."""
         return asdict(self)
 
 
 def verdicts(found: Mapping[str, Any]) -> list[Verdict]:
-    """Each requirement that was measured, misses first."""
+    """Judge each requirement that was measured, misses first."""
     rows = [
         *_sparse(found.get("chains", {}), found.get("control", {})),
         *_drops(found.get("chains", {})),

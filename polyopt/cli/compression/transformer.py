@@ -87,7 +87,7 @@ class _Judge:
 
 
 def _fast(params: Tree) -> Tree:
-    """On the backend that is quickest at it, if it is there."""
+    """Choose the backend that is quickest at it, if it is there."""
     from polyopt.backend import registry
 
     names = registry.installed()

@@ -42,7 +42,7 @@ class Fetch:
         return self._array(filled(part, self.size, part[-1]).astype("int32"))
 
     def counted(self, part: Any) -> Any:
-        """1 for each sample, 0 for each that fills up: float32, shape (size,)."""
+        """Return 1 for each sample, 0 for each that fills up: float32, shape (size,)."""
         return self._array(filled((part >= 0).astype("float32"), self.size, 0.0))
 
     def _array(self, x: Any) -> Any:

@@ -142,7 +142,7 @@ class PaddedStep:
     def __call__(
         self, carry: TrainState, data: Sequence[Any], indices: Any, *, shared: Sequence[Any] = ()
     ) -> tuple[TrainState, Array]:
-        """``(carry after one step, mean loss of the batch before it)``; the carry that was given is given up.
+        """Make a step: ``(carry after it, mean loss of the batch before it)``; the carry given is given up.
 
         Parameters
         ----------

@@ -87,7 +87,7 @@ class BatchSize:
 
 
 def rounded(xp: Any, value: Any, multiple: int, minimum: int | None, maximum: int | None) -> Any:
-    """``value`` to the nearest multiple inside the limits.
+    """Return ``value`` to the nearest multiple inside the limits.
 
     >>> rounded(host, 24.0, 16, None, 64), rounded(host, float("inf"), 16, None, 64)
     (32.0, 64.0)

@@ -85,7 +85,7 @@ class AccumulatedStep:
         shared: Sequence[Any] = (),
         donate: bool = False,
     ) -> tuple[Tree, State, Outcome]:
-        """``(next params, next state, outcome)`` after one update.
+        """Return ``(next params, next state, outcome)`` after one update.
 
         Parameters
         ----------

@@ -80,7 +80,7 @@ class Changes:
         self._keep_masks(at)
 
     def _hand_over(self, at: Progress) -> None:
-        """To the next client, from the server's parameters, where one is done with its round."""
+        """Hand over to the next client, from the server's parameters, where one is done with its round."""
         federation = self.work.federation
         if federation is None or at.server is None:
             return

@@ -38,7 +38,7 @@ class ServerState:
     """What the clients sent that are done in this round."""
 
     def plain(self) -> dict[str, Any]:
-        """As a checkpoint holds it."""
+        """Return it as a checkpoint holds it."""
         sent = {str(client): tree.named(params) for client, params in self.sent.items()}
         return {"params": tree.named(self.params), "state": self.state, "sent": sent}
 

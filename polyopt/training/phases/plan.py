@@ -273,7 +273,7 @@ def _by_layer(model: Any, params: Tree, section: Finetune) -> Callable[[Stage], 
 
 
 def _drawn(section: Finetune, anew: tuple[str, ...]) -> Callable[[Stage], Stage] | None:
-    """To where they started from; what is drawn anew, to 0."""
+    """Draw weights to where they started from; what is drawn anew, to 0."""
     if section.l2sp is None:
         return None
     new = frozenset(anew).__contains__ if anew else None

@@ -70,7 +70,7 @@ class Sparsifier:
         return self._scored(self._scores(params, scores), sparsity, within)
 
     def shrunk(self, params: Tree, initial: Tree, masks: Masks) -> tuple[Tree, Tree, Masks]:
-        """``(params, initial, masks)`` without the units of which nothing is left."""
+        """Return ``(params, initial, masks)`` without the units of which nothing is left."""
         couplings = [coupling for group in self._groups(params) for coupling in group]
         flat = tree.flatten(params)
         ones = flat.unflatten(np.ones(x.shape, np.float32) for x in flat.leaves)

@@ -43,7 +43,7 @@ class Quantizer:
     seed: int
 
     def stored(self, params: Tree, masks: dict[str, Any]) -> Tree:
-        """``params``, host arrays, with codes for what is selected; what ``masks`` prune stays 0."""
+        """Return ``params``, host arrays, with codes for what is selected; what ``masks`` prune stays 0."""
         section = self.section
         if section.method == "nearest":
             return self._nearest(params, self._chosen(params))
@@ -54,7 +54,7 @@ class Quantizer:
         return gptq_layers(self.model.apply, params, x, scheme, select=section.select, masks=masks, **options)
 
     def rehearsed(self, params: Tree) -> Tree:
-        """As ``stored`` as far as names, shapes and samples go, and quick: by rounding to nearest."""
+        """Do as ``stored`` as far as names, shapes and samples go, and quickly: round to nearest."""
         section = self.section
         self.grids(params, few=True)
         chosen = self._chosen(params)
@@ -104,7 +104,7 @@ class Quantizer:
         return selected(tree.flatten(params), self.section.select)
 
     def _nearest(self, params: Tree, chosen: set[str]) -> Tree:
-        """Each weight rounded, with a scale of its own for what each output of the model's is made from."""
+        """Round each weight, with a scale of its own for what each output of the model is made from."""
         for layout, paths in structure.by_layout(self.model, chosen).items():
             params = quantize(params, self.section.scheme(layout), set(paths).__contains__)
         return params

@@ -40,7 +40,7 @@ class ModelState:
 
     @property
     def weights(self) -> Tree:
-        """The parameters as arrays."""
+        """Return the parameters as arrays."""
         return dequantize(self.params)
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:

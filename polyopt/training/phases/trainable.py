@@ -26,7 +26,7 @@ class Trainable(Protocol):
     """Split a tree of parameters into what is trained and what is held."""
 
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
-        """``(trained, held)`` at the coming update, after so many; ``held`` is ``None`` for nothing."""
+        """Return ``(trained, held)`` at the coming update, after so many; ``held`` is None for nothing."""
 
     def whole(self, trained: Tree, held: Tree) -> Tree:
         """Return the parameters that the two make."""

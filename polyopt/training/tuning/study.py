@@ -66,7 +66,7 @@ class Study:
 
     @property
     def section(self) -> Tune:
-        """The recipe's ``[tune]``; ``InputError`` where it has none."""
+        """Return the recipe's ``[tune]``; ``InputError`` where it has none."""
         if self.recipe.tune is None:
             raise InputError(
                 "tune: this table is missing; add [tune.space] with the keys to look for, such as "
@@ -76,13 +76,13 @@ class Study:
 
     @property
     def metric(self) -> str:
-        """``"accuracy"``, which is to be large, or ``"loss"``."""
+        """Return ``"accuracy"``, which is to be large, or ``"loss"``."""
         by_task = "loss" if self.recipe.task == "regression" else "accuracy"
         return self.section.metric or by_task
 
     @property
     def best(self) -> Trial | None:
-        """The first of the best among the complete trials."""
+        """Return the first of the best among the complete trials."""
         done = [t for t in self.trials if t.state == "complete" and t.value is not None]
         sign = -1.0 if self.metric == "accuracy" else 1.0
         return min(done, key=lambda t: sign * (t.value or 0.0), default=None)
