@@ -30,7 +30,7 @@ class Algorithm:
     """True if the gradients are first clipped by their global norm, at ``MAX_NORM``."""
 
     def rule(self, framework: Framework = "numpy") -> Stage:
-        """polyopt's rule, under the convention of ``framework`` where that has this algorithm."""
+        """Make polyopt's rule, under the convention of ``framework`` where that has this algorithm."""
         known = framework != "numpy" and getattr(self, framework) is not None
         make: Any = OPTIMIZERS[self.polyopt]
         rule: Stage = make(lr=LR, convention=framework if known else "paper", **self.settings)
@@ -78,8 +78,10 @@ ALGORITHMS = _algorithms()
 
 
 def algorithm(name: str) -> Algorithm:
-    """The algorithm of that name.
+    """Return the algorithm of that name.
 
+    Examples
+    --------
     >>> algorithm("clip-adamw").clips
     True
     """

@@ -48,7 +48,7 @@ def add(results: Results, what: str, row: Row) -> None:
 
 
 def merged(old: Results | None, new: Results) -> Results:
-    """``new`` and those rows of ``old`` that it has not measured again.
+    """Return ``new`` and those rows of ``old`` that it has not measured again.
 
     Rows of another machine are dropped: one report is about one machine.
     """
