@@ -80,7 +80,7 @@ class Backend(Protocol):
         """Make float64 arrays possible in this process, where that is a switch (JAX)."""
 
     def join(self, arrays: Sequence[Array]) -> Array:
-        """Put the elements of ``arrays``, of one dtype, one after the other in a 1-d array; differentiable."""
+        """Put the elements of ``arrays``, of one dtype, one after the other in a 1-d one; differentiable."""
 
     def split(self, x: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
         """Return the arrays of these shapes that ``join`` made ``x`` of; the gradient is one ``join``."""
