@@ -19,23 +19,21 @@ class Problem(ValueError):
 
 
 def within(key: str | int, problem: Problem) -> Problem:
-    """Return the same problem, seen from the table around."""
+    """The same problem, seen from the table around."""
     return Problem((key, *problem.key), problem.message)
 
 
 def shown(value: Any) -> str:
-    """Return ``value`` for an error: on one line and short."""
+    """``value`` for an error: on one line and short."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def dotted(key: Iterable[str | int]) -> str:
-    r"""Write a key's path as errors name it, on one line.
+    """A key's path as errors name it, on one line.
 
-    Examples
-    --------
-    >>> dotted(("partition", 0, "pattern")), dotted(("a\n",))
-    ('partition.0.pattern', "'a\\n'")
+    >>> dotted(("partition", 0, "pattern")), dotted(("a\\n",))
+    ('partition.0.pattern', "'a\\\\n'")
     """
     parts = map(str, key)
     return ".".join(part if part.isprintable() and len(part) <= 60 else shown(part) for part in parts)
@@ -44,10 +42,7 @@ def dotted(key: Iterable[str | int]) -> str:
 def one_line(
     error: ValidationError, fields_of: Callable[[tuple[str | int, ...]], Iterable[str]]
 ) -> InputError:
-    """Make an error of the first problem of ``error``.
-
-    ``fields_of(key of a table)`` gives the keys that it may have.
-    """
+    """The first problem of ``error``; ``fields_of(key of a table)`` gives the keys that it may have."""
     found_wrong = error.errors(include_url=False)
     # A misspelt key is missing too: say what was written, not what was not.
     first = min(found_wrong, key=lambda e: e["type"] != "extra_forbidden")
