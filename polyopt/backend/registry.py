@@ -141,6 +141,13 @@ def set_backend(name: str | None) -> None:
     ------
     BackendError
         Where there is none of that name, or its framework is not installed.
+
+    Examples
+    --------
+    >>> set_backend("numpy")
+    >>> get_backend().name
+    'numpy'
+    >>> set_backend(None)
     """
     if name is not None:
         by_name(name)

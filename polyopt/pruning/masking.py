@@ -156,6 +156,16 @@ def with_masks(
     InputError
         For a mask that has no parameter, not its shape, or that no ``masked`` looks after, and for a
         state that isn't this optimizer's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, Optimizer
+    >>> opt = Optimizer(masked(SGD(lr=1.0, momentum=0.9)))
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> params, state = with_masks(opt, params, opt.init(params), {"w": np.array([True, False])})
+    >>> params["w"].tolist(), masks_of(state)["w"].tolist()
+    ([1.0, 0.0], [True, False])
     """
     owner = "with_masks"
     flat = tree.flatten(params)

@@ -25,6 +25,14 @@ class Quantized:
         Of the leaf.
     scheme
         What it was quantized by.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt.quantization import Integer, quantize
+    >>> q = quantize(np.float32([[1.27, -0.5]]), Integer(per="tensor"))
+    >>> q.codes.tolist(), q.shape, q.dtype
+    ([[127, -50]], (1, 2), 'float32')
     """
 
     codes: Array

@@ -113,6 +113,13 @@ class Cast:
     ----------
     dtype
         ``"bfloat16"`` or ``"float16"``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt.quantization import dequantize, quantize
+    >>> dequantize(quantize(np.array([[0.1, 0.5]]), Cast("float16"))).round(6).tolist()
+    [[0.099976, 0.5]]
     """
 
     dtype: str = static("bfloat16", "bfloat16", "float16")

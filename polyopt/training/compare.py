@@ -122,6 +122,17 @@ def compare(
     ------
     InputError
         Where no backend is given, or the recipe can't be run on one.
+
+    Examples
+    --------
+    >>> recipe = Recipe.from_dict({
+    ...     "data": {"name": "diabetes"},
+    ...     "model": {"name": "linear"},
+    ...     "optimizer": {"name": "sgd", "lr": 0.1},
+    ...     "train": {"steps": 3, "batch_size": "full"},
+    ... })
+    >>> compare(recipe, ["numpy"]).losses["numpy"][0] > 20000
+    True
     """
     if backends is None:
         backends = sorted(registry.installed(), key=lambda name: name != "numpy")
