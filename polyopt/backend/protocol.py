@@ -42,7 +42,7 @@ WholeStep: TypeAlias = Callable[..., tuple[Array, Any]]
 
 
 class Backend(Protocol):
-    """One framework, as polyopt sees it. Every method takes and gives that framework's own arrays."""
+    """Stand for one framework. Every method takes and gives that framework's own arrays."""
 
     name: str
     api_version: int

@@ -160,7 +160,7 @@ def first_outside(schedule: Schedule, inside: Callable[[float], bool]) -> tuple[
 
 @dataclass(frozen=True)
 class Measured(Schedule):
-    """A schedule driven by what the user reports, not by the step alone."""
+    """Follow what the user reports, not the step alone."""
 
     @property
     def awaits(self) -> str:

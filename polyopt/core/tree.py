@@ -24,7 +24,7 @@ ROOT = "param"
 
 @dataclass(frozen=True)
 class Flat:
-    """The leaves of a tree, their names, and the structure to put them back into."""
+    """Hold the leaves of a tree, their names, and the structure to put them back into."""
 
     paths: tuple[str, ...]
     leaves: list[Any]

@@ -293,7 +293,7 @@ class LeCun(_Fixed):
 
 @dataclass(frozen=True)
 class Orthogonal(Initializer):
-    """A random matrix with orthonormal rows or columns, times ``gain``: Saxe et al., 2014.
+    """Draw a random matrix with orthonormal rows or columns, times ``gain``: Saxe et al., 2014.
 
     Uniform over the orthogonal matrices (Mezzadri, 2007: the signs of R's diagonal are taken out). A leaf of
     more than two axes is the matrix (first, rest) with ``layout="out_in"`` (torch) and (rest, last) with

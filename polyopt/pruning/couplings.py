@@ -18,7 +18,7 @@ from polyopt.pruning.criteria import LAYOUTS
 
 @dataclass(frozen=True)
 class Member:
-    """Position of a coupling's units in one leaf.
+    """Locate a coupling's units in one leaf.
 
     Parameters
     ----------

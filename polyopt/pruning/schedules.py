@@ -17,7 +17,7 @@ from polyopt.schedules import Polynomial, Schedule
 
 @dataclass(frozen=True)
 class SparsitySchedule(Schedule):
-    """A sparsity in [0, 1) for every step, and the steps at which it is brought about: abstract."""
+    """Give a sparsity in [0, 1) for every step, and the steps at which it is brought about: abstract."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

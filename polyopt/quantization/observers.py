@@ -114,7 +114,7 @@ class Observer(ABC):
 
 @dataclass(frozen=True)
 class MinMax(Observer):
-    """All that was seen: torch's ``MinMaxObserver``.
+    """Cover all that was seen: torch's ``MinMaxObserver``.
 
     Examples
     --------
@@ -215,7 +215,7 @@ class MSE(Observer):
 
 @dataclass(frozen=True)
 class Entropy(Observer):
-    """The threshold that loses the least information: Migacz, "8-bit inference with TensorRT", 2017.
+    """Cover what loses the least information: Migacz, "8-bit inference with TensorRT", 2017.
 
     Of 2048 bins of magnitudes and each i from the number of levels on: P is the first i bins with all beyond
     added to the last, Q the first i bins as they are, in as many levels as there are codes >= 0 (128 of 8

@@ -21,7 +21,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Integer:
-    """Integer codes q with w ≈ s·(q - z): Jacob et al., "Quantization and training", 2018, eq. 1.
+    """Store integer codes q with w ≈ s·(q - z): Jacob et al., "Quantization and training", 2018, eq. 1.
 
     Codes are in [-127, 127] or [-7, 7] where symmetric (z = 0), in [-128, 127] or [-8, 7] where affine. With
     [l, h] that range, and m and M the least and the largest weight that share a scale, widened to hold 0:

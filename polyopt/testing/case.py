@@ -20,7 +20,7 @@ LAYOUTS = ("contiguous", "transposed", "strided")
 
 
 class Skip(Exception):
-    """The case can't run here, and need not: the message says why."""
+    """Tell that the case can't run here, and need not: the message says why."""
 
 
 class Missing(Exception):

@@ -14,7 +14,7 @@ from polyopt.models import losses
 
 @dataclass(frozen=True)
 class Objective:
-    """A model's loss on samples and their targets; ``classes`` is 0 for regression.
+    """Measure a model's loss on samples and their targets; ``classes`` is 0 for regression.
 
     Targets are rows with a one at the class, or numbers: arrays of shape (n, outputs).
     """

@@ -30,9 +30,11 @@ FETCH_EVERY = 32
 
 
 class Trainer:
-    """A recipe on a backend. ``record`` is ``"step"`` to keep every loss, ``"evaluation"`` to keep none.
+    """Train by a recipe on a backend.
 
     ``work`` is what a phase does otherwise than a run from scratch.
+
+    ``record`` is ``"step"`` to keep every loss, ``"evaluation"`` to keep none.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from polyopt.engine.execution import compute_dtype
 
 @dataclass(frozen=True)
 class Outcome:
-    """Loss of an update over micro-batches, and the norms of its gradients.
+    """Hold the loss of an update over micro-batches, and the norms of its gradients.
 
     Parameters
     ----------

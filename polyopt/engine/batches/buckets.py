@@ -13,7 +13,7 @@ from polyopt.engine.batches.sizes import _check_size
 
 @dataclass(frozen=True)
 class Buckets:
-    """The sizes that arrays may have: a batch is padded to the smallest that holds it.
+    """Name the sizes that arrays may have: a batch is padded to the smallest that holds it.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from polyopt.engine.batches.sizes import BatchSize
 
 @dataclass(frozen=True)
 class IndexSampler:
-    """An endless row of samples, epoch after epoch, from which batches of any size are taken.
+    """Line up samples without end, epoch after epoch, from which batches of any size are taken.
 
     A *position* is the number of samples taken since the beginning: all that a run must save.
 
@@ -92,7 +92,7 @@ class IndexSampler:
 
 @dataclass(frozen=True)
 class Batches:
-    """Index batches whose sizes follow a schedule: a pure function of (seed, step).
+    """Make index batches whose sizes follow a schedule: a pure function of (seed, step).
 
     Parameters
     ----------

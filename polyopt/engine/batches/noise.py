@@ -23,7 +23,7 @@ State = dict[str, float]
 
 @dataclass(frozen=True)
 class Norms:
-    """Norms of gradients over few and over many samples, from which the noise scale is estimated.
+    """Hold the norms of gradients over few and over many samples, which tell of the noise.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """Exponential averages of the two estimates, whose ratio is the noise scale.
+    """Keep exponential averages of the two estimates, whose ratio is the noise scale.
 
     They are averaged one by one, because a ratio of noisy numbers is biased (appendix A.1), and debiased as
     Adam's are.
@@ -137,7 +137,7 @@ class NoiseScale:
 
 @dataclass(frozen=True)
 class DynamicSize:
-    """A batch size that follows the noise scale.
+    """Let a batch size follow the noise scale.
 
     Parameters
     ----------

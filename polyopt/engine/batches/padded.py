@@ -18,7 +18,7 @@ from polyopt.engine.train_step import TrainState, TrainStep
 
 
 class PaddedStep:
-    """Loss, gradients and update over a real batch of any size: one gradient, of all its samples.
+    """Take loss, gradients and update over a real batch of any size: one gradient, of all its samples.
 
     The arrays have the size of the smallest bucket that holds the batch; what fills up counts nothing. So it
     makes the update of the batch alone, up to the order of a sum, and JAX and TensorFlow compile at most once

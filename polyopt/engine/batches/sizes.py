@@ -15,7 +15,7 @@ from polyopt.schedules import Measured, Schedule
 
 @dataclass(frozen=True)
 class BatchSize:
-    """A size for every update: a schedule's value, rounded to a multiple and held inside limits.
+    """Give a size for every update: a schedule's value, rounded to a multiple and held inside limits.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ POWERS = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 @dataclass(frozen=True)
 class RateByPlannedSize(Schedule):
-    """A learning rate that follows the batch size: ``rate(t) · (size(t) / base)^power``.
+    """Let a learning rate follow the batch size: ``rate(t) · (size(t) / base)^power``.
 
     Parameters
     ----------
