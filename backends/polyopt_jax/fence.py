@@ -31,6 +31,7 @@ class Fenced(Fencing):
         self._zero = zero
 
     def divide(self, x1: Any, x2: Any, /) -> Any:
+        """Divide so that XLA doesn't multiply by a reciprocal."""
         shape, other = jnp.shape(x1), jnp.shape(x2)
         smaller = other != shape and jnp.broadcast_shapes(shape, other) == shape
         if smaller or not hasattr(x2, "dtype"):
@@ -38,9 +39,11 @@ class Fenced(Fencing):
         return self.fence(ops.divide(x1, x2))
 
     def settled(self, x: Any) -> Any:
+        """Return ``x``, computed before what follows."""
         return lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
 
     def fence(self, x: Any) -> Any:
+        """Return ``x``, rounded by itself: the compiler can't contract it with what follows."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         bits = _BITS[x.dtype.itemsize]
@@ -48,7 +51,7 @@ class Fenced(Fencing):
         return lax.bitcast_convert_type(lax.bitwise_xor(_raw(x), zero), x.dtype)
 
     def _spread(self, divisor: Any, x: Any) -> Any:
-        """``divisor`` for every element of ``x``, so that XLA no longer sees that it is one number."""
+        """Return ``divisor`` for every element of ``x``, so that XLA no longer sees that it is one number."""
         dtype = ops.result_type(x, divisor) if hasattr(divisor, "dtype") else x.dtype
         if not (jnp.issubdtype(dtype, jnp.floating) and jnp.issubdtype(x.dtype, jnp.floating)):
             return divisor

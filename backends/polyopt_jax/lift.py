@@ -30,6 +30,7 @@ _UNSIGNED = {"float32": jnp.uint32, "float64": jnp.uint64}
 
 
 def compile_function(function: Callable[..., Any], exact: bool) -> Callable[..., Any]:
+    """Compile ``function`` by XLA; with ``exact`` every operation is rounded by itself."""
     if not exact:
         return jax.jit(lambda *args: function(ops, *args))
     compiled = jax.jit(lambda zero, *args: function(Fenced(zero), *args))
@@ -79,12 +80,14 @@ def lift(backend: JaxBackend, program: Program, compiled: bool) -> Lifted:
 
 @lru_cache(maxsize=256)
 def batches(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
-    """The indices of the leaves that go into each call, for leaves of these shapes and dtypes.
+    """Return the indices of the leaves that go into each call, for leaves of these shapes and dtypes.
 
     XLA on a CPU compiles some milliseconds for each output, however alike they are: a thousand small leaves
     took half a minute. A kind with more leaves than a batch holds goes through one and the same compiled
     function in batches of one length; all that is left over is the last call.
 
+    Examples
+    --------
     >>> [len(members) for members in batches(((32, 32),) * 1001 + ((7,),) * 3)][-3:]
     [62, 62, 12]
     """

@@ -30,6 +30,7 @@ class Fenced(Fencing):
         self._zeros = {bits: tf.cast(zero, bits) for bits in _BITS.values()}
 
     def divide(self, x1: Any, x2: Any, /) -> Any:
+        """Divide so that XLA doesn't multiply by a reciprocal."""
         constant = not tf.is_tensor(x2)
         x1, x2 = promoted(x1, x2)
         if x1.dtype.is_floating and (constant or x1.shape != x2.shape):
@@ -40,9 +41,11 @@ class Fenced(Fencing):
         return self.fence(ops.divide(x1, x2))
 
     def settled(self, x: Any) -> Any:
+        """Return ``x``."""
         return x
 
     def fence(self, x: Any) -> Any:
+        """Return ``x``, rounded by itself: the compiler can't contract it with what follows."""
         if not x.dtype.is_floating:
             return x
         bits = _BITS[x.dtype.size]

@@ -22,7 +22,7 @@ _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 def lift(backend: TorchBackend, program: Program, compiled: bool) -> Lifted:
-    """``program`` over a list of tensors, none of which joins a graph."""
+    """Return ``program`` over a list of tensors, none of which joins a graph."""
     return TorchLift(backend, program) if compiled else partial(_op_by_op, backend, program)
 
 
@@ -38,6 +38,7 @@ class TorchLift:
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
     ) -> dict[str, list[torch.Tensor]]:
+        """Run the program over all leaves: by the compiled kernel, on a GPU, or op by op."""
         with torch.no_grad():
             look = self.fused.look(arrays, dtype, donate)
             if look is None and not _in_host_memory(arrays):
@@ -69,7 +70,7 @@ def _op_by_op(
     dtype: str,
     donate: bool = False,
 ) -> dict[str, list[torch.Tensor]]:
-    """The reference, for tensors on any device and for placeholders."""
+    """Run the reference, for tensors on any device and for placeholders."""
     leaves = arrays["p"]
     kind = backend.dtype(dtype)
     device = leaves[0].device if leaves else None
@@ -86,7 +87,7 @@ def _op_by_op(
 
 
 def _owned(old: torch.Tensor, value: torch.Tensor, donate: bool) -> torch.Tensor:
-    """``value`` in the memory of ``old``, or with its ``requires_grad``."""
+    """Return ``value`` in the memory of ``old``, or with its ``requires_grad``."""
     if donate:
         return old.copy_(value)
     return value.requires_grad_() if old.requires_grad else value

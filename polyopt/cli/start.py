@@ -27,7 +27,7 @@ class Request:
     out: Path | None
 
     def load(self) -> Recipe:
-        """The recipe with the values given on the command line."""
+        """Read the recipe, with the values given on the command line."""
         from polyopt.recipe import Recipe
 
         if self.overrides.get("epochs") is not None and self.overrides.get("steps") is not None:
@@ -35,7 +35,7 @@ class Request:
         return Recipe.load(self.recipe).replace(**self.overrides)
 
     def folder(self, name: str) -> Path:
-        """``--out``, or a folder of that name."""
+        """Return ``--out``, or a folder of that name."""
         return self.out or Path("runs") / file_name(name)
 
 
@@ -49,7 +49,10 @@ class RunRequest(Request):
     overwrite: bool
 
     def start(self, files: tuple[str, ...], kind: str = "") -> tuple[Recipe, str, Path]:
-        """The recipe, the backend's name and the folder, which is checked for ``files`` of an earlier run."""
+        """Return the recipe, the backend's name and the folder.
+
+        The folder is checked for ``files`` of an earlier run.
+        """
         from polyopt.backend import registry
 
         recipe = self.load()
@@ -60,7 +63,7 @@ class RunRequest(Request):
 
 
 def file_name(name: str) -> str:
-    """``name`` without what could lead to another folder.
+    """Return ``name`` without what could lead to another folder.
 
     >>> file_name("../my digits-numpy")
     'my-digits-numpy'

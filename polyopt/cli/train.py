@@ -65,7 +65,10 @@ def train(request: RunRequest, as_json: bool) -> int:
 
 
 def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
-    """A run's figures, under the names that ``--json`` has; ``begun`` is the step that it was resumed at."""
+    """Gather a run's figures, under the names that ``--json`` has.
+
+    ``begun`` is the step that it was resumed at.
+    """
     steps = result.steps - begun
     found = {
         "recipe": recipe.name,
@@ -87,7 +90,7 @@ def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
 
 @contextmanager
 def progress(announcement: str = "") -> Iterator[Callable[[Event], None]]:
-    """A bar with the loss and the last test, on a terminal; elsewhere the announcement of a run alone."""
+    """Draw a bar with the loss and the last test, on a terminal; elsewhere print the announcement alone."""
     with bar() as drawn:
         task = drawn.add_task("", total=None, figures="starting …")
 
@@ -155,7 +158,7 @@ def _show(found: Mapping[str, Any]) -> None:
 
 
 def _phases(results: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each phase, the run before them first."""
+    """Make a row for each phase, the run before them first."""
     rows = [
         (
             phase["name"],

@@ -75,7 +75,7 @@ def tune(request: TuneRequest, as_json: bool) -> int:
 
 
 def summary(study: tuning.Study, out: Path) -> dict[str, Any]:
-    """A study's figures, under the names that ``--json`` has."""
+    """Gather a study's figures, under the names that ``--json`` has."""
     from polyopt.training.tuning import BEST, STUDY
 
     best = study.best
@@ -103,7 +103,7 @@ def summary(study: tuning.Study, out: Path) -> dict[str, Any]:
 
 @contextmanager
 def progress(announcement: str) -> Iterator[Callable[[tuning.Progress], None]]:
-    """A bar over the trials with the best value so far, on a terminal; elsewhere the announcement alone."""
+    """Draw a bar over the trials with the best value, on a terminal; elsewhere print the announcement."""
     with bar() as drawn:
         task = drawn.add_task("trials", total=None, figures="starting …")
         announced = False

@@ -317,7 +317,7 @@ def check_patterns(stage: Stage, paths: Iterable[str]) -> None:
 
 
 def rules_of(stage: Stage, key: str = "") -> Iterator[tuple[str, Rule]]:
-    """Every rule inside ``stage`` with its key: its positions, dotted and ending in a dot."""
+    """Yield every rule inside ``stage`` with its key: its positions, dotted and ending in a dot."""
     if isinstance(stage, Rule):
         yield key, stage
     elif isinstance(stage, Chain):

@@ -65,6 +65,7 @@ class Inlined:
         return getattr(self._backend, name)
 
     def compile(self, function: Any, *, exact: bool = False) -> Any:
+        """Return the function as it is: it joins the computation around."""
         return lambda *args: function(self.ops, *args)
 
 
@@ -130,7 +131,7 @@ class CompiledUpdate:
     def host(
         self, state: dict[str, Any], scalar_slots: list[dict[str, float]]
     ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-        """``(vectors, next scalar slots)``: what the coming update needs to know of the step."""
+        """Return ``(vectors, next scalar slots)``: what the coming update needs to know of the step."""
         columns, new = self._columns(state, scalar_slots)
         return {kind: np.array([*column.values(), 0.0], kind) for kind, column in columns.items()}, new
 
@@ -156,7 +157,7 @@ class CompiledUpdate:
     # On the device, while it is being compiled
 
     def device(self, xp: Any, arrays: Any, gradients: Any, vectors: Any) -> dict[str, Any]:
-        """``{"arrays": …}`` after the update and, with ``skip``, ``"ok"``: whether it was made."""
+        """Return ``{"arrays": …}`` after the update and, with ``skip``, ``"ok"``: whether it was made."""
         trace = _Trace(self._backend, xp, arrays, gradients)
         scalars: list[dict[str, Array]] = [{} for _ in self._actions]
         for dtype, layout in self._layout.items():

@@ -26,8 +26,10 @@ Resolve = Callable[[str, Rule, Any, Any], SimpleNamespace]
 
 
 def compute_dtype(dtype: str) -> str:
-    """The dtype in which a leaf of ``dtype`` is updated, and in which its slots are kept.
+    """Return the dtype in which a leaf of ``dtype`` is updated, and in which its slots are kept.
 
+    Examples
+    --------
     >>> compute_dtype("bfloat16"), compute_dtype("float64")
     ('float32', 'float64')
     """
@@ -96,7 +98,7 @@ class Execution:
         return self._collect(plan, groups, g, output)
 
     def grouped(self, plan: Plan, g: Sequence[Array | None]) -> list[Group]:
-        """The leaves that have a gradient, by what they share."""
+        """Group the leaves that have a gradient, by what they share."""
         groups: dict[tuple[Any, ...], Group] = {}
         dtypes: dict[Any, str] = {}
         missed, paths, leaves = self.state["missed"], self.flat.paths, self.flat.leaves
@@ -163,7 +165,7 @@ class Execution:
         group.results |= outputs
 
     def scalars(self, group: Group, segment: Segment) -> dict[str, Any]:
-        """The coefficients of all of ``segment`` by their names in its program; scalar slots move on.
+        """Compute the coefficients of all of ``segment`` by their names in its program; scalar slots move on.
 
         What is measured is not among them: see ``measured_for``.
         """
@@ -204,7 +206,7 @@ class Execution:
         return {own.get(n, n): v for n, v in run(inner, c, dtype).items()}
 
     def _scalars(self, group: Group, part: Part) -> dict[str, Any]:
-        """The coefficients of ``part`` by their names in the program; scalar slots move on by the way."""
+        """Compute the coefficients of ``part`` by their names in the program; move scalar slots on."""
         xp, step, h = self.hyperparameters(part, group.dtype)
         missed = group.missed
         if self._traced(missed):
@@ -223,7 +225,7 @@ class Execution:
         return {f"{part.key}{n}": v for n, v in values.items()}
 
     def hyperparameters(self, part: Part, dtype: str) -> tuple[Any, Any, SimpleNamespace]:
-        """``(xp, step, values)``: on the host, unless the step or one of them is traced."""
+        """Return ``(xp, step, values)``: on the host, unless the step or one of them is traced."""
         xp: Any = host
         step: Any = self.step
         given = part.rule.hyperparameters().values()

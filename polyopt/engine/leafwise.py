@@ -68,8 +68,10 @@ def leafwise(backend: Backend, rule: Leafwise, compiled: bool) -> Callable[..., 
 
 @lru_cache(maxsize=64)
 def stacks(kinds: tuple[tuple[Any, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    """The leaves that are stacked together, given each one's shape and dtypes.
+    """Return the leaves that are stacked together, given each one's shape and dtypes.
 
+    Examples
+    --------
     >>> stacks((((2, 3), "f"), ((4,), "f"), ((2, 3), "f"), ((2, 3), "h"), ((10**6,), "f"), ((10**6,), "f")))
     ((0, 2),)
     """

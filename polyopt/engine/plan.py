@@ -53,6 +53,7 @@ class Segment:
 
     @property
     def leafwise(self) -> bool:
+        """Return True if it works on leaves in their own shape."""
         return isinstance(self.parts[0].rule, Leafwise)
 
     @property
@@ -83,7 +84,7 @@ class Plan:
 
 
 def plan(stage: Stage, paths: Sequence[str]) -> Plan:
-    """The pipelines of the leaves ``paths``.
+    """Cut the rules into pipelines of the leaves ``paths``.
 
     Raises ``InputError`` for a leaf that no pattern of a partition matches, and for a
     pattern that selects no leaf, a mask included.

@@ -32,11 +32,12 @@ class LeafOrder:
 
     @classmethod
     def of(cls, tree: Tree, flat: Flat) -> LeafOrder:
+        """Note the containers and the order of the leaves of ``tree``."""
         alone = type(tree) is dict and sorted(map(str, tree)) == sorted(flat.paths)
         return cls(flat.structure, list(tree) if alone else None)
 
     def leaves(self, tree: Tree) -> list[Any] | None:
-        """The leaves in the container's order; ``None`` where the containers are others."""
+        """Return the leaves in the container's order; ``None`` where the containers are others."""
         if self.keys is not None:
             return list(tree.values()) if type(tree) is dict and list(tree) == self.keys else None
         flat = flatten(tree)
@@ -51,7 +52,7 @@ class LeafOrder:
 
 
 def _picker(positions: Sequence[int], total: int) -> Callable[[list[Any]], list[Any]]:
-    """Takes the elements at ``positions`` out of a list of ``total``."""
+    """Make a function that takes the elements at ``positions`` out of a list of ``total``."""
     if list(positions) == list(range(total)):
         return lambda values: values
     if len(positions) == 1:

@@ -50,7 +50,7 @@ class Round:
     """``leaves[client][leaf]``: arrays of each client's own framework."""
 
     def columns(self) -> Iterator[tuple[int, Iterator[Any]]]:
-        """``(leaf, float64 host arrays, client by client)`` for every leaf of the server's but ``None``.
+        """Yield for every leaf of the server's but ``None`` its number, and a host array of each client's.
 
         They are brought to the host one by one: a sum needs no more than one at a time.
         """
@@ -68,7 +68,7 @@ class Round:
         return values
 
     def finished(self, values: dict[int, Any]) -> Tree:
-        """``values[leaf]`` in the server's tree, rounded once to its dtypes, on its framework and devices."""
+        """Put ``values[leaf]`` in the server's tree, rounded once to its dtypes, on its devices."""
         leaves = list(self.server.leaves)
         for i, value in values.items():
             like = leaves[i]
@@ -126,7 +126,7 @@ def _leaves(server: Flat, client: Client) -> tuple[Array | None, ...]:
 
 
 def weights(clients: Sequence[Client], owner: str) -> list[float]:
-    """Their weights as floats, none below 0, with a sum above 0."""
+    """Return their weights as floats, none below 0, with a sum above 0."""
     found = []
     for client in clients:
         w = client.weight

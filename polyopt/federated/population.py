@@ -181,7 +181,7 @@ def taking_part(clients: int, fraction: float) -> int:
 
 
 def _drawn(pools: list[list[Any]], alpha: float, prior: Any, size: int, draw: Any) -> list[int]:
-    """``size`` rows out of the pools by shares of their own; they are taken away."""
+    """Return ``size`` rows out of the pools by shares of their own; they are taken away."""
     rows: list[int] = []
     q = draw.dirichlet(alpha * prior)
     while len(rows) < size:

@@ -19,7 +19,7 @@ class Problem(ValueError):
 
 
 def within(key: str | int, problem: Problem) -> Problem:
-    """The same problem, seen from the table around."""
+    """Return the same problem, seen from the table around."""
     return Problem((key, *problem.key), problem.message)
 
 
@@ -30,8 +30,10 @@ def shown(value: Any) -> str:
 
 
 def dotted(key: Iterable[str | int]) -> str:
-    """A key's path as errors name it, on one line.
+    """Write a key's path as errors name it, on one line.
 
+    Examples
+    --------
     >>> dotted(("partition", 0, "pattern")), dotted(("a\\n",))
     ('partition.0.pattern', "'a\\\\n'")
     """

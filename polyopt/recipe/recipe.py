@@ -50,10 +50,29 @@ TRAIN_KEYS = ("epochs", "steps", "batch_size")
 
 
 class Recipe(Section):
-    """Everything that decides the numbers of a run; immutable, and the same as TOML, JSON, dict and object.
+    """Hold everything that decides the numbers of a run; immutable, the same as TOML, JSON, dict and object.
 
     Read one with ``load``, ``parse`` or ``from_dict``: they raise
     ``InputError`` with one line that names the key, what was found and the remedy.
+
+    Parameters
+    ----------
+    name
+        What the run is called: its folder has that name.
+    data
+        The samples: see the section's own fields.
+    model
+        The network, and its initial weights.
+    partition
+        Patterns of paths, and an optimizer for each.
+    clip
+        Clipping of the gradients before the optimizer.
+    ema
+        An average of the weights after it.
+    train
+        How long, in which batches, and how often it is tested.
+    tune
+        What ``tune`` looks for.
 
     Examples
     --------
@@ -160,7 +179,23 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
-        """The recipe in a ``.toml`` or ``.json`` file."""
+        """Read the recipe in a ``.toml`` or ``.json`` file.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        Recipe
+            Checked as a whole.
+
+        Raises
+        ------
+        InputError
+            It names the file, the key, what was found and the remedy.
+        """
         table = text.read(path)
         try:
             return cls.from_dict(table)
@@ -169,12 +204,46 @@ class Recipe(Section):
 
     @classmethod
     def parse(cls, source: str, format: str = "toml") -> Recipe:
-        """The recipe in a text; ``format`` is ``"toml"`` or ``"json"``."""
+        """Read the recipe in a text.
+
+        Parameters
+        ----------
+        source
+            The text.
+        format
+            ``"toml"`` or ``"json"``.
+
+        Returns
+        -------
+        Recipe
+            Checked as a whole.
+
+        Raises
+        ------
+        InputError
+            It names the key, what was found and the remedy.
+        """
         return cls.from_dict(text.parse(source, format))
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
-        """The recipe in a nested dict of plain data."""
+        """Read the recipe in a nested dict of plain data.
+
+        Parameters
+        ----------
+        table
+            As TOML or JSON gives it.
+
+        Returns
+        -------
+        Recipe
+            Checked as a whole.
+
+        Raises
+        ------
+        InputError
+            It names the key, what was found and the remedy.
+        """
         text.check_plain(table)
         try:
             return cls.model_validate(table)
@@ -184,7 +253,13 @@ class Recipe(Section):
     # Writing
 
     def to_dict(self) -> dict[str, Any]:
-        """A nested dict of plain data, defaults spelled out."""
+        """Return a nested dict of plain data, defaults spelled out.
+
+        Returns
+        -------
+        dict
+            What ``from_dict`` takes.
+        """
         found: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         for key in ("partition", "phase"):
             if not found[key]:
@@ -194,19 +269,41 @@ class Recipe(Section):
         return found
 
     def to_toml(self) -> str:
-        """TOML, defaults spelled out."""
+        """Write TOML, defaults spelled out.
+
+        Returns
+        -------
+        str
+            What ``parse`` takes.
+        """
         return text.to_toml(self.to_dict())
 
     def to_json(self) -> str:
-        """JSON, defaults spelled out."""
+        """Write JSON, defaults spelled out.
+
+        Returns
+        -------
+        str
+            What ``parse`` takes with ``"json"``.
+        """
         import json
 
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def replace(self, **changes: Any) -> Recipe:
-        """The recipe with another ``name``, ``seed``, ``dtype``, ``epochs``, ``steps`` or ``batch_size``.
+        """Return the recipe with some of its values replaced.
 
         ``None`` keeps what the recipe says. ``steps`` takes the place of ``epochs``, and the other way round.
+
+        Parameters
+        ----------
+        **changes
+            Another ``name``, ``seed``, ``dtype``, ``epochs``, ``steps`` or ``batch_size``.
+
+        Returns
+        -------
+        Recipe
+            A new one.
         """
         table = self.to_dict()
         for key, value in changes.items():
@@ -223,8 +320,20 @@ class Recipe(Section):
         return type(self).from_dict(table)
 
     def tuned(self, values: Mapping[str, Any]) -> Recipe:
-        """The recipe without ``[tune]`` and with ``{dotted key: value}`` in the place of its own.
+        """Return the recipe without ``[tune]`` and with other values in the places of its own.
 
+        Parameters
+        ----------
+        values
+            ``{dotted key: value}``.
+
+        Returns
+        -------
+        Recipe
+            A new one.
+
+        Examples
+        --------
         >>> table = {"data": {"name": "digits"}, "model": {"name": "softmax"}, "train": {"epochs": 3}}
         >>> recipe = Recipe.from_dict(table | {"optimizer": {"name": "sgd", "lr": 0.1}})
         >>> recipe.tuned({"optimizer.lr": 0.5}).to_dict()["optimizer"]
@@ -243,11 +352,23 @@ class Recipe(Section):
         return TASKS[self.data.name]
 
     def of_phase(self, number: int) -> Recipe:
-        """The base run (0) or a phase (1, 2, …) as a recipe of its own.
+        """Return the base run (0) or a phase (1, 2, …) as a recipe of its own.
 
         Changes of the data and a student's model count for the phases after them too. How many neurons a
         phase leaves that shrinks the model is known when it is run.
 
+        Parameters
+        ----------
+        number
+            Which.
+
+        Returns
+        -------
+        Recipe
+            One without phases.
+
+        Examples
+        --------
         >>> table = {"data": {"name": "digits"}, "model": {"name": "softmax"}, "train": {"epochs": 3}}
         >>> table |= {"optimizer": {"name": "sgd", "lr": 0.1}}
         >>> turned = {"name": "turned", "data": {"shift": "rotated"}, "train": {"epochs": 1}}
@@ -275,7 +396,18 @@ class Recipe(Section):
         return type(self).from_dict(table)
 
     def course(self, n_train: int) -> BatchPlan:
-        """Return which of ``n_train`` samples each batch takes."""
+        """Plan which of ``n_train`` samples each batch takes.
+
+        Parameters
+        ----------
+        n_train
+            Number of training samples.
+
+        Returns
+        -------
+        BatchPlan
+            It begins by ``start()``.
+        """
         size = self.train.batch_size
         feed = IndexSampler(n_train, self.seed, self.train.shuffle)
         if isinstance(size, BatchSizes):
@@ -289,16 +421,36 @@ class Recipe(Section):
         return FixedBatches(feed, size, self.train.drop_last)
 
     def steps_per_epoch(self, n_train: int) -> int | None:
-        """Batches in a pass over ``n_train`` samples; in the first, where their size has a schedule.
+        """Count the batches in a pass over the samples; in the first, where their size has a schedule.
 
         ``None`` where the size follows the noise: only the run will know.
+
+        Parameters
+        ----------
+        n_train
+            Number of training samples.
+
+        Returns
+        -------
+        int or None
+            The number of batches.
         """
         return self.course(n_train).steps(1)
 
     def total_steps(self, n_train: int) -> int | None:
-        """Batches in the whole run, for ``n_train`` training samples.
+        """Count the batches in the whole run.
 
         ``None`` where it ends by epochs, and the size follows the noise.
+
+        Parameters
+        ----------
+        n_train
+            Number of training samples.
+
+        Returns
+        -------
+        int or None
+            The number of batches.
         """
         if self.train.steps is not None:
             return self.train.steps
@@ -306,7 +458,18 @@ class Recipe(Section):
         return self.course(n_train).steps(self.train.epochs)
 
     def build_model(self, dataset: Dataset) -> AnyModel:
-        """The model, with as many inputs and outputs as ``dataset`` has."""
+        """Make the model, with as many inputs and outputs as ``dataset`` has.
+
+        Parameters
+        ----------
+        dataset
+            The samples.
+
+        Returns
+        -------
+        model
+            One of ``polyopt.models.networks``, or an encoder.
+        """
         section = self.model
         kind = MODELS[section.name]
         starts = {"weight": _start(section.init), "bias": _start(section.bias_init)}
@@ -317,9 +480,19 @@ class Recipe(Section):
     def build_optimizer(
         self, within: Callable[[Stage], Stage] | None = None, around: Callable[[Stage], Stage] | None = None
     ) -> Optimizer:
-        """Clipping, the optimizer or a partition of them, and the average of the weights, in this order.
+        """Put together clipping, the optimizer or a partition of them, and the average of the weights.
 
-        ``within`` makes another one of the optimizers, ``around`` of all but the average.
+        Parameters
+        ----------
+        within
+            Makes another one of each of the optimizers.
+        around
+            Makes another one of all but the average.
+
+        Returns
+        -------
+        Optimizer
+            With the recipe's ``accumulate`` and ``nonfinite``.
         """
         from polyopt.core.rule import Pattern, chain, partition
         from polyopt.engine.optimizer import Optimizer
@@ -350,7 +523,7 @@ class Recipe(Section):
 
 
 def _start(component: Component) -> Any:
-    """An initializer. Models have weights of shape (inputs, outputs), also under torch's convention."""
+    """Make an initializer; models have weights of shape (inputs, outputs), also under torch's convention."""
     start = component.build()
     fans = any(f.name == "layout" for f in dataclasses.fields(start))
     chosen = "layout" in dict(component.options)

@@ -180,7 +180,7 @@ def _tunable(key: str, table: Any) -> None:
 
 
 def _nested(table: Mapping[str, Any]) -> str | None:
-    """The dotted key of the first axis in tables that TOML made of a key without quotes."""
+    """Find the dotted key of the first axis in tables that TOML made of a key without quotes."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             if {"low", "high", "choices"} & set(value):
@@ -191,8 +191,10 @@ def _nested(table: Mapping[str, Any]) -> str | None:
 
 
 def first_phase(space: Space) -> int:
-    """The first run that depends on what is tried: 0 is the one before all phases, 1 the first phase.
+    """Find the first run that depends on what is tried: 0 is the one before all phases, 1 the first phase.
 
+    Examples
+    --------
     >>> first_phase((("phase.1.optimizer.lr", Range(0.1, 1.0)), ("phase.0.train.epochs", Range(1, 2))))
     1
     """
@@ -246,8 +248,10 @@ def check_space(tune: Tune, build: Callable[[Mapping[str, Any]], Any]) -> None:
 
 
 def assigned(table: Any, key: str, value: Any) -> Any:
-    """A copy of nested plain data with ``value`` at the dotted ``key``; a number counts in a list.
+    """Copy nested plain data with ``value`` at the dotted ``key``; a number counts in a list.
 
+    Examples
+    --------
     >>> assigned({"model": {"hidden": [8, 8]}}, "model.hidden.1", 16)
     {'model': {'hidden': [8, 16]}}
     """

@@ -133,11 +133,10 @@ class Run:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[list[int]]:
-    """A list that Ctrl-C or SIGTERM makes non-empty, instead of breaking into a step that changes arrays in
-    place.
+    """Give a list that Ctrl-C or SIGTERM makes non-empty.
 
-    A second one ends it at once. Another thread than the main one, and a program with a handler of its
-    own, are left alone.
+    Neither breaks into a step that changes arrays in place. A second one ends it at once. Another thread than
+    the main one, and a program with a handler of its own, are left alone.
     """
     seen: list[int] = []
     defaults: dict[Any, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

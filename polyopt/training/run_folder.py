@@ -40,6 +40,7 @@ class Folder:
 
     @property
     def checkpoint(self) -> Path:
+        """Return the path of the checkpoint."""
         return self.path / CHECKPOINT
 
     def begin(self) -> None:
@@ -63,7 +64,7 @@ class Folder:
         return self.checkpoint
 
     def resume(self, engine: Trainer) -> Progress:
-        """The run as the checkpoint has it; refuses one of another recipe, naming the key that differs."""
+        """Return the run as the checkpoint has it; refuse one of another recipe by the key that differs."""
         if not self.checkpoint.exists():
             raise InputError(f"{self.checkpoint}: no checkpoint to resume from; start without resume")
         try:

@@ -197,7 +197,10 @@ def _source(
     scalars: tuple[str, ...],
     resident: tuple[str, ...],
 ) -> str:
-    """The kernel as Python source, which says all that it depends on: equal sources are equal kernels."""
+    """Write the kernel as Python source.
+
+    It says all that the kernel depends on: equal sources are equal kernels.
+    """
     names: dict[str, str] = {}
 
     def name(value: str) -> str:

@@ -113,7 +113,8 @@ DLPACK = DLPACK.replace("#STRIDED#", STRIDED.strip("\n"))
 class ArrayTable(Protocol):
     """Read a table of facts about lists of arrays: see ``Survey``."""
 
-    def facts(self, columns: Sequence[list[Any]]) -> Any | None: ...
+    def facts(self, columns: Sequence[list[Any]]) -> Any | None:
+        """Return an int64 array with a row for each leaf of each column, ``None`` where one can't be read."""
 
     def again(self, columns: Sequence[list[Any]], facts: Any) -> bool: ...
 
@@ -147,7 +148,7 @@ class Survey:
         self._run = _compiled(reader, warm, len(constants))
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None:
-        """An int64 array with a row for each leaf of each column, ``None`` where one can't be read so.
+        """Return an int64 array with a row for each leaf of each column, ``None`` where one can't be read so.
 
         The columns are lists of one length.
         """
@@ -180,7 +181,7 @@ class Survey:
 
 
 def numpy_survey() -> Survey | None:
-    """The survey of ndarrays, if NumPy's arrays look here as its headers say."""
+    """Make the survey of ndarrays, if NumPy's arrays look here as its headers say."""
     samples = [np.arange(3.0), np.ones((4, 2), np.float32)[1::2], np.zeros(()), np.ones((2, 3), np.int8).T]
     samples[0].flags.writeable = False
     expected = [
@@ -199,7 +200,7 @@ def numpy_survey() -> Survey | None:
 
 
 def dlpack_survey(types: Sequence[type], samples: list[Any], expected: list[list[int]]) -> Survey | None:
-    """The survey of a framework's arrays by the DLPack exchange API, if it has that and it is right.
+    """Make the survey of a framework's arrays by the DLPack exchange API, if it has that and it is right.
 
     ``expected`` are the facts of the ``samples``, of which one is not contiguous.
     """
@@ -216,7 +217,7 @@ def dlpack_survey(types: Sequence[type], samples: list[Any], expected: list[list
 
 
 def tried(survey: Survey, samples: list[Any], expected: list[list[int]]) -> Survey | None:
-    """The survey, if ``expected`` are the facts that it gives of ``samples``."""
+    """Return the survey, if ``expected`` are the facts that it gives of ``samples``."""
     facts = survey.facts([samples, samples[::-1]])
     return survey if facts is not None and facts.tolist() == [expected, expected[::-1]] else None
 

@@ -19,7 +19,7 @@ STARTUP, WARMUP = 5, 2
 
 
 def optuna() -> Any:
-    """The module; ``BackendError`` says what to install where it is missing."""
+    """Import the module; ``BackendError`` says what to install where it is missing."""
     try:
         import optuna as found
     except ImportError as e:
@@ -61,7 +61,7 @@ class Asker:
             self._study.add_trial(self._frozen(trial))
 
     def ask(self) -> Asked:
-        """The next trial."""
+        """Begin the next trial."""
         number = len(self._study.get_trials(deepcopy=False))
         seed = int(random.generator(self.seed, "tune", number).integers(2**31))
         self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)

@@ -39,7 +39,10 @@ def save(folder: Path, study: Study) -> None:
 
 
 def load(folder: Path, recipe: Recipe, backend: str) -> Study:
-    """The study in ``folder``, to go on with; one of another recipe or backend is refused by what differs."""
+    """Load the study in ``folder``, to go on with.
+
+    One of another recipe or backend is refused by what differs.
+    """
     file = folder / STUDY
     if not file.exists():
         raise InputError(f"{file}: no study to go on with; start without resume")
