@@ -87,6 +87,17 @@ class NumpyMemory:
             return [view.copy() for view in views]
         return [view.astype(x.dtype) for view, x in zip(views, like, strict=True)]
 
+    def alike(self, leaves: Sequence[Any], shapes: Shapes, kinds: Sequence[Any], written: bool) -> bool:
+        if len(leaves) != len(shapes):
+            return False
+        for x, shape, kind in zip(leaves, shapes, kinds, strict=True):
+            if type(x) is not np.ndarray or x.shape != shape or x.dtype is not kind:
+                return False
+            flags = x.flags
+            if not flags.c_contiguous or (written and not flags.writeable):
+                return False
+        return True
+
     def writable(self, leaves: Sequence[Any]) -> bool:
         return set(map(type, leaves)) <= {np.ndarray} and all(x.flags.writeable for x in leaves)
 

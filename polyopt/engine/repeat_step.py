@@ -2,8 +2,8 @@
 
 To name, check and group a thousand leaves takes longer than to update them. So the structure of an in-place
 update in host memory is kept: which leaf stands where in the trees, what goes through which kernel. The
-next one is held against it by surveys that read every array's type, dtype, shape and address: whatever
-differs, the update goes the long way, which also knows how to complain.
+next one is held against it by a ``Repeatable``, which looks at every array's type, dtype, shape and memory:
+whatever differs, the update goes the long way, which also knows how to complain.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from polyopt.backend.host.fused import FusedLift, KernelPlan
-from polyopt.backend.protocol import Backend
+from polyopt.backend.protocol import Backend, Repeatable
 from polyopt.core.ops import Array
 from polyopt.core.tree import Flat, Tree, flatten
 from polyopt.engine.execution import Execution, Group
@@ -67,8 +66,8 @@ class CachedGroup:
     pipeline: tuple[Segment, ...]
     indices: list[int]
     dtype: str
-    lift: FusedLift
-    look: KernelPlan
+    lift: Repeatable
+    look: Any
     scalars: tuple[str, ...]
     pick: Callable[[list[Any]], list[Any]]
     """From the leaves of a tree."""
@@ -182,9 +181,7 @@ def _keep(
     if len(group.pipeline) != 1 or group.pipeline[0].leafwise:
         return None
     code = program(group.pipeline[0].parts, "p")
-    lift = getattr(lifted(backend, code, True), "fused", None)
-    if not isinstance(lift, FusedLift):
-        return None
+    lifts: Sequence[Repeatable] = getattr(lifted(backend, code, True), "repeatable", ())
     arrays = {"g": [g[i] for i in group.indices], "p": [flat.leaves[i] for i in group.indices]}
     pickers: dict[str, dict[str, Any]] = {"like": {}, "scalar": {}}
     written = {"p"}
@@ -195,8 +192,13 @@ def _keep(
         if slot.shape == "like":
             arrays[name] = [slots[name][flat.paths[i]] for i in group.indices]
             written |= set() if slot.constant else {name}
-    look = lift.look(arrays, group.dtype, True)
-    if look is None or not look.kernel.in_place.issuperset(written):
+    for lift in lifts:
+        look = lift.look(arrays, group.dtype, True)
+        if look is not None:
+            break
+    else:
+        return None
+    if not look.in_place.issuperset(written):
         return None
     pick = _picker([order[i] for i in group.indices], len(order))
     return CachedGroup(

@@ -56,6 +56,11 @@ class TorchMemory:
             for view, x in zip(views, like, strict=True)
         ]
 
+    def alike(
+        self, leaves: Sequence[torch.Tensor], shapes: Shapes, kinds: Sequence[Any], written: bool
+    ) -> bool:
+        return False
+
     def writable(self, leaves: Sequence[torch.Tensor]) -> bool:
         return True
 

@@ -37,6 +37,10 @@ class KernelPlan:
     """True if ``given`` is all of ``names`` in their order."""
     apart: NoOverlap
 
+    @property
+    def in_place(self) -> frozenset[str]:
+        return self.kernel.in_place
+
 
 class FusedLift:
     """``program`` over leaves that the kernel can take; it gives ``None`` for those that it can't."""

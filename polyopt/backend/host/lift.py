@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from polyopt.backend.host.fused import FusedLift
+from polyopt.backend.host.in_place import InPlaceLift
 from polyopt.backend.host.memory import Memory, Shapes
 from polyopt.backend.host.numpy_kernel import BLOCK, Kernel, scalar_values
 from polyopt.backend.protocol import Arrays, Scalars
@@ -74,9 +75,10 @@ class HostLift:
         self._written = tuple(name for name, _ in program.outputs)
         self._replaced = tuple(n for n in self._written if n in program.arrays)
         self._touched = tuple(dict.fromkeys((*self._read, *self._replaced)))
-        self._layout = lru_cache(maxsize=32)(self._make_layout)
+        self.layout = lru_cache(maxsize=32)(self._make_layout)
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
         self.fused = FusedLift(program, memory)
+        self.repeatable = (self.fused, InPlaceLift(self))
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
@@ -94,7 +96,7 @@ class HostLift:
             if donate and not self.memory.disjoint(targets, others):
                 return self._in_order(arrays, scalars, dtype)
         kinds = tuple([tuple([x.dtype for x in arrays[name]]) for name in self._touched])
-        layout = self._layout(shapes, kinds, dtype, donate)
+        layout = self.layout(shapes, kinds, dtype, donate)
         out: dict[str, list[Array]] = {name: [None] * len(shapes) for name in self._written}
         with np.errstate(all="ignore"):
             values = scalar_values(self.program, scalars, dtype)
@@ -126,7 +128,7 @@ class HostLift:
     ) -> None:
         if not layout.packs:
             return
-        kernel = self._kernel(tuple(np.dtype(dtype) for _ in self._touched), dtype, True)
+        kernel = self.packed_kernel(dtype)
         names = tuple(dict.fromkeys((*self._read, *self._written)))
         try:
             work = layout.pool.pop()
@@ -184,6 +186,10 @@ class HostLift:
             memory.changed([leaf[name]])
 
     # What to run how
+
+    def packed_kernel(self, dtype: str) -> Kernel:
+        """Return the kernel for packs, which are in the compute dtype."""
+        return self._kernel(tuple(np.dtype(dtype) for _ in self._touched), dtype, True)
 
     def _make_layout(
         self, shapes: Shapes, kinds: tuple[tuple[Any, ...], ...], dtype: str, donate: bool

@@ -22,6 +22,9 @@ BLOCK = 1 << 14
 Value: TypeAlias = Any
 """A host array or scalar."""
 
+Call: TypeAlias = tuple[Callable[..., Any], tuple[Value, ...]]
+"""A function and its operands, the destination last."""
+
 _NAMES = {"abs": "absolute", "pow": "power", "round": "rint"}
 
 
@@ -55,6 +58,26 @@ def scalar_values(program: Program, scalars: Mapping[str, Any], dtype: str) -> d
             op = instruction.op
             values[instruction.name] = np.asarray(np.where(*args) if op == "where" else _function(op)(*args))
     return values
+
+
+class ScalarCells:
+    """Keep the values of ``scalar_values`` in 0-d arrays that stay the same: calls can be bound to them."""
+
+    def __init__(self, program: Program, dtype: str) -> None:
+        self._program, self._dtype = program, dtype
+        self._derived = len(program.scalar_names) > len(program.scalars) + len(program.constants)
+        with np.errstate(all="ignore"):
+            values = scalar_values(program, dict.fromkeys(program.scalars, 1.0), dtype)
+        self.values: dict[str, Value] = {name: np.array(x) for name, x in values.items()}
+        """By name."""
+
+    def take(self, scalars: Mapping[str, Any]) -> None:
+        """Write the values of one update."""
+        new: Mapping[str, Any] = scalars
+        if self._derived:
+            new = scalar_values(self._program, scalars, self._dtype)
+        for name in new if self._derived else self._program.scalars:
+            self.values[name][...] = new[name]
 
 
 def _dtypes(program: Program, dtype: str) -> dict[str, np.dtype[Any]]:
@@ -107,23 +130,40 @@ class Kernel:
     def scalar_position(self, name: str) -> int:
         return len(self.inputs) + len(self.outputs) + self._scalars.index(name)
 
+    def registers(self) -> list[Value]:
+        """New memory for what lies between inputs and outputs, for ``bound``."""
+        return [np.empty(BLOCK, dtype) for dtype in self._register_dtypes]
+
+    def bound(
+        self, arrays: Sequence[Value], scalars: Mapping[str, Value], registers: Sequence[Value]
+    ) -> list[Call]:
+        """The calls that compute outputs of at most ``BLOCK`` elements, for memory that stays where it is.
+
+        ``arrays`` as of ``run``; ``scalars`` are 0-d arrays.
+        """
+        n = len(arrays[0])
+        file = [*arrays, *[scalars[name] for name in self._scalars], *[r[:n] for r in registers]]
+        return [(function, tuple([file[i] for i in args])) for function, args in self._steps]
+
     def run(self, arrays: Sequence[Value], scalars: Mapping[str, Value]) -> None:
-        """Compute the outputs. ``arrays``: flat inputs, then flat outputs, all of one length."""
+        """Compute the outputs, where NumPy is told to ignore overflows and the like.
+
+        ``arrays``: flat inputs, then flat outputs, all of one length.
+        """
         try:
             file = self._files.pop()
         except IndexError:
-            file = [None] * self._fixed + [np.empty(BLOCK, d) for d in self._register_dtypes]
+            file = [None] * self._fixed + self.registers()
         n, registers = len(arrays[0]), file[self._fixed :]
-        file[len(arrays) : self._fixed] = [scalars[name] for name in self._scalars]
-        with np.errstate(all="ignore"):
-            for start in range(0, n, BLOCK):
-                stop = min(start + BLOCK, n)
-                if stop - start < BLOCK:
-                    file[self._fixed :] = [r[: stop - start] for r in registers]
-                for i, x in enumerate(arrays):
-                    file[i] = x[start:stop]
-                for function, args in self._steps:
-                    function(*[file[i] for i in args])
+        file[: self._fixed] = [*arrays, *[scalars[name] for name in self._scalars]]
+        for start in range(0, n, BLOCK):
+            stop = min(start + BLOCK, n)
+            if stop - start < BLOCK:
+                file[self._fixed :] = [r[: stop - start] for r in registers]
+            if n > BLOCK:
+                file[: len(arrays)] = [x[start:stop] for x in arrays]
+            for function, args in self._steps:
+                function(*[file[i] for i in args])
         file[: len(arrays)] = [None] * len(arrays)  # keep no caller's memory alive
         file[self._fixed :] = registers
         self._files.append(file)

@@ -221,9 +221,17 @@ def test_a_second_thread_goes_the_long_way(short: Taken) -> None:
     assert done[0][1]["step"] == 3
 
 
-def test_without_surveys_every_update_goes_the_long_way(short: Taken) -> None:
+def test_without_surveys_numpys_calls_are_kept(short: Taken) -> None:
     from polyopt_numpy import lift
 
     with mock.patch.object(lift, "_survey", return_value=None):
         runs(Optimizer(Adam(lr=0.1)), lambda i: arrays(HOSTS[0], i), arrays(HOSTS[0], 0), True)
+    assert short.count == 4
+
+
+def test_without_surveys_every_update_of_tensors_goes_the_long_way(short: Taken) -> None:
+    from polyopt_torch.cpu import memory
+
+    with mock.patch.object(memory, "tensors", return_value=None):
+        runs(Optimizer(Adam(lr=0.1)), lambda i: arrays(HOSTS[1], i), arrays(HOSTS[1], 0), True)
     assert short.count == 0
