@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from polyopt.backend.generate import columns
 from polyopt.backend.host.array_table import ADDRESS, CONTIGUOUS, FIELDS, FLAGS, KIND, RANK, SIZE, WRITABLE
 from polyopt.backend.host.memory import Surveyed
-from polyopt.backend.host.numba_kernel import STORED, Call, Column, Kernel, available, compile_kernel, rows
+from polyopt.backend.host.numba_kernel import STORED, Call, Kernel, available, compile_kernel, rows
 from polyopt.backend.host.numpy_kernel import scalar_values
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
@@ -47,9 +48,7 @@ class FusedLift:
 
     def __init__(self, program: Program, memory: Surveyed) -> None:
         self.program, self.memory = program, memory
-        self._written = tuple(name for name, _ in program.outputs)
-        replaced = (name for name in self._written if name in program.arrays)
-        self._touched = tuple(dict.fromkeys((*(n for n in program.arrays if n in program.used), *replaced)))
+        self._touched = program.touched
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
         self._constants = dict(program.constants)
         self._direct = frozenset((*program.scalars, *self._constants))
@@ -71,8 +70,8 @@ class FusedLift:
         survey = self.memory.survey() if self._touched else None
         if survey is None or not self.memory.plain():
             return None
-        columns = [x if isinstance(x := arrays[name], list) else list(x) for name in self._touched]
-        facts = survey.facts(columns)
+        lists = [x if isinstance(x := arrays[name], list) else list(x) for name in self._touched]
+        facts = survey.facts(lists)
         look = None if facts is None else self._understood(facts, dtype, donate)
         if look is None:
             self._tell(
@@ -84,9 +83,8 @@ class FusedLift:
         """Say once why an update is not one kernel."""
         if reason not in self._told:
             self._told.add(reason)
-            _log.debug(
-                "the update of %s is slower, not one compiled kernel: %s", ", ".join(self._written), reason
-            )
+            names = ", ".join(self.program.written)
+            _log.debug("the update of %s is slower, not one compiled kernel: %s", names, reason)
 
     def again(self, look: KernelPlan, arrays: Mapping[str, list[Array]]) -> bool:
         """Return True if these leaves are what ``look`` found but for their addresses.
@@ -164,17 +162,7 @@ class FusedLift:
         storage = {n: kind for n, kind in found.items() if kind is not None and kind in STORED}
         if len(storage) < len(found):
             return None
-        in_place = set(self._written) & set(storage) if donate else set()
-        given = [n for n in self._touched if n in self.program.used or n in in_place]
-        made = [n for n in self._written if n not in in_place]
-        return Kernel(
-            self.program,
-            dtype,
-            (
-                *(Column(n, storage[n], True, n in in_place) for n in given),
-                *(Column(n, storage.get(n, np.dtype(dtype)), False, True) for n in made),
-            ),
-        )
+        return Kernel(self.program, dtype, columns(self.program, storage, np.dtype(dtype), donate))
 
 
 MEETS, FREE = 1, 2

@@ -52,15 +52,13 @@ class InPlaceLift:
     def __init__(self, lift: HostLift) -> None:
         self._lift, self._memory = lift, lift.memory
         program = lift.program
-        self._read = tuple(n for n in program.arrays if n in program.used)
-        self._written = tuple(name for name, _ in program.outputs)
-        self._touched = tuple(dict.fromkeys((*self._read, *self._written)))
+        self._read, self._written, self._touched = program.read, program.replaced, program.touched
         self._kept = tuple(n for n in self._read if n not in self._written)
         self._order = [self._touched.index(n) for n in (*self._read, *self._written)]
 
     def look(self, arrays: Arrays, dtype: str, donate: bool) -> InPlacePlan | None:
         """Return what to run; ``None`` where something isn't replaced, or can't be in its memory."""
-        if not donate or not set(self._written) <= set(self._lift.program.arrays):
+        if not donate or self._written != self._lift.program.written:
             return None
         shapes = tuple([tuple(x.shape) for x in arrays["p"]])
         kinds = tuple([tuple([x.dtype for x in arrays[name]]) for name in self._touched])

@@ -71,10 +71,8 @@ class HostLift:
 
     def __init__(self, program: Program, memory: Memory) -> None:
         self.program, self.memory = program, memory
-        self._read = tuple(n for n in program.arrays if n in program.used)
-        self._written = tuple(name for name, _ in program.outputs)
-        self._replaced = tuple(n for n in self._written if n in program.arrays)
-        self._touched = tuple(dict.fromkeys((*self._read, *self._replaced)))
+        self._read, self._written = program.read, program.written
+        self._replaced, self._touched = program.replaced, program.touched
         self.layout = lru_cache(maxsize=32)(self._make_layout)
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
         self.fused = FusedLift(program, memory)

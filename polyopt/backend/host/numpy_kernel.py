@@ -109,8 +109,7 @@ class Kernel:
     def __init__(
         self, program: Program, dtype: str, storage: Mapping[str, np.dtype[Any]], *, in_place: bool
     ) -> None:
-        self.inputs = tuple(n for n in program.arrays if n in program.used)
-        self.outputs = tuple(name for name, _ in program.outputs)
+        self.inputs, self.outputs = program.read, program.written
         self._scalars = tuple(sorted(program.scalar_names))
         self._compute = np.dtype(dtype)
         self._register_dtypes: list[np.dtype[Any]] = []
