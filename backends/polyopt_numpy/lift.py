@@ -11,8 +11,9 @@ from numpy.lib.array_utils import byte_bounds
 
 from polyopt.backend.evaluate import evaluate_leaves
 from polyopt.backend.host.array_table import Survey, numpy_survey
-from polyopt.backend.host.lift import HostLift, disjoint
+from polyopt.backend.host.lift import HostLift
 from polyopt.backend.host.memory import Shapes
+from polyopt.backend.host.overlap import disjoint
 from polyopt.backend.host.threads import POOL, Team
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program

@@ -13,8 +13,8 @@ import torch
 
 from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.array_table import ArrayTable
-from polyopt.backend.host.lift import disjoint
 from polyopt.backend.host.memory import Shapes
+from polyopt.backend.host.overlap import disjoint
 from polyopt.backend.host.threads import Team, openmp
 from polyopt_torch.cpu.array_table import count_changes, tensors
 from polyopt_torch.host_views import DTYPES, NAMES, host_view, tensor_view

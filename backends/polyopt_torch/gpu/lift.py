@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from polyopt.backend.generate import columns
-from polyopt.backend.host.lift import disjoint
 from polyopt.backend.host.numpy_kernel import scalar_values
+from polyopt.backend.host.overlap import disjoint
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
 from polyopt_torch.gpu import triton_kernel

@@ -216,19 +216,3 @@ class HostLift:
 
     def _make_kernel(self, storage: tuple[np.dtype[Any], ...], dtype: str, in_place: bool) -> Kernel:
         return Kernel(self.program, dtype, dict(zip(self._touched, storage, strict=True)), in_place=in_place)
-
-
-def disjoint(targets: Any, others: Any) -> bool:
-    """Return True if no interval ``[start, stop)`` of ``targets`` meets another one or one of ``others``.
-
-    >>> disjoint([(0, 4), (8, 12)], [(4, 8)]), disjoint([(0, 4)], [(3, 5)])
-    (True, False)
-    """
-    mine, theirs = (np.array(x, np.int64).reshape(-1, 2) for x in (targets, others))
-    mine = mine[mine[:, 0] < mine[:, 1]]
-    theirs = theirs[theirs[:, 0] < theirs[:, 1]]
-    mine = mine[np.argsort(mine[:, 0])]
-    if (mine[1:, 0] < mine[:-1, 1]).any():
-        return False
-    before = np.searchsorted(mine[:, 0], theirs[:, 1])  # the targets that start before each one ends
-    return not (mine[before - 1, 1] > theirs[:, 0])[before > 0].any() if len(mine) else True
