@@ -102,9 +102,12 @@ __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
+        if name.startswith("__"):  # asked by tools
+            raise AttributeError(f"module 'polyopt' has no attribute {name!r}")
         from polyopt.core.aliases import NAMES, called
+        from polyopt.core.errors import readable
 
-        raise AttributeError(f"polyopt has no {name!r}; {called(name, NAMES, _HOME_OF)}")
+        raise AttributeError(readable(f"polyopt has no {name!r}; {called(name, NAMES, _HOME_OF)}"))
     value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value

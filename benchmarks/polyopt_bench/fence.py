@@ -49,7 +49,14 @@ def _step(name: str, *, fenced: bool) -> Callable[[], None]:
     code = program(segment.parts, "p")
     grads = [jnp.cos(x) for x in params]
     given = {"p": params} | {n: [jnp.zeros_like(x) for x in params] for n in ("exp_avg", "exp_avg_sq")}
-    numbers = {"b1": 0.9, "rest1": 0.1, "b2": 0.999, "rest2": 0.001, "scale": -1e-3, "eps": 1e-8}
+    numbers = {
+        "b1": 0.9,
+        "one_minus_beta1": 0.1,
+        "b2": 0.999,
+        "one_minus_beta2": 0.001,
+        "scale": -1e-3,
+        "eps": 1e-8,
+    }
     vector = jnp.asarray(np.array([numbers[n] for n in code.scalars] + [0.0], np.float32))
     advance = jax.jit(lift._over_leaves(backend, code, "float32"), donate_argnums=(0,))
 

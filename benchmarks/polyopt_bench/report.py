@@ -10,7 +10,7 @@ from polyopt.core.files import write_atomic
 from polyopt_bench import pictures
 from polyopt_bench.cases import BACKENDS, FLOOR_BOUND, MAIN, TASKS
 from polyopt_bench.pictures import LABEL, standard
-from polyopt_bench.results import Results, Row
+from polyopt_bench.results import DOUBT, EXPLANATION, Results, Row, doubt
 from polyopt_bench.sets import shapes, size
 from polyopt_bench.workload import BATCH, NETS
 
@@ -96,10 +96,10 @@ def _demanded(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         if row["kind"] == "update" and row["bound"] is not None:
-            floor = _times(row["floor_ratio"])
+            floor = _floor(row)
             if row["floor_bound"] is not None:
-                floor = _verdict(row["floor_ratio"], row["floor_bound"])
-            verdict = _verdict(row["ratio"], row["bound"])
+                floor = _verdict(row["floor_ratio"], row["floor_bound"], doubt(row, "floor_ratio"))
+            verdict = _verdict(row["ratio"], row["bound"], doubt(row))
             cells = [row["case"], row["optimizer"], LABEL[row["backend"]], f"{row['ours']} / {row['peer']}"]
             lines.append([*cells, _ms(row["seconds"]), _ms(row["peer_seconds"]), verdict, floor])
     head = ["set", "optimizer", "backend", "measured", "ms", "peer's ms", "ratio (must reach)", "× floor"]
@@ -115,7 +115,7 @@ def _peers(rows: Sequence[Row]) -> str:
                 way = row["ours"].removeprefix("polyopt, ").replace("polyopt", "in place")
                 names = [task, row["optimizer"], LABEL[row["backend"]], way, row["peer"]]
                 times = [_ms(row["seconds"]), _ms(row["peer_seconds"])]
-                lines.append([*names, *times, _ratio(row), _times(row["floor_ratio"])])
+                lines.append([*names, *times, _ratio(row), _floor(row)])
     head = ["set", "optimizer", "backend", "polyopt", "peer", "ms", "peer's ms", "ratio", "× floor"]
     return _table(head, lines, numbers=4)
 
@@ -127,7 +127,7 @@ def _optimizers(rows: Sequence[Row]) -> str:
     for name in names:
         by = {r["backend"]: r for r in found if r["optimizer"] == name}
         cells = [
-            f"{_times(r['floor_ratio'])} ({_number(r['ratio'])})" if r else "–" for r in map(by.get, BACKENDS)
+            f"{_floor(r)} ({_number(r['ratio'])}{doubt(r)})" if r else "–" for r in map(by.get, BACKENDS)
         ]
         lines.append([name, str(next(iter(by.values()))["bytes_per_parameter"]), *cells])
     text = (
@@ -144,7 +144,7 @@ def _training(rows: Sequence[Row]) -> str:
         for row in standard(rows, "train"):
             if row["case"] == task:
                 cells = [task, LABEL[row["backend"]], row["peer"] or "–", _ms(row["seconds"])]
-                bound = _verdict(row["ratio"], row["bound"])
+                bound = _verdict(row["ratio"], row["bound"], doubt(row))
                 lines.append([*cells, _ms(row["peer_seconds"]), bound])
     text = (
         "Forward, backward and Adam, by `polyopt.TrainStep` and by hand. The networks are perceptrons on "
@@ -219,12 +219,13 @@ def missed(results: Results) -> list[str]:
     found = []
     for row in results["rows"]:
         name = f"{row['kind']} {row['case']} {row['optimizer']}, {LABEL[row['backend']]}, {row['ours']}"
-        for value, bound, what in (
-            (row["ratio"], row["bound"], f"of {row['peer']}"),
-            (row["floor_ratio"], row["floor_bound"], "of the floor"),
+        for key, limits, what in (
+            ("ratio", "bound", f"of {row['peer']}"),
+            ("floor_ratio", "floor_bound", "of the floor"),
         ):
+            value, bound = row[key], row[limits]
             if value is not None and bound is not None and value > bound:
-                found.append(f"{name}: {_number(value)} {what}, {bound:g} demanded")
+                found.append(f"{name}: {_number(value)}{doubt(row, key)} {what}, {bound:g} demanded")
         limit = row.get("seconds_bound")
         if limit is not None and row["seconds"] > limit:
             found.append(f"{name}: {_seconds(row['seconds'])} s, {limit:g} demanded")
@@ -236,7 +237,7 @@ def missed(results: Results) -> list[str]:
 
 
 def _missed(results: Results) -> str:
-    return "\n".join(f"- {line}" for line in missed(results))
+    return _explained("\n".join(f"- {line}" for line in missed(results)))
 
 
 def _sets() -> str:
@@ -253,7 +254,12 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]], *, numbers: int)
     if not found:
         return ""
     rules = ["---"] * (len(head) - numbers) + ["---:"] * numbers
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (list(head), rules, *found))
+    return _explained("\n".join("| " + " | ".join(cells) + " |" for cells in (list(head), rules, *found)))
+
+
+def _explained(text: str) -> str:
+    """The text, and beneath it what the mark of a doubtful ratio means if one stands there."""
+    return f"{text}\n\n{EXPLANATION}" if DOUBT in text else text
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
@@ -276,6 +282,10 @@ def _times(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+def _floor(row: Row) -> str:
+    return _times(row["floor_ratio"]) + doubt(row, "floor_ratio")
+
+
 def _ms(seconds: float | None) -> str:
     return "–" if seconds is None else f"{1e3 * seconds:.3g}"
 
@@ -286,14 +296,16 @@ def _seconds(value: float | None) -> str:
 
 def _ratio(row: Row) -> str:
     spread = row["quartiles"]["ratio"]
-    return f"{_number(row['ratio'])} ({_number(spread[0])}–{_number(spread[1])})" if spread else "–"
+    return (
+        f"{_number(row['ratio'])}{doubt(row)} ({_number(spread[0])}–{_number(spread[1])})" if spread else "–"
+    )
 
 
 def _mark(value: float, bound: float) -> str:
     return " ✓" if value <= bound else " ✗"
 
 
-def _verdict(value: float | None, bound: float | None) -> str:
+def _verdict(value: float | None, bound: float | None, doubtful: str = "") -> str:
     if value is None or bound is None:
-        return _number(value)
-    return f"{_number(value)} ({bound:g}{_mark(value, bound)})"
+        return _number(value) + doubtful
+    return f"{_number(value)}{doubtful} ({bound:g}{_mark(value, bound)})"

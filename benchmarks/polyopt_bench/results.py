@@ -21,6 +21,14 @@ KEYS = {
     "memory": ("case", "optimizer", "backend", "side"),
     "growth": ("backend",),
 }
+WIDE = 0.25
+"""From which distance of its quartiles on, as a part of the ratio, a ratio is not to be trusted."""
+DOUBT = " ?"
+"""The mark of such a ratio wherever one is shown."""
+EXPLANATION = (
+    f"{DOUBT.strip()} marks a ratio whose quartiles lie more than {WIDE:.0%} of it apart: its spread is too "
+    "wide to trust it. Measure it again on a quiet machine."
+)
 LIMIT = 16 << 20
 """Bytes of a file of results at the most."""
 
@@ -45,6 +53,20 @@ def add(results: Results, what: str, row: Row) -> None:
             rows[i] = row
             return
     rows.append(row)
+
+
+def doubt(row: Row, key: str = "ratio") -> str:
+    """Return the mark of a ratio that spreads too widely from round to round, else nothing.
+
+    >>> doubt({"ratio": 0.5, "quartiles": {"ratio": [0.45, 0.55]}})
+    ''
+    >>> doubt({"ratio": 0.5, "quartiles": {"ratio": [0.4, 0.6]}})
+    ' ?'
+    """
+    value, quartiles = row[key], row["quartiles"][key]
+    if value is None or quartiles is None:
+        return ""
+    return DOUBT if quartiles[1] - quartiles[0] > WIDE * value else ""
 
 
 def merged(old: Results | None, new: Results) -> Results:

@@ -93,6 +93,6 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
 
 
 def as_bytes(x: Any) -> Any:
-    """The memory of a contiguous array as a flat buffer of bytes."""
+    """View the memory of a contiguous array as a flat buffer of bytes."""
     flat: Any = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
     return memoryview(flat)

@@ -24,10 +24,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Parameters, optimizer state and metadata read from a file.
+    """Hold the parameters, optimizer state and metadata read from a file.
 
-    ``params`` is ``{path: array}``, or a tree like the one given to ``load``; ``state`` the optimizer's,
-    ``None`` where none was saved; ``meta`` whatever plain data was saved along.
+    Parameters
+    ----------
+    params
+        ``{path: array}``, or a tree like the one given to ``load``.
+    state
+        The optimizer's state; ``None`` where none was saved.
+    meta
+        Whatever plain data was saved along.
     """
 
     params: Tree
@@ -118,11 +124,25 @@ def load(
     state_like
         A state, ``optimizer.init(params)`` say, whose entries it must have.
 
+    Returns
+    -------
+    Checkpoint
+        The parameters, the state and the metadata.
+
     Raises
     ------
     CheckpointError
         For a file that is missing, truncated, corrupt or hostile, and, by name, for leaves that are missing,
         extra, mis-shaped or of another dtype.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/w.ckpt", {"w": np.ones(2)}, meta={"epoch": 3})
+    ...     found = load(f"{folder}/w.ckpt")
+    >>> found.params["w"].tolist(), found.meta
+    ([1.0, 1.0], {'epoch': 3})
     """
     tensors, text = read(path)
     try:
@@ -190,7 +210,7 @@ def _describe(x: Any) -> dict[str, Any]:
 
 
 def _body(checked: str, tensors: dict[str, Any]) -> dict[str, Any]:
-    """The header's own part, after every checksum has been found right."""
+    """Return the header's own part, after every checksum has been found right."""
     digest, _, text = checked.partition(" ")
     if not text:
         raise CheckpointError("a safetensors file, but not one that polyopt.checkpoint.save wrote")
@@ -223,7 +243,7 @@ def _same_names(found: set[str], expected: set[str], what: str) -> None:
 
 
 def _check(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
-    """The same names, and for each the same shape and dtype."""
+    """Refuse other names than expected, and another shape or dtype of any."""
     _same_names(set(found), set(expected), what)
     for name, want in expected.items():
         have = found[name]

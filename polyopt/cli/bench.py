@@ -167,8 +167,11 @@ def _report(results: Any, request: Request) -> list[Path]:
 def _show(results: Any, written: Sequence[Path]) -> None:
     screen = output.screen()
     if rows := [_cells(row) for row in results["rows"]]:
+        marked = any(_part("results").DOUBT in cell for cells in rows for cell in cells[-2:])
         columns = ["case", "backend", "polyopt / peer", "", "ms", "peer's ms", "ratio", "× floor"]
         screen.print(output.table("", columns, rows, numbers=4))
+        if marked:
+            print(_part("results").EXPLANATION)
     if results["memory"]:
         columns = ["case", "backend", "side", "needed MiB", "peak MiB", "peak / needed"]
         rows = [
@@ -188,6 +191,7 @@ def _show(results: Any, written: Sequence[Path]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    doubt = _part("results").doubt
     ratio, floor = row["ratio"], row["floor_ratio"]
     seconds = [row["seconds"], row["peer_seconds"]]
     return [
@@ -196,8 +200,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['ours']} / {row['peer'] or '–'}",
         bar(ratio),
         *("–" if s is None else f"{1e3 * s:.3f}" for s in seconds),
-        "–" if ratio is None else f"{ratio:.3f}",
-        "–" if floor is None else f"{floor:.2f}",
+        "–" if ratio is None else f"{ratio:.3f}{doubt(row)}",
+        "–" if floor is None else f"{floor:.2f}{doubt(row, 'floor_ratio')}",
     ]
 
 

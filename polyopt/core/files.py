@@ -112,7 +112,7 @@ def write_atomic(
 def read_bounded(
     path: str | os.PathLike[str], limit: int, what: str, *, error: type[PolyoptError] = InputError
 ) -> bytes:
-    """The bytes of the regular file ``path``, at most ``limit`` of them; ``what`` it is stands in errors."""
+    """Read the regular file ``path``, at most ``limit`` bytes; ``what`` it is stands in errors."""
     target = Path(path)
     try:
         if not stat.S_ISREG(target.stat().st_mode):

@@ -43,30 +43,56 @@ class Ops(Protocol):
 
     # Data types
     @property
-    def bool(self) -> DType: ...
-    @property
-    def int8(self) -> DType: ...
-    @property
-    def int16(self) -> DType: ...
-    @property
-    def int32(self) -> DType: ...
-    @property
-    def int64(self) -> DType: ...
-    @property
-    def uint8(self) -> DType: ...
-    @property
-    def float16(self) -> DType: ...
-    @property
-    def bfloat16(self) -> DType: ...
-    @property
-    def float32(self) -> DType: ...
-    @property
-    def float64(self) -> DType: ...
+    def bool(self) -> DType:
+        """Return the dtype of truth values."""
 
-    def astype(self, x: Array, dtype: DType, /, *, copy: Bool = True) -> Array: ...
-    def isdtype(self, dtype: DType, kind: DType | str | tuple[DType | str, ...]) -> Bool: ...
-    def finfo(self, type: DType, /) -> Any: ...
-    def result_type(self, *arrays_and_dtypes: Array | DType) -> DType: ...
+    @property
+    def int8(self) -> DType:
+        """Return the dtype of integers of 8 bits."""
+
+    @property
+    def int16(self) -> DType:
+        """Return the dtype of integers of 16 bits."""
+
+    @property
+    def int32(self) -> DType:
+        """Return the dtype of integers of 32 bits."""
+
+    @property
+    def int64(self) -> DType:
+        """Return the dtype of integers of 64 bits."""
+
+    @property
+    def uint8(self) -> DType:
+        """Return the dtype of unsigned integers of 8 bits."""
+
+    @property
+    def float16(self) -> DType:
+        """Return the dtype of IEEE half precision."""
+
+    @property
+    def bfloat16(self) -> DType:
+        """Return the dtype of 16-bit floats with the exponent of float32."""
+
+    @property
+    def float32(self) -> DType:
+        """Return the dtype of IEEE single precision."""
+
+    @property
+    def float64(self) -> DType:
+        """Return the dtype of IEEE double precision."""
+
+    def astype(self, x: Array, dtype: DType, /, *, copy: Bool = True) -> Array:
+        """Convert ``x`` to ``dtype``."""
+
+    def isdtype(self, dtype: DType, kind: DType | str | tuple[DType | str, ...]) -> Bool:
+        """Return True if ``dtype`` is ``kind``, a dtype or the standard's name of several."""
+
+    def finfo(self, type: DType, /) -> Any:
+        """Return the limits of a floating dtype: ``eps``, ``max``, ``smallest_normal`` and others."""
+
+    def result_type(self, *arrays_and_dtypes: Array | DType) -> DType:
+        """Return the dtype that the arguments are promoted to together."""
 
     # Creation
     def asarray(
@@ -77,7 +103,9 @@ class Ops(Protocol):
         dtype: DType | None = None,
         device: Device | None = None,
         copy: Bool | None = None,
-    ) -> Array: ...
+    ) -> Array:
+        """Make an array of numbers, nested sequences of them, or an array."""
+
     def arange(
         self,
         start: float,
@@ -87,9 +115,15 @@ class Ops(Protocol):
         *,
         dtype: DType | None = None,
         device: Device | None = None,
-    ) -> Array: ...
-    def zeros(self, shape: Shape, *, dtype: DType | None = None, device: Device | None = None) -> Array: ...
-    def ones(self, shape: Shape, *, dtype: DType | None = None, device: Device | None = None) -> Array: ...
+    ) -> Array:
+        """Return evenly spaced numbers from ``start`` up to, not including, ``stop``."""
+
+    def zeros(self, shape: Shape, *, dtype: DType | None = None, device: Device | None = None) -> Array:
+        """Return an array of zeros."""
+
+    def ones(self, shape: Shape, *, dtype: DType | None = None, device: Device | None = None) -> Array:
+        """Return an array of ones."""
+
     def full(
         self,
         shape: Shape,
@@ -97,13 +131,15 @@ class Ops(Protocol):
         *,
         dtype: DType | None = None,
         device: Device | None = None,
-    ) -> Array: ...
-    def zeros_like(
-        self, x: Array, /, *, dtype: DType | None = None, device: Device | None = None
-    ) -> Array: ...
-    def ones_like(
-        self, x: Array, /, *, dtype: DType | None = None, device: Device | None = None
-    ) -> Array: ...
+    ) -> Array:
+        """Return an array of which every element is ``fill_value``."""
+
+    def zeros_like(self, x: Array, /, *, dtype: DType | None = None, device: Device | None = None) -> Array:
+        """Return zeros of the shape, dtype and device of ``x``."""
+
+    def ones_like(self, x: Array, /, *, dtype: DType | None = None, device: Device | None = None) -> Array:
+        """Return ones of the shape, dtype and device of ``x``."""
+
     def full_like(
         self,
         x: Array,
@@ -112,67 +148,169 @@ class Ops(Protocol):
         *,
         dtype: DType | None = None,
         device: Device | None = None,
-    ) -> Array: ...
+    ) -> Array:
+        """Return ``fill_value`` in the shape, dtype and device of ``x``."""
 
     # Elementwise
-    def abs(self, x: Array, /) -> Array: ...
-    def add(self, x1: Array, x2: Array, /) -> Array: ...
-    def ceil(self, x: Array, /) -> Array: ...
-    def clip(
-        self, x: Array, /, min: Array | float | None = None, max: Array | float | None = None
-    ) -> Array: ...
-    def cos(self, x: Array, /) -> Array: ...
-    def divide(self, x1: Array, x2: Array, /) -> Array: ...
-    def equal(self, x1: Array, x2: Array, /) -> Array: ...
-    def exp(self, x: Array, /) -> Array: ...
-    def expm1(self, x: Array, /) -> Array: ...
-    def floor(self, x: Array, /) -> Array: ...
-    def greater(self, x1: Array, x2: Array, /) -> Array: ...
-    def greater_equal(self, x1: Array, x2: Array, /) -> Array: ...
-    def isfinite(self, x: Array, /) -> Array: ...
-    def isinf(self, x: Array, /) -> Array: ...
-    def isnan(self, x: Array, /) -> Array: ...
-    def less(self, x1: Array, x2: Array, /) -> Array: ...
-    def less_equal(self, x1: Array, x2: Array, /) -> Array: ...
-    def log(self, x: Array, /) -> Array: ...
-    def log1p(self, x: Array, /) -> Array: ...
-    def logical_and(self, x1: Array, x2: Array, /) -> Array: ...
-    def logical_not(self, x: Array, /) -> Array: ...
-    def logical_or(self, x1: Array, x2: Array, /) -> Array: ...
-    def maximum(self, x1: Array, x2: Array, /) -> Array: ...
-    def minimum(self, x1: Array, x2: Array, /) -> Array: ...
-    def multiply(self, x1: Array, x2: Array, /) -> Array: ...
-    def negative(self, x: Array, /) -> Array: ...
-    def not_equal(self, x1: Array, x2: Array, /) -> Array: ...
-    def pow(self, x1: Array, x2: Array, /) -> Array: ...
-    def round(self, x: Array, /) -> Array: ...
-    def sign(self, x: Array, /) -> Array: ...
-    def sqrt(self, x: Array, /) -> Array: ...
-    def square(self, x: Array, /) -> Array: ...
-    def subtract(self, x1: Array, x2: Array, /) -> Array: ...
-    def tanh(self, x: Array, /) -> Array: ...
-    def where(self, condition: Array, x1: Array, x2: Array, /) -> Array: ...
+    def abs(self, x: Array, /) -> Array:
+        """Return the magnitude of each element."""
+
+    def add(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 + x2``."""
+
+    def ceil(self, x: Array, /) -> Array:
+        """Round each element up to an integer."""
+
+    def clip(self, x: Array, /, min: Array | float | None = None, max: Array | float | None = None) -> Array:
+        """Hold each element within [``min``, ``max``]; ``None`` is no limit."""
+
+    def cos(self, x: Array, /) -> Array:
+        """Return the cosine of each element, in radians."""
+
+    def divide(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 / x2``."""
+
+    def equal(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 == x2``, element by element."""
+
+    def exp(self, x: Array, /) -> Array:
+        """Return e to the power of each element."""
+
+    def expm1(self, x: Array, /) -> Array:
+        """Return ``exp(x) - 1``, exact near 0."""
+
+    def floor(self, x: Array, /) -> Array:
+        """Round each element down to an integer."""
+
+    def greater(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 > x2``, element by element."""
+
+    def greater_equal(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 >= x2``, element by element."""
+
+    def isfinite(self, x: Array, /) -> Array:
+        """Return True where an element is neither infinite nor NaN."""
+
+    def isinf(self, x: Array, /) -> Array:
+        """Return True where an element is infinite."""
+
+    def isnan(self, x: Array, /) -> Array:
+        """Return True where an element is NaN."""
+
+    def less(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 < x2``, element by element."""
+
+    def less_equal(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 <= x2``, element by element."""
+
+    def log(self, x: Array, /) -> Array:
+        """Return the natural logarithm of each element."""
+
+    def log1p(self, x: Array, /) -> Array:
+        """Return ``log(1 + x)``, exact near 0."""
+
+    def logical_and(self, x1: Array, x2: Array, /) -> Array:
+        """Return True where both are."""
+
+    def logical_not(self, x: Array, /) -> Array:
+        """Return True where ``x`` is False."""
+
+    def logical_or(self, x1: Array, x2: Array, /) -> Array:
+        """Return True where either is."""
+
+    def maximum(self, x1: Array, x2: Array, /) -> Array:
+        """Return the larger of ``x1`` and ``x2``, element by element; NaN where either is."""
+
+    def minimum(self, x1: Array, x2: Array, /) -> Array:
+        """Return the smaller of ``x1`` and ``x2``, element by element; NaN where either is."""
+
+    def multiply(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 * x2``."""
+
+    def negative(self, x: Array, /) -> Array:
+        """Return ``-x``."""
+
+    def not_equal(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 != x2``, element by element."""
+
+    def pow(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1`` to the power of ``x2``."""
+
+    def round(self, x: Array, /) -> Array:
+        """Round each element to the nearest integer, halves to the even one."""
+
+    def sign(self, x: Array, /) -> Array:
+        """Return -1, 0 or 1 by the sign of each element."""
+
+    def sqrt(self, x: Array, /) -> Array:
+        """Return the square root of each element; NaN below 0."""
+
+    def square(self, x: Array, /) -> Array:
+        """Return ``x * x``."""
+
+    def subtract(self, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1 - x2``."""
+
+    def tanh(self, x: Array, /) -> Array:
+        """Return the hyperbolic tangent of each element."""
+
+    def where(self, condition: Array, x1: Array, x2: Array, /) -> Array:
+        """Return ``x1`` where ``condition`` is True, else ``x2``."""
 
     # Reduction and searching
-    def all(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array: ...
-    def any(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array: ...
-    def argmax(self, x: Array, /, *, axis: int | None = None, keepdims: Bool = False) -> Array: ...
-    def max(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array: ...
-    def mean(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array: ...
-    def min(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array: ...
+    def all(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array:
+        """Return True if all elements are, over all axes or those of ``axis``."""
+
+    def any(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array:
+        """Return True if some element is, over all axes or those of ``axis``."""
+
+    def argmax(self, x: Array, /, *, axis: int | None = None, keepdims: Bool = False) -> Array:
+        """Return the position of the first largest element, of the flat array or along ``axis``."""
+
+    def max(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array:
+        """Return the largest element, over all axes or those of ``axis``."""
+
+    def mean(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array:
+        """Return the mean of the elements, over all axes or those of ``axis``."""
+
+    def min(self, x: Array, /, *, axis: Axis = None, keepdims: Bool = False) -> Array:
+        """Return the smallest element, over all axes or those of ``axis``."""
+
     def sum(
         self, x: Array, /, *, axis: Axis = None, dtype: DType | None = None, keepdims: Bool = False
-    ) -> Array: ...
+    ) -> Array:
+        """Return the sum of the elements, over all axes or those of ``axis``."""
 
     # Linear algebra and shape
-    def matmul(self, x1: Array, x2: Array, /) -> Array: ...
-    def matrix_transpose(self, x: Array, /) -> Array: ...
-    def broadcast_to(self, x: Array, /, shape: tuple[int, ...]) -> Array: ...
-    def concat(self, arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array: ...
-    def expand_dims(self, x: Array, /, *, axis: int = 0) -> Array: ...
-    def permute_dims(self, x: Array, /, axes: tuple[int, ...]) -> Array: ...
-    def reshape(self, x: Array, /, shape: tuple[int, ...], *, copy: Bool | None = None) -> Array: ...
-    def squeeze(self, x: Array, /, axis: int | tuple[int, ...]) -> Array: ...
-    def stack(self, arrays: Sequence[Array], /, *, axis: int = 0) -> Array: ...
-    def take(self, x: Array, indices: Array, /, *, axis: int | None = None) -> Array: ...
-    def take_along_axis(self, x: Array, indices: Array, /, *, axis: int = -1) -> Array: ...
+    def matmul(self, x1: Array, x2: Array, /) -> Array:
+        """Return the product of matrices in the last two axes; the axes before them are broadcast."""
+
+    def matrix_transpose(self, x: Array, /) -> Array:
+        """Exchange the last two axes."""
+
+    def broadcast_to(self, x: Array, /, shape: tuple[int, ...]) -> Array:
+        """Repeat ``x`` along axes of length 1, or missing ones, to ``shape``."""
+
+    def concat(self, arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
+        """Join arrays along ``axis``; ``None``: flat ones."""
+
+    def expand_dims(self, x: Array, /, *, axis: int = 0) -> Array:
+        """Insert an axis of length 1 at ``axis``."""
+
+    def permute_dims(self, x: Array, /, axes: tuple[int, ...]) -> Array:
+        """Put the axes in the order ``axes``."""
+
+    def reshape(self, x: Array, /, shape: tuple[int, ...], *, copy: Bool | None = None) -> Array:
+        """Return the elements, row by row, in another shape; one length may be -1."""
+
+    def squeeze(self, x: Array, /, axis: int | tuple[int, ...]) -> Array:
+        """Remove the axes ``axis``, of length 1."""
+
+    def stack(self, arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
+        """Join arrays of one shape along a new axis."""
+
+    def take(self, x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
+        """Return the elements, or slices along ``axis``, at ``indices``, a 1-d array."""
+
+    def take_along_axis(self, x: Array, indices: Array, /, *, axis: int = -1) -> Array:
+        """Return for each place the element along ``axis`` that ``indices`` has there."""

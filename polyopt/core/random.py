@@ -13,8 +13,10 @@ import numpy as np
 
 
 def generator(seed: int, name: str = "", step: int = 0) -> np.random.Generator:
-    """A generator for the draws called ``name`` at ``step``.
+    """Make the generator for the draws called ``name`` at ``step``.
 
+    Examples
+    --------
     >>> a, b = generator(0, "layer.weight"), generator(0, "layer.weight")
     >>> bool((a.random(3) == b.random(3)).all())
     True
@@ -25,5 +27,5 @@ def generator(seed: int, name: str = "", step: int = 0) -> np.random.Generator:
 
 
 def permutation(n: int, seed: int, name: str = "shuffle", step: int = 0) -> Any:
-    """A random order of ``range(n)``: an int64 host array of shape ``(n,)``."""
+    """Draw a random order of ``range(n)``: an int64 host array of shape ``(n,)``."""
     return generator(seed, name, step).permutation(n)

@@ -55,8 +55,10 @@ _ATTEMPTS = {"float32": 3, "float64": 6}
 
 
 def ordered_sum(xp: Any, x: Array) -> Array:
-    """The sum of all elements as a 0-d array, in an order that is the same on every backend.
+    """Return the sum of all elements as a 0-d array, in an order that is the same on every backend.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> float(ordered_sum(np, np.full(2**20, np.float32(0.1)))) == float(np.float32(0.1)) * 2**20
     True
@@ -109,7 +111,10 @@ def root_sum_squares(xp: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
 
 
 def finite(xp: Any, arrays: Sequence[Array]) -> Array:
-    """A 0-d bool: whether no element of the arrays, at least one, of any floating dtypes, is inf or NaN."""
+    """Return a 0-d bool: True if no element of the arrays is inf or NaN.
+
+    There is at least one array; they may differ in their floating dtypes.
+    """
     kinds: list[Any] = []
     for x in arrays:
         if x.dtype not in kinds:
@@ -144,7 +149,7 @@ def axis_root_sum_squares(xp: Any, x: Array, axis: int) -> tuple[Array, Array]:
 
 
 def packed(xp: Any, arrays: Sequence[Array]) -> list[Array]:
-    """The arrays flat, small ones joined: a group stands where its first member stood."""
+    """Flatten the arrays and join small ones: a group stands where its first member stood."""
     flat = [xp.reshape(x, (-1,)) for x in arrays]
     members = groups(tuple(math.prod(x.shape) for x in arrays))
     return [_joined(xp, [flat[i] for i in group]) for group in members]
@@ -173,7 +178,7 @@ def groups(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def power_of_two(xp: Any, largest: Array) -> Array:
-    """The scale of ``axis_root_sum_squares`` for the magnitudes ``largest``, elementwise."""
+    """Return the scale of ``axis_root_sum_squares`` for the magnitudes ``largest``, elementwise."""
     table = _SCALES[_kind(xp, largest)]
     scale = xp.full_like(largest, 2.0 ** table[-1][1])
     for exponent, power in reversed(table[:-1]):
@@ -198,7 +203,7 @@ def _repeated(
 
 
 def _sum_squares(xp: Any, arrays: Sequence[Array], flat: list[Array] | None, scale: Array) -> Array:
-    """The sum of the squares of all elements times ``scale``."""
+    """Return the sum of the squares of all elements times ``scale``."""
     if flat is None:
         total = xp.sum_squares(arrays, scale)
         if total is not None:
@@ -212,7 +217,7 @@ def _sum_squares(xp: Any, arrays: Sequence[Array], flat: list[Array] | None, sca
 
 
 def _joint_sum(xp: Any, flat: Sequence[Array], of: Callable[[Array], Array]) -> Array:
-    """The sum of ``of(x)`` over all elements of the 1-d arrays; ``of`` is elementwise."""
+    """Return the sum of ``of(x)`` over all elements of the 1-d arrays; ``of`` is elementwise."""
     settled = getattr(xp, "settled", _same)
     parts = [part for x in flat for part in _folded(xp, x, of)]
     for _ in range(LEVELS - 1):
@@ -242,7 +247,7 @@ def _folded(xp: Any, x: Array, of: Callable[[Array], Array]) -> list[Array]:
 
 
 def _halves(xp: Any, x: Array, size: int) -> Array:
-    """The halves of ``x`` added until ``size`` elements are left."""
+    """Add the halves of ``x`` until ``size`` elements are left."""
     while x.shape[0] > size:
         half = x.shape[0] // 2
         x = xp.add(x[:half], x[half:])
@@ -250,7 +255,7 @@ def _halves(xp: Any, x: Array, size: int) -> Array:
 
 
 def _streams(xp: Any, x: Array, of: Callable[[Array], Array], m: int, start: int, stop: int) -> Array:
-    """The lanes from ``start`` to ``stop`` of ``_halves``, from FOLD streams of ``m`` elements."""
+    """Return the lanes from ``start`` to ``stop`` of ``_halves``, from FOLD streams of ``m`` elements."""
     parts = [of(x[i * m + start : i * m + stop]) for i in range(FOLD)]
     while len(parts) > 1:
         half = len(parts) // 2
@@ -267,7 +272,7 @@ def _same(x: Array) -> Array:
 
 
 def _halved(xp: Any, x: Array, rows: int, cut: Callable[[Array, int, int], Array]) -> Array:
-    """The sum of the rows of ``x``: its halves are added until one is left; an odd row waits till the end."""
+    """Sum the rows of ``x``: its halves are added until one is left; an odd row waits till the end."""
     odd: list[Array] = []
     while rows > 1:
         if rows % 2:

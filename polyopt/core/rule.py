@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from polyopt.core.aliases import check_keywords
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.schedule import Schedule, finite, first_outside
@@ -56,9 +56,11 @@ def hyper(
     open_high: bool = False,
     limit: bool = False,
 ) -> Any:
-    """A hyperparameter field with its valid range; a ``None`` default is filled in by the convention.
+    """Declare a hyperparameter field with its valid range.
 
     A ``limit`` only bounds something: beyond the compute dtype it is infinite, where others are refused.
+
+    A ``None`` default is filled in by the convention.
     """
     metadata = {"range": (low, high, open_low, open_high), "limit": limit}
     return dataclasses.field(default=default, metadata=metadata)
@@ -70,12 +72,12 @@ def pattern(default: Pattern | None = None) -> Any:
 
 
 def static(default: Any = None, *choices: Any) -> Any:
-    """A switch: a field that is never traced nor scheduled, one of ``choices`` where they are given."""
+    """Declare a switch: a field that is never traced nor scheduled, one of ``choices`` where given."""
     return dataclasses.field(default=default, metadata={"static": True, "choices": choices})
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Rule(CheckedKeywords, ABC):
     """Base of every algorithm: abstract; a subclass is final (wrap it, don't override it)."""
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -87,35 +89,33 @@ class Rule(ABC):
     GUARDS: ClassVar[tuple[str, ...]] = ()
     """Coefficients that keep a divisor from 0: one that is above 0 must not round to 0."""
 
-    def __new__(cls, *args: Any, **keywords: Any) -> Self:
-        check_keywords(cls, keywords)
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
         check_fields(self)
 
     def slots(self) -> tuple[Slot, ...]:
-        """The slots, from the switches alone: never from an array."""
+        """Return the slots, from the switches alone: never from an array."""
         return ()
 
     def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        """The scalars of step ``t`` (from 1). ``h`` holds the hyperparameters and the scalar slots.
+        """Return the scalars of step ``t`` (from 1).
 
         ``xp`` is ``polyopt.core.scalars``, in double precision, or the framework's where the step is traced.
         A value under a scalar slot's name is that slot's next value.
+
+        ``h`` holds the hyperparameters and the scalar slots.
         """
         return dict(vars(h))
 
     @abstractmethod
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        """``(update to add, next slots)`` for one leaf; ``c`` holds the coefficients as attributes."""
+        """Return ``(update to add, next slots)`` for one leaf; ``c`` holds the coefficients as attributes."""
 
     def at(self, path: str) -> Rule:
-        """The rule for the leaf at ``path``: itself, unless a mask leaves something out there."""
+        """Return the rule for the leaf at ``path``: itself, unless a mask leaves something out there."""
         return self
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The numeric fields by name: numbers, 0-d arrays or schedules."""
+        """Return the numeric fields by name: numbers, 0-d arrays or schedules."""
         values = ((name, getattr(self, name)) for name in _fields_with(type(self), "range"))
         return {name: value for name, value in values if value is not None}
 
@@ -156,7 +156,7 @@ class Global(Elementwise):
 
     @abstractmethod
     def measure(self, xp: Any, leaves: Sequence[Array], c: Any) -> dict[str, Array]:
-        """0-d arrays by name, which ``leaf`` finds in ``c``. Products through ``xp.multiply``.
+        """Return 0-d arrays by name, which ``leaf`` finds in ``c``. Products through ``xp.multiply``.
 
         ``leaves`` (at least one) are of one dtype, the widest compute dtype among them; ``c`` holds the
         hyperparameters as 0-d arrays of it.
@@ -183,6 +183,23 @@ Stage: TypeAlias = Rule | Chain | Partition
 def chain(*stages: Stage) -> Chain:
     """Compose rules: each one gets the update of the one before as its gradient.
 
+    Parameters
+    ----------
+    *stages
+        Rules, chains or partitions, at least one, in the order in which a gradient passes them.
+
+    Returns
+    -------
+    Chain
+        What ``Optimizer`` takes.
+
+    Raises
+    ------
+    InputError
+        For what is none of these.
+
+    Examples
+    --------
     >>> from polyopt import SGD, ClipByGlobalNorm, chain
     >>> len(chain(ClipByGlobalNorm(1.0), SGD(lr=0.1)).stages)
     2
@@ -202,8 +219,33 @@ def partition(
 
     Every parameter must be matched and every pattern must match one, or ``init`` says which does not.
 
+    Parameters
+    ----------
+    members
+        ``{pattern: rule}``, or pairs where patterns are predicates: a regular expression searched for in a
+        parameter's path, or a predicate on it; a rule, a chain, a partition or ``None``.
+
+    Returns
+    -------
+    Partition
+        What ``Optimizer`` takes.
+
+    Raises
+    ------
+    InputError
+        For a pattern that isn't a regular expression, or a rule that is none.
+
+    Examples
+    --------
     >>> from polyopt import SGD, Adam, partition
     >>> rule = partition({r"bias$": SGD(lr=0.1), r"^embed": None, r".*": Adam(lr=1e-3)})
+    >>> import numpy as np
+    >>> from polyopt import Optimizer
+    >>> params = {"embed": np.ones(1), "weight": np.ones(1), "bias": np.ones(1)}
+    >>> optimizer = Optimizer(rule)
+    >>> params, _ = optimizer.step(params, {name: np.ones(1) for name in params}, optimizer.init(params))
+    >>> params["embed"].tolist(), params["bias"].tolist()
+    ([1.0], [0.9])
     """
     pairs = list(members.items()) if isinstance(members, Mapping) else list(members)
     for pattern, stage in pairs:
@@ -217,7 +259,7 @@ def partition(
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
-    """The regular expression, or an error that quotes it."""
+    """Compile the regular expression, or raise an error that quotes it."""
     try:
         return re.compile(pattern)
     except re.error as e:

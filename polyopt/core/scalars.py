@@ -16,12 +16,14 @@ Scalar = Any
 
 
 def log(x: float, /) -> float:
+    """Return the natural logarithm; -inf at 0, NaN below."""
     if x > 0:
         return math.log(x)
     return -math.inf if x == 0 else math.nan
 
 
 def exp(x: float, /) -> float:
+    """Return e to the power of ``x``; inf where it is too large."""
     try:
         return math.exp(x)
     except OverflowError:
@@ -29,6 +31,7 @@ def exp(x: float, /) -> float:
 
 
 def expm1(x: float, /) -> float:
+    """Return ``exp(x) - 1``, exact near 0; inf where it is too large."""
     try:
         return math.expm1(x)
     except OverflowError:
@@ -36,10 +39,12 @@ def expm1(x: float, /) -> float:
 
 
 def sqrt(x: float, /) -> float:
+    """Return the square root; NaN below 0."""
     return math.sqrt(x) if x >= 0 else math.nan
 
 
 def pow(x1: float, x2: float, /) -> float:
+    """Return ``x1`` to the power of ``x2``; inf where it is too large, NaN where it isn't real."""
     try:
         value = math.pow(x1, x2)
     except OverflowError:
@@ -50,26 +55,32 @@ def pow(x1: float, x2: float, /) -> float:
 
 
 def cos(x: float, /) -> float:
+    """Return the cosine of ``x`` radians."""
     return math.cos(x)
 
 
 def floor(x: float, /) -> float:
+    """Round down; infinities and NaN stay."""
     return float(math.floor(x)) if math.isfinite(x) else x
 
 
 def maximum(x1: float, x2: float, /) -> float:
+    """Return the larger one; NaN where either is."""
     return math.nan if math.isnan(x1) or math.isnan(x2) else max(x1, x2)
 
 
 def minimum(x1: float, x2: float, /) -> float:
+    """Return the smaller one; NaN where either is."""
     return math.nan if math.isnan(x1) or math.isnan(x2) else min(x1, x2)
 
 
 def abs(x: float, /) -> float:
+    """Return the magnitude."""
     return math.fabs(x)
 
 
 def where(condition: bool, x1: float, x2: float, /) -> float:
+    """Return ``x1`` if ``condition`` is true, else ``x2``."""
     return x1 if condition else x2
 
 

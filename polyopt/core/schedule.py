@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any
 
 import polyopt.core.scalars as host
-from polyopt.core.aliases import check_keywords
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError, nearest
 
 
@@ -28,29 +28,28 @@ def number(
     many: bool = False,
     optional: bool = False,
 ) -> Any:
-    """A numeric field with its valid range; ``many`` takes a sequence of them, ``whole`` integers alone."""
+    """Declare a numeric field with its valid range.
+
+    ``many`` takes a sequence of numbers, ``whole`` integers alone.
+    """
     limits = (low, high, open_low, whole, many, optional)
     return dataclasses.field(default=default, metadata={"limits": limits})
 
 
 def level(default: Any = dataclasses.MISSING, **limits: Any) -> Any:
-    """A numeric field that the schedule's own value starts from, ends at or lies between."""
+    """Declare a numeric field that the schedule's own value starts from, ends at or lies between."""
     field: Any = number(default, **limits)
     return dataclasses.field(default=default, metadata={**field.metadata, "level": True})
 
 
 def choice(default: Any, *choices: Any) -> Any:
-    """A switch: one of ``choices``."""
+    """Declare a switch: one of ``choices``."""
     return dataclasses.field(default=default, metadata={"choices": choices})
 
 
 @dataclass(frozen=True)
-class Schedule(ABC):
-    """A pure function of the number of updates made so far (0 for the first update)."""
-
-    def __new__(cls, *args: Any, **keywords: Any) -> Self:
-        check_keywords(cls, keywords)
-        return super().__new__(cls)
+class Schedule(CheckedKeywords, ABC):
+    """Give a value for every step: a pure function of the number of updates made so far, 0 for the first."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -59,15 +58,30 @@ class Schedule(ABC):
 
     @abstractmethod
     def value(self, xp: Any, t: Any) -> Any:
-        """The value before update ``t + 1``; ``xp`` is the host's scalars or a framework's operations."""
+        """Return the value before update ``t + 1``.
+
+        Parameters
+        ----------
+        xp
+            The host's scalars, or a framework's operations where the step is traced.
+        t
+            The number of updates made so far: an integer, or a 0-d array.
+
+        Returns
+        -------
+        number
+            A float, or a 0-d array of the framework.
+        """
 
     def __call__(self, step: int) -> float:
-        """The value at ``step`` as a float."""
+        """Return the value at ``step`` as a float."""
         return float(self.value(host, step))
 
     def levels(self) -> Iterator[tuple[str, float]]:
-        """The numbers between which its value lies, each with its key, for whoever has a range to hold it to.
+        """Yield the numbers between which its value lies, each with its key, to be held to a range.
 
+        Examples
+        --------
         >>> from polyopt.schedules import Constant, Warmup
         >>> list(Warmup(Constant(0.1), steps=5).levels())
         [('then.initial', 0.1), ('initial', 0.0)]
@@ -86,6 +100,8 @@ class Schedule(ABC):
         A schedule that grows without bound yields an infinity; one that approaches its end without getting
         there yields it with False.
 
+        Examples
+        --------
         >>> from polyopt.schedules import Exponential
         >>> list(Exponential(0.5, rate=0.9).extremes())
         [('initial', 0.5, True), ('rate', 0.0, False)]
@@ -148,6 +164,7 @@ class Measured(Schedule):
         return "metric"
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Refuse: the value depends on what is reported, so an optimizer's state has it."""
         raise TypeError(f"{type(self).__name__} depends on a {self.awaits}: ask an Optimizer's state for it")
 
     @abstractmethod
@@ -156,11 +173,39 @@ class Measured(Schedule):
 
     @abstractmethod
     def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
-        """Its state after ``metric`` was reported."""
+        """Return its state after ``metric`` was reported.
+
+        Parameters
+        ----------
+        state
+            Its state before: numbers by name.
+        metric
+            A finite number, as ``awaits`` names it.
+
+        Returns
+        -------
+        dict
+            The next state.
+        """
 
     @abstractmethod
     def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
-        """The value in ``state``, before update ``t + 1``: ``xp`` and ``t`` as in ``value``."""
+        """Return the value in ``state``, before update ``t + 1``.
+
+        Parameters
+        ----------
+        state
+            Its state: numbers by name.
+        xp
+            As of ``value``.
+        t
+            As of ``value``.
+
+        Returns
+        -------
+        number
+            A float, or a 0-d array of the framework.
+        """
 
 
 def blend(xp: Any, first: Any, last: Any, weight: Any) -> Any:
@@ -183,7 +228,7 @@ def unit(xp: Any, fraction: Any) -> Any:
 
 
 def inner(owner: str, name: str, value: Any) -> Schedule:
-    """A schedule inside another one: a ``Measured`` one has no clock to be run by."""
+    """Return a schedule that stands inside another one, or refuse it: a ``Measured`` one has no clock."""
     if not isinstance(value, Schedule) or isinstance(value, Measured):
         raise InputError(f"{owner}: {name} = {value!r}; expected a schedule that depends on the step alone")
     return value

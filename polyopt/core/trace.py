@@ -159,18 +159,21 @@ class Tracer:
         )
 
     def clip(self, x: Any, /, min: Any = None, max: Any = None) -> Any:
-        """The standard's clip, as the maximum and minimum that it is."""
+        """Record the standard's clip as the maximum and minimum that it is."""
         if min is not None:
             x = self.emit("maximum", x, min)
         return x if max is None else self.emit("minimum", x, max)
 
     def zeros_like(self, x: Any, /) -> Symbol:
+        """Record the constant 0."""
         return self._operand(0.0)
 
     def ones_like(self, x: Any, /) -> Symbol:
+        """Record the constant 1."""
         return self._operand(1.0)
 
     def full_like(self, x: Any, fill_value: float, /) -> Symbol:
+        """Record the constant ``fill_value``."""
         return self._operand(fill_value)
 
     def emit(self, op: str, *operands: Any) -> Symbol:

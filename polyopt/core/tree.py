@@ -31,6 +31,7 @@ class Flat:
     structure: Any
 
     def unflatten(self, leaves: Iterable[Any]) -> Tree:
+        """Put leaves, in the order of ``paths``, into a tree of this structure."""
         return optree.tree_unflatten(self.structure, list(leaves))
 
 
@@ -57,7 +58,7 @@ def _paths(structure: Any) -> tuple[str, ...]:
 
 
 def aligned(tree: Tree, like: Flat, what: str) -> list[Any]:
-    """The leaves of ``tree``, which must have the paths of ``like``; ``what`` names it in errors."""
+    """Return the leaves of ``tree``, which must have the paths of ``like``; ``what`` names it in errors."""
     flat = flatten(tree)
     if flat.paths is like.paths or flat.paths == like.paths:
         return flat.leaves
@@ -93,7 +94,7 @@ def named(tree: Tree) -> dict[str, Any]:
 
 
 def rename(like: Tree, values: dict[str, Any], what: str = "values") -> Tree:
-    """A tree of the structure of ``like`` with the leaves ``values[path]``."""
+    """Make a tree of the structure of ``like`` with the leaves ``values[path]``."""
     flat = flatten(like)
     expected: Sequence[str] = [p for p, x in zip(flat.paths, flat.leaves, strict=True) if x is not None]
     for path in values:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from polyopt.backend import registry
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError
 from polyopt.core.ops import FLOATING, Array, Ops
 from polyopt.core.rule import check_fields
@@ -19,7 +20,7 @@ from polyopt.schedules import Schedule
 
 
 @dataclass(frozen=True)
-class DistillationLoss(ABC):
+class DistillationLoss(CheckedKeywords, ABC):
     """Base of every distillation loss: abstract; its fields are its hyperparameters.
 
     Calling one is a pure function of ``xp`` and arrays, differentiable by the student's side on all backends.
@@ -40,7 +41,7 @@ class DistillationLoss(ABC):
 
     @abstractmethod
     def __call__(self, xp: Ops, student: Array, teacher: Any, *args: Any, **kwargs: Any) -> Array:
-        """The loss, a 0-d array, from what student and teacher give, and labels where it takes them."""
+        """Return the loss, a 0-d array, of what student and teacher give, and labels where it takes them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class InnerLoss(DistillationLoss):
         name: str = "features",
         weights: Array | None = None,
     ) -> Array:
-        """The loss of one layer: a 0-d array.
+        """Return the loss of one layer: a 0-d array.
 
         Parameters
         ----------
@@ -90,7 +91,7 @@ class InnerLoss(DistillationLoss):
 
     @abstractmethod
     def _apart(self, xp: Ops, student: Array, teacher: Array, weights: Array | None) -> Array:
-        """The loss, of one dtype and shapes that fit."""
+        """Return the loss of arrays of one dtype and shapes that fit."""
 
 
 def check_weights(owner: str, weights: Array | None, samples: int) -> None:

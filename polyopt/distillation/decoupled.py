@@ -67,7 +67,7 @@ class DecoupledKD(DistillationLoss):
     def __call__(
         self, xp: Ops, student: Array, teacher: Array, target: Array, *, weights: Array | None = None
     ) -> Array:
-        """The loss, a 0-d array, of the student's dtype, at least float32.
+        """Return the loss, a 0-d array, of the student's dtype, at least float32.
 
         Parameters
         ----------

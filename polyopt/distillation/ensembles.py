@@ -75,7 +75,7 @@ class Ensemble(DistillationLoss):
         *,
         weights: Array | None = None,
     ) -> Array:
-        """The loss: a 0-d array.
+        """Return the loss: a 0-d array.
 
         Parameters
         ----------

@@ -15,11 +15,31 @@ REFUSALS = (AttributeError, BufferError, NotImplementedError, RuntimeError, Type
 
 
 def transfer(x: Array, source: Backend, target: Backend, like: Array) -> Array:
-    """``x`` of ``source`` as an array of ``target``, of the same dtype and values, on the device of ``like``.
+    """Move ``x`` to another framework, in the same dtype and values, to the device of ``like``.
 
     Through DLPack where both frameworks and the device can: no copy is made, so the array must not be written
-    to. Else through the host. Never with another dtype: an ``InputError`` says which one
-    the target lacks.
+    to. Else through the host.
+
+    Parameters
+    ----------
+    x
+        An array of ``source``.
+    source
+        The backend that it is of.
+    target
+        The backend that it goes to.
+    like
+        An array of ``target``, on whose device the result lies.
+
+    Returns
+    -------
+    Array
+        Of ``target``, a constant to any gradient.
+
+    Raises
+    ------
+    InputError
+        Where the target lacks the dtype: it says which.
     """
     x = source.stop_gradient(x)
     if source is target and target.is_traced(like):

@@ -21,6 +21,13 @@ class FeatureHint(DistillationLoss):
     or the mean of the squares over all elements (``"torch"``, ``"keras"``: ``F.mse_loss``,
     ``keras.distillation.FeatureDistillation``).
 
+    Parameters
+    ----------
+    convention
+        ``"paper"``, ``"torch"`` or ``"keras"``; it fills in ``reduction``.
+    reduction
+        ``"half_sum"`` or ``"mean"``, as above.
+
     Examples
     --------
     >>> import numpy as np
@@ -50,7 +57,7 @@ class FeatureHint(DistillationLoss):
         name: str = "features",
         weights: Array | None = None,
     ) -> Array:
-        """The loss: a 0-d array.
+        """Return the loss: a 0-d array.
 
         Parameters
         ----------
@@ -114,6 +121,8 @@ class AttentionTransfer(InnerLoss):
         Which axis of the activations is summed away: the ``"last"``, or the ``"first"`` after the batch.
     convention
         Fills in ``distance``: ``"norm"`` or ``"squares"``.
+    distance
+        ``"norm"``, of two maps, or ``"squares"``, the mean squared difference.
 
     Examples
     --------

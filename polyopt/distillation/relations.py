@@ -64,6 +64,13 @@ class RelationalDistance(_Relational):
 
     Student and teacher have features of shape (n, s) and (n, t) of the same n >= 2 samples.
 
+    Parameters
+    ----------
+    convention
+        ``"paper"`` or ``"torch"``; it fills in ``reduction``.
+    reduction
+        ``"sum"`` or ``"mean"``, as above.
+
     Examples
     --------
     >>> import numpy as np
@@ -105,6 +112,13 @@ class RelationalAngle(_Relational):
     both) and with j among them (0) included. Memory grows as n³ + n²·features.
 
     Student and teacher have features of shape (n, s) and (n, t) of the same n >= 2 samples.
+
+    Parameters
+    ----------
+    convention
+        ``"paper"`` or ``"torch"``; it fills in ``reduction``.
+    reduction
+        ``"sum"`` or ``"mean"``, as above.
 
     Examples
     --------

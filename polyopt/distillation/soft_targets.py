@@ -93,7 +93,7 @@ class SoftTargets(DistillationLoss):
         *,
         weights: Array | None = None,
     ) -> Array:
-        """The loss: a 0-d array, of the student's dtype, at least float32.
+        """Return the loss: a 0-d array, of the student's dtype, at least float32.
 
         Parameters
         ----------
@@ -116,7 +116,20 @@ class SoftTargets(DistillationLoss):
         return self.against(xp, student, self.soften(xp, teacher), target, weights=weights)
 
     def soften(self, xp: Ops, teacher: Array) -> Array:
-        """Return the teacher's logits at the temperature T, of shape (n, classes)."""
+        """Return the teacher's logits at the temperature T.
+
+        Parameters
+        ----------
+        xp
+            As the loss gets it.
+        teacher
+            Logits or probabilities of shape (n, classes).
+
+        Returns
+        -------
+        Array
+            Logits of shape (n, classes).
+        """
         logits = xp.log(teacher) if self.teacher == "probabilities" else teacher
         return self._standard(xp, logits) / self.temperature
 
@@ -132,6 +145,24 @@ class SoftTargets(DistillationLoss):
         """Return the loss against logits that have the temperature already (``soften``).
 
         Log-probabilities are logits too, but rounded ones: at high temperatures they lose what KL is made of.
+
+        Parameters
+        ----------
+        xp
+            As the loss gets it.
+        student
+            Logits of shape (n, classes).
+        soft
+            What ``soften`` returned, of that shape.
+        target
+            Integer labels of shape (n,), or probabilities of shape (n, classes).
+        weights
+            Of the samples, of shape (n,).
+
+        Returns
+        -------
+        Array
+            0-d, of the student's dtype, at least float32.
         """
         student, owner = wide(xp, student), type(self).__name__
         check_weights(owner, weights, int(student.shape[0]))

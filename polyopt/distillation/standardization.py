@@ -11,13 +11,29 @@ CONVENTIONS = {"paper": (0, 0.0), "torch": (1, 1e-7)}
 
 
 def standardized(xp: Ops, logits: Array, convention: str = "paper") -> Array:
-    """Each row of the logits (n, classes) with mean 0 and deviation 1.
+    """Give each row of the logits mean 0 and deviation 1.
 
     Sun et al., "Logit standardization in knowledge distillation", 2024, Algorithm 1: ``(z - mean z)/σ(z)``,
     before the division by the temperature. Their code (``"torch"``) divides by the deviation with
     classes - 1 in it, plus 1e-7; the paper's has classes and adds nothing. A constant row becomes 0, with
     the gradient 0.
 
+    Parameters
+    ----------
+    xp
+        As the loss gets it.
+    logits
+        Of shape (n, classes), floating.
+    convention
+        ``"paper"`` or ``"torch"``, as above.
+
+    Returns
+    -------
+    Array
+        Of shape (n, classes), at least float32.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> import polyopt_numpy.ops as xp
     >>> standardized(xp, np.array([[1.0, 3.0], [5.0, 5.0]])).tolist()

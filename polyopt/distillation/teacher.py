@@ -81,7 +81,7 @@ class Teacher:
         self.function, self.params, self.device = function, params, device
 
     def __call__(self, x: Array) -> Array:
-        """The logits (n, classes) of the samples ``x``, on the framework and device of ``x``.
+        """Return the logits (n, classes) of the samples ``x``, on the framework and device of ``x``.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class Teacher:
     def cache(
         self, samples: Array, *, batch_size: int = 256, progress: Progress | None = None
     ) -> TeacherLogits:
-        """The logits of a whole data set, computed once, batch by batch, and kept on the host.
+        """Compute the logits of a whole data set once, batch by batch, and keep them on the host.
 
         Parameters
         ----------
@@ -111,6 +111,11 @@ class Teacher:
             Samples in a call of the teacher; the last batch may be smaller.
         progress
             Called after each batch.
+
+        Returns
+        -------
+        TeacherLogits
+            One row for each sample.
 
         Raises
         ------
@@ -175,15 +180,22 @@ class Teacher:
         return self.backend.stop_gradient(found)
 
     def _moved(self, student: Backend, x: Array) -> Array:
-        """A copy of ``x`` on the teacher's framework and device."""
+        """Copy ``x`` to the teacher's framework and device."""
         host, dtype = student.to_numpy(x), student.dtype_name(x)
         return self.backend.from_numpy(host, dtype=dtype, device=self.device)
 
 
 @dataclass(frozen=True)
 class TeacherLogits:
-    """A teacher's logits over a data set: ``logits`` is a host array (samples, classes), to be saved as any.
+    """Keep a teacher's logits over a data set.
 
+    Parameters
+    ----------
+    logits
+        A host array of shape (samples, classes), to be saved as any.
+
+    Examples
+    --------
     >>> TeacherLogits(np.array([[1.0, 2.0], [3.0, 4.0]])).classes
     2
     """
@@ -199,7 +211,19 @@ class TeacherLogits:
         return int(self.logits.shape[0])
 
     def batch(self, indices: Any, like: Array) -> Array:
-        """The logits of the samples ``indices``, on the framework and device of ``like``, in their own dtype.
+        """Return the logits of some samples, on the framework and device of ``like``, in their own dtype.
+
+        Parameters
+        ----------
+        indices
+            Integers of shape (n,), the samples' numbers.
+        like
+            An array of the student's framework.
+
+        Returns
+        -------
+        Array
+            Of shape (n, classes).
 
         Raises
         ------

@@ -16,6 +16,7 @@ from polyopt.backend import registry
 from polyopt.backend.evaluate import full_like
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError, NonFiniteError
 from polyopt.core.opaque import opaque
 from polyopt.core.ops import FLOATING, Array
@@ -44,7 +45,7 @@ State: TypeAlias = dict[str, Any]
 Policy: TypeAlias = Literal["propagate", "skip", "raise"]
 
 
-class Optimizer:
+class Optimizer(CheckedKeywords):
     """A rule at work.
 
     Parameters

@@ -9,6 +9,7 @@ from polyopt.backend import registry
 from polyopt.backend.gradients import check_takes_xp, gradient_on
 from polyopt.backend.protocol import Backend, LossFunction
 from polyopt.core import tree
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.opaque import opaque
 from polyopt.core.ops import Array
@@ -21,7 +22,7 @@ from polyopt.engine.stepping import Buffers, Gradient, Leaves, Whole, copied
 from polyopt.engine.stepping import TrainState as TrainState
 
 
-class TrainStep:
+class TrainStep(CheckedKeywords):
     """Loss, gradients and update in one call.
 
     On JAX it is one compiled function over packed buffers, which gives up its arrays; so it is on TensorFlow

@@ -79,7 +79,7 @@ class Round:
 
 
 def gather(server: Tree, clients: Sequence[Client], owner: str) -> Round:
-    """The clients in the order of their ids, each with the server's leaves.
+    """Put the clients in the order of their ids, each with the server's leaves.
 
     Raises
     ------

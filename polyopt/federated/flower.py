@@ -21,7 +21,7 @@ from polyopt.federated.server import Server
 
 
 def flower_strategy(server: Server, **options: Any) -> Any:
-    """A ``flwr.serverapp.strategy.Strategy`` that aggregates with ``server`` and samples as Flower's FedAvg.
+    """Make a Flower strategy that aggregates with ``server`` and samples as Flower's FedAvg.
 
     A client's id is its node's, its weight the metric ``num-examples`` that it replies with. The strategy
     holds the server's state in ``.state``: plain data, ``None`` before the first round.
@@ -34,6 +34,11 @@ def flower_strategy(server: Server, **options: Any) -> Any:
         Flower's ``FedAvg`` options: ``fraction_train``, ``min_train_nodes``, ``weighted_by_key``, ….
         Flower works out its sample's size before it waits for ``min_available_nodes``, so that the first
         round may have ``min_train_nodes`` clients only: give it too.
+
+    Returns
+    -------
+    flwr.serverapp.strategy.Strategy
+        For ``strategy.start(grid, …)``.
 
     Raises
     ------
@@ -83,7 +88,17 @@ def flower_strategy(server: Server, **options: Any) -> Any:
 
 
 def array_record(params: Tree) -> Any:
-    """``params`` as Flower's ``ArrayRecord``: host arrays by path, from any framework.
+    """Make Flower's ``ArrayRecord`` of ``params``: host arrays by path, from any framework.
+
+    Parameters
+    ----------
+    params
+        A tree of arrays.
+
+    Returns
+    -------
+    flwr.app.ArrayRecord
+        The leaves by path.
 
     Raises
     ------
@@ -105,6 +120,18 @@ def array_record(params: Tree) -> Any:
 
 def params_of(record: Any, like: Tree) -> Tree:
     """Return what ``array_record`` made, in the tree, dtypes, framework and devices of ``like``.
+
+    Parameters
+    ----------
+    record
+        An ``ArrayRecord``.
+    like
+        The tree that it was made of, or one like it.
+
+    Returns
+    -------
+    tree
+        The structure of ``like``.
 
     Raises
     ------
@@ -133,7 +160,7 @@ def params_of(record: Any, like: Tree) -> Tree:
 
 
 def _client(message: Any, weighted_by_key: str) -> Client:
-    """A reply as a client."""
+    """Make a client of a reply."""
     node, content = int(message.metadata.src_node_id), message.content
     arrays, metrics = list(content.array_records.values()), list(content.metric_records.values())
     for found, what in ((arrays, "ArrayRecord"), (metrics, "MetricRecord")):

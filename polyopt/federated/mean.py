@@ -12,7 +12,7 @@ from polyopt.federated.clients import Client, gather, weights
 
 
 def fedavg(server: Tree, clients: Sequence[Client]) -> Tree:
-    """``Σ n_k·w_k / Σ n_k``: the server's next parameters (McMahan et al., 2017, Algorithm 1).
+    """Average the clients, ``Σ n_k·w_k / Σ n_k`` (McMahan et al., 2017, Algorithm 1).
 
     Summed in float64 in the order of the clients' ids and rounded once, so the bits depend neither on the
     order of arrival nor on the frameworks.
@@ -23,6 +23,11 @@ def fedavg(server: Tree, clients: Sequence[Client]) -> Tree:
         The server's parameters: their tree, framework, dtypes and devices are the result's.
     clients
         At least one; ``weight`` is n_k.
+
+    Returns
+    -------
+    tree
+        The structure of ``server``.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from polyopt.core.errors import InputError
 
 
 def split_iid(samples: int, clients: int, *, seed: int = 0, imbalance: float = 0.0) -> tuple[Any, ...]:
-    """Samples dealt out at random: a tuple of the clients' row numbers, ascending int64 arrays.
+    """Deal samples out at random.
 
     Parameters
     ----------
@@ -25,6 +25,13 @@ def split_iid(samples: int, clients: int, *, seed: int = 0, imbalance: float = 0
         Number of clients.
     imbalance
         σ >= 0: sizes are as exp(σ·z), z standard normal; 0 makes them equal, but for one sample.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    tuple of array
+        For each client its row numbers, ascending, int64.
 
     Raises
     ------
@@ -42,10 +49,35 @@ def split_iid(samples: int, clients: int, *, seed: int = 0, imbalance: float = 0
 
 
 def split_labels(labels: Any, clients: int, *, shards: int = 2, seed: int = 0) -> tuple[Any, ...]:
-    """Few labels a client (McMahan et al., 2017, section 3): sorted samples cut into shards, dealt at random.
+    """Give each client few labels: sorted samples, cut into shards and dealt at random.
 
     Each client gets ``shards`` of the ``clients·shards`` pieces. Samples of one label stand in random order.
 
+    McMahan et al., 2017, section 3.
+
+    Parameters
+    ----------
+    labels
+        Of all samples, of shape (samples,).
+    clients
+        Number of clients.
+    shards
+        How many each gets.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    tuple of array
+        For each client its row numbers, int64.
+
+    Raises
+    ------
+    InputError
+        Where there are more shards than samples.
+
+    Examples
+    --------
     >>> labels = np.array([0, 1, 2, 0, 1, 2])
     >>> [labels[rows].tolist() for rows in split_labels(labels, 3, shards=1)]
     [[0, 0], [2, 2], [1, 1]]
@@ -68,7 +100,7 @@ def split_labels(labels: Any, clients: int, *, shards: int = 2, seed: int = 0) -
 def split_dirichlet(
     labels: Any, clients: int, *, alpha: float = 0.5, seed: int = 0, imbalance: float = 0.0
 ) -> tuple[Any, ...]:
-    """Labels in other shares on each client (Hsu et al., 2019, section 2): q ~ Dir(α·p), p those of all.
+    """Give each client labels in other shares (Hsu et al., 2019, section 2): q ~ Dir(α·p), p those of all.
 
     A client's samples are drawn by q without replacement; where a label has run out, by the rest of q, and
     where nothing of q is left, by another q over the labels that are. So the last clients take what the
@@ -82,6 +114,15 @@ def split_dirichlet(
         α > 0: small values give a client few labels, large ones the shares of all.
     imbalance
         As of ``split_iid``.
+    clients
+        Number of clients.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    tuple of array
+        For each client its row numbers, int64.
 
     Examples
     --------
@@ -102,10 +143,28 @@ def split_dirichlet(
 
 
 def participants(clients: int, fraction: float, round_: int, *, seed: int = 0) -> tuple[int, ...]:
-    """Who takes part in a round: max(⌊C·K⌋, 1) of K clients at random (McMahan et al., 2017, Algorithm 1).
+    """Draw who takes part in a round: max(⌊C·K⌋, 1) of K clients (McMahan et al., 2017, Algorithm 1).
 
-    Their numbers, in ascending order; ⌊⌋ of the decimal that was written.
+    ⌊⌋ of the decimal that was written.
 
+    Parameters
+    ----------
+    clients
+        K.
+    fraction
+        C, in (0, 1].
+    round_
+        The round's number, from 0; it keys the draw with ``seed``.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    tuple of int
+        The clients' numbers, ascending.
+
+    Examples
+    --------
     >>> participants(10, 0.3, 0), participants(10, 0.3, 1), participants(3, 1.0, 0)
     ((3, 4, 9), (0, 3, 7), (0, 1, 2))
     """

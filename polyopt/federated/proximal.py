@@ -41,15 +41,29 @@ class Proximal(Elementwise):
     mu: Any = hyper(low=0.0)
 
     def slots(self) -> tuple[Slot, ...]:
+        """Keep the anchor: the parameter when the state is made."""
         return (Slot("anchor", init="param"),)
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return ``g + μ·(p - anchor)``."""
         anchor = slots["anchor"]
         return g + c.mu * (p - anchor), {"anchor": anchor}
 
 
 def anchored(state: State, params: Tree) -> State:
-    """``state`` with the anchors of its ``Proximal`` at ``params``; its other slots as they were.
+    """Move the anchors of a state's ``Proximal`` to ``params``; its other slots stay.
+
+    Parameters
+    ----------
+    state
+        Of an optimizer whose rule has a ``Proximal``.
+    params
+        The server's parameters, of the client's framework.
+
+    Returns
+    -------
+    dict
+        A new state.
 
     Raises
     ------

@@ -15,11 +15,30 @@ from polyopt.federated.clients import Client, Round, gather
 
 
 def median(server: Tree, clients: Sequence[Client]) -> Tree:
-    """The coordinate-wise median (Yin et al., 2018, Definition 1); weights don't count.
+    """Take the coordinate-wise median (Yin et al., 2018, Definition 1); weights don't count.
 
     The mean of the two in the middle where the number of clients is even. Right as long as fewer than half
-    lie. The rest is as of ``fedavg``.
+    lie.
 
+    Parameters
+    ----------
+    server
+        The server's parameters: their tree, framework, dtypes and devices are the result's.
+    clients
+        At least one.
+
+    Returns
+    -------
+    tree
+        The structure of ``server``.
+
+    Raises
+    ------
+    InputError
+        As of ``fedavg``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> clients = [Client(i, {"w": np.array([x])}) for i, x in enumerate([1.0, 2.0, 1e9])]
     >>> median({"w": np.zeros(1)}, clients)["w"].tolist()
@@ -31,7 +50,7 @@ def median(server: Tree, clients: Sequence[Client]) -> Tree:
 
 
 def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> Tree:
-    """The coordinate-wise β-trimmed mean (Yin et al., 2018, Definition 2); weights don't count.
+    """Take the coordinate-wise β-trimmed mean (Yin et al., 2018, Definition 2); weights don't count.
 
     Of each coordinate the ⌊β·m⌋ largest and as many smallest values of the m clients are left out, and the
     others averaged, added up from the smallest. The rest is as of ``fedavg``.
@@ -40,6 +59,15 @@ def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> 
     ----------
     trim
         β, in (0, 1/2): at least the part of the clients that may lie.
+    server
+        The server's parameters: their tree, framework, dtypes and devices are the result's.
+    clients
+        Enough of them for one to be left out at either end.
+
+    Returns
+    -------
+    tree
+        The structure of ``server``.
 
     Raises
     ------
@@ -66,7 +94,25 @@ def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> 
 
 
 def trimming(trim: float) -> Any:
-    """``trimmed_mean`` with that β, where an aggregation of two arguments is asked for."""
+    """Make an aggregation of two arguments of ``trimmed_mean``.
+
+    Parameters
+    ----------
+    trim
+        β, in (0, 1/2).
+
+    Returns
+    -------
+    Callable
+        ``f(server, clients)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clients = [Client(i, {"w": np.array([x])}) for i, x in enumerate([-1e9, 1.0, 2.0, 3.0, 1e9])]
+    >>> trimming(0.2)({"w": np.zeros(1)}, clients)["w"].tolist()
+    [2.0]
+    """
     if not 0 < trim < 0.5:
         raise InputError(f"trimming: trim = {trim!r}; expected a number in (0, 0.5)")
     return partial(trimmed_mean, trim=trim)
@@ -85,7 +131,7 @@ def _stacked(round_: Round) -> Iterator[tuple[int, Any]]:
 
 
 def _mean(ascending: Any, cut: int) -> Any:
-    """The mean over the first axis without ``cut`` at either end, in the order that they stand."""
+    """Return the mean over the first axis without ``cut`` at either end, in the order that they stand."""
     kept = ascending[cut : len(ascending) - cut]
     total = kept[0].copy()
     for x in kept[1:]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from polyopt.engine.batches import Buckets, IndexSampler, Norms
-from polyopt.engine.batches.plan import Cursor, FixedBatches
+from polyopt.engine.batches import Buckets, IndexSampler
+from polyopt.engine.batches.plan import BatchPlan, Cursor, FixedBatches
 from polyopt.federated import participants
 
 
@@ -37,8 +37,8 @@ class Turn:
     last: bool
 
 
-class Rounds:
-    """A ``Course`` in which a round is what elsewhere is an epoch.
+class Rounds(BatchPlan):
+    """Plan the batches of federated training: a round is what elsewhere is an epoch.
 
     All batches have one size, that of the largest: what lacks is padded with rows that don't count, so that
     one function is compiled for all clients.
@@ -77,36 +77,37 @@ class Rounds:
         self._ends = [0]
 
     def steps(self, epochs: int) -> int:
+        """Return how many steps the first ``epochs`` rounds have."""
         while len(self._ends) <= epochs:
             self._extend()
         return self._ends[epochs]
 
-    @property
-    def micro(self) -> None:
-        return None
-
     def epochs(self, steps: int) -> int:
+        """Return the number of rounds that are over, or being made, after ``steps``."""
         self._reach(steps)
         return bisect_left(self._ends, steps)
 
-    def start(self) -> Cursor:
-        return Cursor()
+    def size_at(self, place: Cursor) -> int:
+        """Return the size of the batches of the client whose turn it is."""
+        turn = self.turn(place.step)
+        return self._of(turn.client, turn.round).size
 
     def rows(self, place: Cursor) -> Any:
+        """Return the numbers of the samples of the step at ``place``."""
         turn = self.turn(place.step)
         own = self._of(turn.client, turn.round)
         return self.samples[turn.client][own.rows(own.place(turn.batch))]
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
+        """Pad a batch to the size of a bucket: one part."""
         return [self._buckets.pad(rows)]
 
-    def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
-        return Cursor(place.step + 1, place.position + taken)
-
     def epoch(self, place: Cursor) -> int:
+        """Return the number of rounds that are over, or being made, at ``place``."""
         return self.epochs(place.step)
 
     def ended(self, place: Cursor) -> int | None:
+        """Return the round that ends at ``place``, or None."""
         rounds = self.epochs(place.step)
         return rounds if self._ends[rounds] == place.step else None
 
@@ -122,7 +123,7 @@ class Rounds:
         return Turn(round_, client, done - ends[i] + self.batches[client], done + 1 == ends[i])
 
     def _of(self, client: int, round_: int) -> FixedBatches:
-        """The batches of a client in a round, as places among its samples."""
+        """Return the batches of a client in a round, as places among its samples."""
         count, local = len(self.samples[client]), self.local
         feed = IndexSampler(count, self.seed, local.shuffle, f"client {client}, round {round_}")
         return FixedBatches(feed, min(local.size or count, count), local.drop_last)

@@ -51,13 +51,39 @@ class Server:
         self.optimizer, self.aggregate = optimizer, aggregate
 
     def init(self, params: Tree) -> State:
-        """The state before the first round: plain data."""
+        """Return the state before the first round: plain data.
+
+        Parameters
+        ----------
+        params
+            The server's parameters.
+
+        Returns
+        -------
+        dict
+            As ``Optimizer.init`` makes it.
+        """
         return (
             {"step": 0, "missed": {}, "slots": {}} if self.optimizer is None else self.optimizer.init(params)
         )
 
     def step(self, params: Tree, clients: Sequence[Client], state: State) -> tuple[Tree, State]:
-        """``(next params, next state)`` after a round, on the framework of ``params``."""
+        """Make the next parameters of the clients' after a round.
+
+        Parameters
+        ----------
+        params
+            The server's parameters.
+        clients
+            At least one.
+        state
+            What ``init`` or the last ``step`` returned.
+
+        Returns
+        -------
+        tuple
+            ``(next params, next state)``, on the framework of ``params``.
+        """
         if self.optimizer is None:
             return self.aggregate(params, clients), {**state, "step": state["step"] + 1}
         gradient = pseudo_gradient(params, clients, aggregate=self.aggregate)
@@ -65,10 +91,26 @@ class Server:
 
 
 def pseudo_gradient(server: Tree, clients: Sequence[Client], *, aggregate: Aggregate = fedavg) -> Tree:
-    """``-Δ_t``: the server's parameters minus what ``aggregate`` makes of the clients'.
+    """Return ``-Δ_t``: the server's parameters minus what ``aggregate`` makes of the clients'.
 
     In the compute dtype of each leaf (float32, or float64), aggregated and subtracted in float64.
 
+    Parameters
+    ----------
+    server
+        The server's parameters.
+    clients
+        At least one.
+    aggregate
+        ``f(server, clients)``, a tree like ``server``.
+
+    Returns
+    -------
+    tree
+        Like ``server``, in each leaf's compute dtype.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> pseudo_gradient({"w": np.array([1.0])}, [Client("a", {"w": np.array([4.0])})])["w"].tolist()
     [-3.0]

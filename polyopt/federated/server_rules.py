@@ -47,7 +47,7 @@ class _Server(Elementwise):
         return (Slot("exp_avg"), Slot("exp_avg_sq", init=start))
 
     def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        values = {"b1": h.b1, "rest1": 1 - h.b1, "b2": h.b2, "rest2": 1 - h.b2}
+        values = {"b1": h.b1, "one_minus_beta1": 1 - h.b1, "b2": h.b2, "one_minus_beta2": 1 - h.b2}
         return values | {"scale": -(h.lr * self.correction(xp, t, h)), "tau": float(self.tau)}
 
     def correction(self, xp: Any, t: Any, h: Any) -> Any:
@@ -56,10 +56,10 @@ class _Server(Elementwise):
 
     @abstractmethod
     def second(self, xp: Any, v: Array, square: Array, c: Any) -> Array:
-        """The next v."""
+        """Return the next v."""
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        m = c.b1 * slots["exp_avg"] + c.rest1 * g
+        m = c.b1 * slots["exp_avg"] + c.one_minus_beta1 * g
         v = self.second(xp, slots["exp_avg_sq"], g * g, c)
         return c.scale * (m / (xp.sqrt(v) + c.tau)), {"exp_avg": m, "exp_avg_sq": v}
 
@@ -75,6 +75,8 @@ class FedAdagrad(_Server):
     ----------
     lr, b1, tau, convention, initial
         As of ``FedYogi``; β1 is 0.
+    b2
+        Has no part in it.
 
     Examples
     --------
@@ -85,6 +87,7 @@ class FedAdagrad(_Server):
     b1: Any = hyper(0.0, low=0.0, high=1.0, open_high=True)
 
     def second(self, xp: Any, v: Array, square: Array, c: Any) -> Array:
+        """Return ``v + Δ²``."""
         return v + square
 
 
@@ -106,13 +109,15 @@ class FedAdam(_Server):
     """
 
     def correction(self, xp: Any, t: Any, h: Any) -> Any:
+        """Return 1, or Flower's bias correction of both moments."""
         if self.convention != "flower":
             return 1.0
         t = t + _FLOWER_SHIFT
         return xp.sqrt(one_minus_power(xp, h.b2, t)) / one_minus_power(xp, h.b1, t)
 
     def second(self, xp: Any, v: Array, square: Array, c: Any) -> Array:
-        return c.b2 * v + c.rest2 * square
+        """Return ``β2·v + (1-β2)·Δ²``."""
+        return c.b2 * v + c.one_minus_beta2 * square
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ class FedYogi(_Server):
     """
 
     def second(self, xp: Any, v: Array, square: Array, c: Any) -> Array:
-        return v - c.rest2 * (square * xp.sign(v - square))
+        """Return ``v - (1-β2)·Δ²·sign(v - Δ²)``."""
+        return v - c.one_minus_beta2 * (square * xp.sign(v - square))
 
 
 SERVER_RULES: dict[str, type[Elementwise]] = {

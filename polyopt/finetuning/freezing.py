@@ -19,7 +19,7 @@ from polyopt.finetuning.selection import select
 
 
 def freeze(rule: Stage, *patterns: Pattern) -> Partition:
-    """``rule`` for every parameter but those that ``patterns`` match, which are frozen: they have no slots.
+    """Keep ``rule`` for every parameter but those that ``patterns`` match, which have no slots and stay.
 
     The gradients of frozen parameters count in no global norm. Give them none at all by ``split``.
 
@@ -27,9 +27,14 @@ def freeze(rule: Stage, *patterns: Pattern) -> Partition:
     ----------
     rule
         A rule, a chain or a partition.
-    patterns
+    *patterns
         Regular expressions or predicates on the path. One that matches no parameter is an
         ``InputError`` of ``Optimizer.init``, which names the nearest paths.
+
+    Returns
+    -------
+    Partition
+        What ``Optimizer`` takes.
 
     Examples
     --------
@@ -43,14 +48,19 @@ def freeze(rule: Stage, *patterns: Pattern) -> Partition:
 
 
 def split(params: Tree, *patterns: Pattern) -> tuple[Tree, Tree]:
-    """``(trained, frozen)``: two trees like ``params``, each with ``None`` for the leaves of the other.
+    """Split a tree into what is trained and what is frozen.
 
     Parameters
     ----------
     params
         A tree of parameters; nothing is copied.
-    patterns
+    *patterns
         What is frozen. Each must match a path.
+
+    Returns
+    -------
+    tuple
+        ``(trained, frozen)``: two trees like ``params``, each with ``None`` for the leaves of the other.
 
     Examples
     --------
@@ -65,7 +75,17 @@ def split(params: Tree, *patterns: Pattern) -> tuple[Tree, Tree]:
 
 
 def merge(trained: Tree, frozen: Tree) -> Tree:
-    """The tree that was ``split``.
+    """Put together the tree that was ``split``.
+
+    Parameters
+    ----------
+    trained, frozen
+        The two parts.
+
+    Returns
+    -------
+    tree
+        Each leaf from the part that has it.
 
     Raises
     ------
@@ -86,7 +106,7 @@ def merge(trained: Tree, frozen: Tree) -> Tree:
 
 
 def trainable(loss: LossFunction) -> LossFunction:
-    """``loss`` as a function of the trained part: ``f(xp, trained, frozen, *args)``.
+    """Make of ``loss`` a function of the trained part: ``f(xp, trained, frozen, *args)``.
 
     For ``value_and_grad`` and ``TrainStep``, which then compute no gradient for what
     is frozen, and go back no further than the lowest trained layer.
@@ -95,6 +115,11 @@ def trainable(loss: LossFunction) -> LossFunction:
     ----------
     loss
         ``loss(xp, params, *args)`` of the whole tree.
+
+    Returns
+    -------
+    Callable
+        ``f(xp, trained, frozen, *args)``.
 
     Examples
     --------

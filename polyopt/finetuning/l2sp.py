@@ -11,11 +11,13 @@ from polyopt.core.rule import Elementwise, Pattern, Rule, Slot, Slots, hyper, ma
 
 @dataclass(frozen=True)
 class L2SP(Elementwise):
-    """``g + α·(p - p0)``: the gradient of the loss + α/2·‖p - p0‖², with p0 the pre-trained parameter.
+    """Pull each parameter to its pre-trained value: ``g + α·(p - p0)``.
 
     Li, Grandvalet & Davoine, "Explicit inductive bias for transfer learning", 2018, eq. 4 and 5. The layers
     that are ``new`` have no start to be drawn to: there it is the usual ``g + β·p``. A stage before an
     optimizer: ``chain(L2SP(0.01, 0.01, new="^head"), SGD(lr=0.1))``.
+
+    The gradient of the loss + α/2·‖p - p0‖².
 
     Parameters
     ----------
@@ -27,8 +29,12 @@ class L2SP(Elementwise):
         Which layers are new: a regular expression searched for in the parameter's path, or a predicate on
         it. ``None``: none. ``Optimizer.init`` refuses a pattern that matches nothing.
 
+    Notes
+    -----
     Slots: ``anchor``, a copy of the parameter when the state is made, for what is not new.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt import SGD, Optimizer, chain
     >>> opt = Optimizer(chain(L2SP(alpha=0.5, beta=0.25, new="head"), SGD(lr=1.0)))
@@ -47,9 +53,11 @@ class L2SP(Elementwise):
         return self if self.new is None or not matches(self.new, path) else _NewLayer(self.beta)
 
     def slots(self) -> tuple[Slot, ...]:
+        """Keep p0, the parameter when the state is made."""
         return (Slot("anchor", init="param", constant=True),)
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return ``g + α·(p - p0)``."""
         return g + c.alpha * (p - slots["anchor"]), {}
 
 

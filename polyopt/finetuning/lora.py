@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 from polyopt.backend import registry
 from polyopt.backend.protocol import LossFunction
 from polyopt.core import tree
+from polyopt.core.aliases import CheckedKeywords
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.rule import Pattern
@@ -24,7 +25,7 @@ Adapters: TypeAlias = dict[str, dict[str, Array]]
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(CheckedKeywords):
     """Train ``W + s·A·B`` by A and B alone: Hu et al., "LoRA", 2022, section 4.1.
 
     The paper writes ΔW = B·A for weights of shape (out, in). A is the factor on the side of the input here
@@ -97,7 +98,7 @@ class LoRA:
         return self.alpha / (self.rank if self.scaling == "paper" else math.sqrt(self.rank))
 
     def init(self, params: Tree, seed: int = 0, *, dtype: str | None = None) -> Adapters:
-        """Adapters of the weights that match: A drawn by (``seed``, path), the same bits everywhere; B zero.
+        """Make adapters of the weights that match: A drawn by (``seed``, path), the same everywhere; B 0.
 
         Parameters
         ----------
@@ -107,16 +108,31 @@ class LoRA:
             Of the draws.
         dtype
             Of the adapters; that of each weight by default.
+
+        Returns
+        -------
+        dict
+            ``{path: {"A": array, "B": array}}``.
         """
         paths = select(params, *cast(tuple[Pattern, ...], self.patterns))
         leaves = tree.named(params)
         return {path: self._adapter(path, leaves.get(path), seed, dtype) for path in paths}
 
     def loss(self, loss: LossFunction) -> LossFunction:
-        """``loss(xp, params, *args)`` as ``f(xp, adapters, params, *args)``, a function of the adapters.
+        """Make of ``loss(xp, params, *args)`` a function of the adapters.
 
         For ``value_and_grad`` and ``TrainStep``. No gradient is computed for
         ``params``.
+
+        Parameters
+        ----------
+        loss
+            ``loss(xp, params, *args)`` of the whole tree.
+
+        Returns
+        -------
+        Callable
+            ``f(xp, adapters, params, *args)``.
         """
 
         def of_adapters(xp: Any, adapters: Adapters, params: Tree, *args: Any) -> Array:
@@ -125,7 +141,22 @@ class LoRA:
         return of_adapters
 
     def apply(self, xp: Any, params: Tree, adapters: Adapters) -> Tree:
-        """``params`` with W + s·A·B in the places of the adapted W, computed by ``xp``, differentiable."""
+        """Put W + s·A·B in the places of the adapted W, computed by ``xp``, differentiable.
+
+        Parameters
+        ----------
+        xp
+            The backend's operations.
+        params
+            The pre-trained parameters.
+        adapters
+            What ``init`` made, trained or not.
+
+        Returns
+        -------
+        tree
+            The structure of ``params``.
+        """
 
         def adapted(path: str, w: Array) -> Array:
             a, b = self._factors(path, w, adapters[path])
@@ -140,11 +171,23 @@ class LoRA:
         )
 
     def merge(self, params: Tree, adapters: Adapters) -> tuple[Tree, dict[str, Array]]:
-        """``(merged, originals)``: ``params`` with W + s·A·B for good, and ``{path: W}`` to go back by.
+        """Put W + s·A·B in the places of the adapted W for good.
 
         It is computed on the host in double precision and rounded once to W's dtype, so the same adapters
         give the same bits on every backend. ``unmerge`` gives W itself back, which a subtraction
         can't.
+
+        Parameters
+        ----------
+        params
+            The pre-trained parameters.
+        adapters
+            What was trained.
+
+        Returns
+        -------
+        tuple
+            ``(merged, originals)``; ``originals`` is ``{path: W}``, to go back by.
         """
         import numpy as np
 
@@ -164,7 +207,7 @@ class LoRA:
         return flat.unflatten(new.get(path, x) for path, x in pairs), originals
 
     def _factors(self, path: str, w: Array, adapter: Mapping[str, Array]) -> tuple[Array, Array]:
-        """A and B, of whose shapes none may be broadcast."""
+        """Return A and B, of whose shapes none may be broadcast."""
         found = tuple(tuple(map(int, adapter[k].shape)) if k in adapter else None for k in "AB")
         first, second = map(int, w.shape)
         if self.layout == "in_out":
@@ -195,12 +238,17 @@ class LoRA:
 
 
 def unmerge(merged: Tree, originals: Mapping[str, Array]) -> Tree:
-    """``merged`` with the original weights back in their places, bit for bit; other leaves stay as they are.
+    """Put the original weights back in their places, bit for bit; other leaves stay as they are.
 
     Parameters
     ----------
     merged, originals
         What ``LoRA.merge`` gave.
+
+    Returns
+    -------
+    tree
+        The structure of ``merged``.
     """
     _check_paths(merged, originals)
     flat = tree.flatten(merged)

@@ -9,8 +9,10 @@ from polyopt.core.ops import Array
 
 
 def beside(like: Array, values: Any, dtype: str | None = None) -> Array:
-    """The host array ``values`` on the framework and the device of ``like``, by default in its dtype.
+    """Put the host array ``values`` on the framework and the device of ``like``, by default in its dtype.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> beside(np.float32([1.0]), np.float64([2.0])).dtype.name
     'float32'

@@ -22,8 +22,17 @@ Members = Mapping[str, float] | Sequence[tuple[Pattern, float]]
 
 @dataclass(frozen=True)
 class Scaled(Schedule):
-    """``factor`` times another schedule.
+    """Multiply another schedule by ``factor``.
 
+    Parameters
+    ----------
+    schedule
+        The other one, of the step alone.
+    factor
+        At least 0.
+
+    Examples
+    --------
     >>> from polyopt.schedules import Step
     >>> Scaled(Step(1.0, steps=10, rate=0.5), factor=0.25)(10)
     0.125
@@ -33,16 +42,27 @@ class Scaled(Schedule):
     factor: float = number(low=0.0)
 
     def levels(self) -> Iterator[tuple[str, float]]:
+        """Yield the other schedule's levels times ``factor``."""
         return ((f"schedule.{key}", self.factor * x) for key, x in self.schedule.levels())
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``factor`` times the other schedule's value."""
         return self.factor * self.schedule.value(xp, t)
 
 
 @dataclass(frozen=True)
 class ScaledMeasured(Measured):
-    """``factor`` times a schedule that what is reported drives.
+    """Multiply a schedule that is driven by what is reported by ``factor``.
 
+    Parameters
+    ----------
+    schedule
+        The other one, a ``Plateau`` for one.
+    factor
+        At least 0.
+
+    Examples
+    --------
     >>> from polyopt.schedules import Plateau
     >>> s = ScaledMeasured(Plateau(1.0), factor=0.25)
     >>> s.current(s.initial_state())
@@ -54,18 +74,23 @@ class ScaledMeasured(Measured):
 
     @property
     def awaits(self) -> str:
+        """Return the name of the metric that it waits for."""
         return self.schedule.awaits
 
     def levels(self) -> Iterator[tuple[str, float]]:
+        """Yield the other schedule's levels times ``factor``."""
         return ((f"schedule.{key}", self.factor * x) for key, x in self.schedule.levels())
 
     def initial_state(self) -> dict[str, float]:
+        """Return the other schedule's state at first."""
         return self.schedule.initial_state()
 
     def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
+        """Return the other schedule's state after ``metric``."""
         return self.schedule.observe(state, metric)
 
     def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
+        """Return ``factor`` times the other schedule's value."""
         return self.factor * self.schedule.current(state, xp, t)
 
 
@@ -84,7 +109,7 @@ def times(value: Any, factor: float) -> Any:
 
 
 def layer_rates(rule: Stage, factors: Members) -> Stage:
-    """``rule`` with the rate of the parameters that a pattern matches times that pattern's factor.
+    """Multiply the rate of the parameters that a pattern matches by that pattern's factor.
 
     Every field ``lr`` of every rule inside is multiplied, so decoupled weight decay follows it, as it does in
     torch's parameter groups. The first pattern that matches counts; parameters that none matches keep
@@ -96,6 +121,11 @@ def layer_rates(rule: Stage, factors: Members) -> Stage:
         A rule, a chain or a partition; its rate is a number or any schedule.
     factors
         ``{pattern: factor}``, factors in [0, inf).
+
+    Returns
+    -------
+    Stage
+        What ``Optimizer`` takes.
 
     Raises
     ------
@@ -124,7 +154,7 @@ def layer_rates(rule: Stage, factors: Members) -> Stage:
 
 
 def layer_decay(rule: Stage, layers: Sequence[Pattern], decay: float) -> Stage:
-    """Layer-wise rate decay: ``lr · decay^d`` for the layer that lies d below the top one.
+    r"""Multiply the rate by ``decay^d`` for the layer that lies d below the top one.
 
     Howard & Ruder, "Universal language model fine-tuning", 2018, section 3.2 (η of a layer is that of the one
     above divided by 2.6); Bao et al., "BEiT", 2022, and Clark et al., "ELECTRA", 2020, whose embeddings count
@@ -140,10 +170,15 @@ def layer_decay(rule: Stage, layers: Sequence[Pattern], decay: float) -> Stage:
     decay
         In (0, 1]: 1/2.6 in ULMFiT, 0.65 to 0.9 for transformers.
 
+    Returns
+    -------
+    Stage
+        What ``Optimizer`` takes.
+
     Examples
     --------
     >>> from polyopt import SGD, Optimizer
-    >>> rule = layer_decay(SGD(lr=0.8), [r"layers\\.0", r"layers\\.1", r"head"], decay=0.5)
+    >>> rule = layer_decay(SGD(lr=0.8), [r"layers\.0", r"layers\.1", r"head"], decay=0.5)
     >>> Optimizer(rule).hyperparameters({"step": 0})["0.lr"]
     0.2
     """
@@ -156,7 +191,7 @@ def layer_decay(rule: Stage, layers: Sequence[Pattern], decay: float) -> Stage:
 
 
 def layer_weight_decay(rule: Stage, values: Members) -> Stage:
-    """``rule`` with the weight decay λ of the parameters that a pattern matches replaced by the pattern's.
+    """Replace the weight decay λ of the parameters that a pattern matches by the pattern's.
 
     Discriminative weight decay. The first pattern that matches counts; parameters that none matches keep
     their λ. Whether λ is added to the gradient or decoupled stays as the rule has it.
@@ -167,6 +202,11 @@ def layer_weight_decay(rule: Stage, values: Members) -> Stage:
         A rule, a chain or a partition.
     values
         ``{pattern: λ}``, λ in [0, inf).
+
+    Returns
+    -------
+    Stage
+        What ``Optimizer`` takes.
 
     Raises
     ------

@@ -20,7 +20,7 @@ def reinitialize(
     initializers: Mapping[str, Initializer] | Sequence[tuple[Pattern, Initializer]],
     seed: int = 0,
 ) -> Tree:
-    """``params`` with the leaves that a pattern matches drawn anew; the others are the same arrays.
+    """Draw the leaves that a pattern matches anew; the others are the same arrays.
 
     A draw is keyed by (``seed``, path), as ``Initializer.init``
     does it, so it is the same bits on every backend, whatever else is drawn. Shape, dtype and
@@ -34,6 +34,11 @@ def reinitialize(
         ``{pattern: initializer}``; the first pattern that matches a path counts.
     seed
         Another one gives other values.
+
+    Returns
+    -------
+    tree
+        The structure of ``params``.
 
     Raises
     ------

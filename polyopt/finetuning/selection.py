@@ -12,14 +12,19 @@ from polyopt.core.rule import Pattern, compiled, matches, unmatched
 
 
 def select(params: Any, *patterns: Pattern) -> tuple[str, ...]:
-    """The paths that any of ``patterns`` matches, in the order of the tree.
+    """Return the paths that any of ``patterns`` matches, in the order of the tree.
 
     Parameters
     ----------
     params
         A tree of parameters.
-    patterns
+    *patterns
         Regular expressions that are searched for in a path, or predicates on it.
+
+    Returns
+    -------
+    tuple of str
+        The paths.
 
     Raises
     ------
@@ -58,7 +63,7 @@ def numbered_layers(
     bottom: Sequence[Pattern] = (),
     top: Sequence[Pattern] = (),
 ) -> tuple[Pattern, ...]:
-    """The layers of a model, the lowest first, from the numbers in its paths: one pattern for each.
+    r"""Find the layers of a model by the numbers in its paths: one pattern for each, the lowest first.
 
     Parameters
     ----------
@@ -71,6 +76,11 @@ def numbered_layers(
         Patterns of what lies below the numbered layers (embeddings) and above them (a head), each a layer of
         its own, the lowest first.
 
+    Returns
+    -------
+    tuple
+        Patterns, the lowest layer's first.
+
     Raises
     ------
     InputError
@@ -81,7 +91,7 @@ def numbered_layers(
     --------
     >>> params = {"embed": 0, "layers": [{"w": 0}, {"w": 0}], "head": 0}
     >>> numbered_layers(params, bottom=["^embed"], top=["^head"])
-    ('^embed', '^(?:layers\\\\.)0(?![0-9])', '^(?:layers\\\\.)1(?![0-9])', '^head')
+    ('^embed', '^(?:layers\\.)0(?![0-9])', '^(?:layers\\.)1(?![0-9])', '^head')
     """
     paths = tree.flatten(params).paths
     placed = set(select(params, *bottom, *top))

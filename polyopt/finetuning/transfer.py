@@ -20,7 +20,7 @@ Pipeline = tuple[Segment, ...] | None
 def transfer(
     state: State, params: Tree, before: Optimizer, after: Optimizer, *, fresh: Sequence[Pattern] = ()
 ) -> State:
-    """The state with which ``after`` goes on where ``before`` was.
+    """Make the state with which ``after`` goes on where ``before`` was.
 
     A leaf that both update keeps its slots, which are the same arrays, and its count of updates. A leaf that
     only ``after`` updates gets fresh slots, and its bias corrections start at its own first update, by
@@ -38,6 +38,11 @@ def transfer(
         Optimizers whose rules treat a common leaf by the same kinds of rules, with whatever hyperparameters.
     fresh
         Patterns of leaves that start again in any case: re-initialized ones.
+
+    Returns
+    -------
+    dict
+        A state of ``after``.
 
     Raises
     ------
@@ -79,10 +84,28 @@ def transfer(
 
 
 def reset(state: State, params: Tree, optimizer: Optimizer, *patterns: Pattern) -> State:
-    """``state`` with fresh slots, and bias corrections from the start, for the leaves that match.
+    """Give the leaves that match fresh slots, and bias corrections from the start.
 
     What goes with ``reinitialize``: give it the new parameters.
 
+    Parameters
+    ----------
+    state
+        Of ``optimizer``; it isn't changed.
+    params
+        The parameters as they are now.
+    optimizer
+        Whose state it is.
+    *patterns
+        Which leaves: regular expressions searched for in a path, or predicates on it.
+
+    Returns
+    -------
+    dict
+        A state of ``optimizer``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt import Adam, Optimizer
     >>> opt, params = Optimizer(Adam()), {"embed": np.ones(1), "head": np.ones(1)}
@@ -158,7 +181,7 @@ def _was_trained(state: State, path: str, pipeline: Pipeline) -> bool:
 
 
 def _paired(path: str, was: Pipeline, becomes: Pipeline) -> list[tuple[Part, Part]]:
-    """The leaf's rules before and after, which must be of the same kinds."""
+    """Return the leaf's rules before and after, which must be of the same kinds."""
     old, new = _parts(was), _parts(becomes)
     kinds = [[(type(part.rule), part.rule.slots()) for part in parts] for parts in (old, new)]
     if kinds[0] != kinds[1]:

@@ -80,41 +80,119 @@ class GradualUnfreezing:
         object.__setattr__(self, "steps", tuple(whole))
 
     def thawed(self, step: int) -> int:
-        """Return how many layers, from the top, the coming update trains after ``step`` were made."""
+        """Return how many layers, from the top, the coming update trains after ``step`` were made.
+
+        Parameters
+        ----------
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        int
+            At least 1.
+        """
         assert not isinstance(self.steps, int)
         return 1 + sum(step >= boundary for boundary in self.steps)
 
     def frozen(self, step: int) -> tuple[Pattern, ...]:
-        """The patterns of the layers that are still frozen."""
+        """Return the patterns of the layers that are still frozen.
+
+        Parameters
+        ----------
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        tuple
+            Patterns, the lowest layer's first.
+        """
         return tuple(self.layers)[: len(self.layers) - self.thawed(step)]
 
     def stage(self, step: int) -> Stage:
-        """The rule of the coming update, with what is still frozen."""
+        """Return the rule of the coming update, with what is still frozen.
+
+        Parameters
+        ----------
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        Stage
+            What ``Optimizer`` takes.
+        """
         frozen = self.frozen(step)
         return freeze(self.rule, *frozen) if frozen else self.rule
 
     def changes(self, step: int) -> bool:
-        """Return True if a layer thaws before the coming update."""
+        """Return True if a layer thaws before the coming update.
+
+        Parameters
+        ----------
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        bool
+            True at the steps at which the optimizer changes.
+        """
         return step > 0 and self.thawed(step) != self.thawed(step - 1)
 
     def optimizer(self, step: int) -> Optimizer:
-        """The optimizer of the coming update: a new object, to be kept until the next change."""
+        """Return the optimizer of the coming update: a new object, to be kept until the next change.
+
+        Parameters
+        ----------
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        Optimizer
+            Of ``stage(step)``.
+        """
         return Optimizer(self.stage(step), **self.options)
 
     def split(self, params: Tree, step: int) -> tuple[Tree, Tree]:
-        """``(trained, frozen)`` at the coming update: see ``split``.
+        """Split the parameters into what the coming update trains and what is frozen: see ``split``.
 
         Every layer's pattern must match a path, also of those that are trained already.
+
+        Parameters
+        ----------
+        params
+            The whole tree.
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        tuple
+            ``(trained, frozen)``.
         """
         select(params, *self.layers)
         return split(params, *self.frozen(step))
 
     def advance(self, state: State, params: Tree) -> State:
-        """The state for the optimizer of the coming update, from that of the one before a change.
+        """Make the state for the optimizer of the coming update of that of the one before a change.
 
         The slots of the layers that were trained are the same arrays, the layer that thaws has fresh ones:
-        see ``transfer``. ``params`` is the whole tree, or its trained part. Every layer's pattern must match
-        a path, also of those that are trained already.
+        see ``transfer``. Every layer's pattern must match a path, also of those that are trained already.
+
+        Parameters
+        ----------
+        state
+            Of the optimizer before.
+        params
+            The whole tree, or its trained part.
+
+        Returns
+        -------
+        dict
+            A state of ``optimizer(state["step"])``.
         """
         select(params, *self.layers)
         step = int(state["step"])

@@ -52,6 +52,7 @@ class Dataset:
 
     @property
     def features(self) -> int:
+        """Return the number of features of a sample."""
         return int(self.x_train.shape[1])
 
     @property
@@ -66,7 +67,7 @@ def inverted(x: Any, name: str) -> Any:
 
 
 def permuted(x: Any, name: str) -> Any:
-    """The features in another order, the same one for all samples and in every run."""
+    """Put the features in another order, the same one for all samples and in every run."""
     return x[:, random.permutation(x.shape[1], 0, f"permuted/{name}")]
 
 
@@ -156,7 +157,7 @@ def load(
 
 
 def _only(name: str, source: Source, x: Any, y: Any, labels: Sequence[int]) -> tuple[Any, Any]:
-    """The samples of ``labels``, renumbered in their order."""
+    """Keep the samples of ``labels``, renumbered in their order."""
     if source.task != "classification":
         raise InputError(f"labels = {list(labels)}: {name!r} is a {source.task}, which has none")
     known = sorted(set(y.tolist()))

@@ -50,11 +50,13 @@ class Initializer(ABC):
 
     @abstractmethod
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
-        """A float64 host array of ``shape`` from a NumPy generator."""
+        """Draw a float64 host array of ``shape`` from a NumPy generator."""
 
     def sample(self, shape: tuple[int, ...], seed: int = 0, name: str = "", dtype: str = "float32") -> Any:
-        """A host array of ``shape`` and ``dtype``: the draw of (``seed``, ``name``), rounded once.
+        """Draw the host array of (``seed``, ``name``), of ``shape``, rounded once to ``dtype``.
 
+        Examples
+        --------
         >>> Normal(stddev=0.1).sample((2, 3), seed=0, name="layers.0.weight").shape
         (2, 3)
         """
@@ -106,6 +108,7 @@ class Normal(Initializer):
     stddev: Any = hyper(1.0, low=0.0)
 
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
+        """Draw from the normal distribution of this mean and deviation."""
         return generator.standard_normal(shape) * self.stddev + self.mean
 
 
@@ -122,6 +125,7 @@ class Uniform(Initializer):
             raise InputError(f"Uniform: low = {self.low!r} is above high = {self.high!r}")
 
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
+        """Draw uniformly from [low, high)."""
         return generator.random(shape) * (self.high - self.low) + self.low
 
 
@@ -149,6 +153,7 @@ class TruncatedNormal(Initializer):
             )
 
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
+        """Draw from the normal distribution, held within ``low`` and ``high`` deviations of its mean."""
         return _truncated(generator, shape, self.low, self.high) * self.stddev + self.mean
 
 
@@ -159,6 +164,7 @@ class Constant(Initializer):
     fill: Any = hyper()
 
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
+        """Fill the array with ``fill``."""
         return generator.random(shape) * 0.0 + self.fill
 
 
@@ -167,6 +173,7 @@ class Zeros(Initializer):
     """0 everywhere."""
 
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
+        """Fill the array with 0."""
         return generator.random(shape) * 0.0
 
 
@@ -175,6 +182,7 @@ class Ones(Initializer):
     """1 everywhere."""
 
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
+        """Fill the array with 1."""
         return generator.random(shape) * 0.0 + 1.0
 
 
@@ -204,12 +212,13 @@ class VarianceScaling(Initializer):
     truncated: bool | None = static(None, None, False, True)
 
     def variance(self, shape: tuple[int, ...]) -> float:
-        """The variance for a parameter of ``shape``."""
+        """Return the variance for a parameter of ``shape``."""
         fan_in, fan_out = fans(shape, str(self.layout))
         fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
         return float(self.scale / max(1.0, fan))
 
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
+        """Draw with the variance that ``shape`` asks for, from the distribution chosen."""
         deviation = math.sqrt(self.variance(shape))
         if self.distribution == "uniform":
             return (2.0 * generator.random(shape) - 1.0) * (math.sqrt(3.0) * deviation)
@@ -237,7 +246,7 @@ class _Fixed(Initializer):
         return VarianceScaling(scale, mode, self.distribution, self.convention, self.layout, self.truncated)
 
     def variance(self, shape: tuple[int, ...]) -> float:
-        """The variance for a parameter of ``shape``."""
+        """Return the variance for a parameter of ``shape``."""
         return self._scaling().variance(shape)
 
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
@@ -300,6 +309,7 @@ class Orthogonal(Initializer):
     layout: str | None = static(None, None, "in_out", "out_in")
 
     def draw(self, generator: Any, shape: tuple[int, ...]) -> Any:
+        """Draw a matrix whose rows or columns, the fewer of them, are orthonormal, times ``gain``."""
         import numpy as np
 
         if len(shape) < 2:
@@ -331,7 +341,7 @@ def fans(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
 
 
 def _truncated(generator: Any, shape: tuple[int, ...], low: float, high: float) -> Any:
-    """Standard normal numbers within [low, high]: those outside are drawn again (no inverse needed)."""
+    """Draw standard normal numbers within [low, high]: those outside are drawn again (no inverse needed)."""
     import numpy as np
 
     x = np.asarray(generator.standard_normal(shape))

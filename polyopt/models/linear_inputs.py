@@ -49,10 +49,12 @@ class Products:
         self._known = {id(w): (LinearInput(path, "in_out"), w) for path, w in tree.named(params).items()}
 
     def matmul(self, x: Array, w: Array) -> Array:
+        """Multiply, and note the input where ``w`` is a parameter."""
         known = self._known.get(id(w))
         return self._xp.matmul(x, w) if known is None else self._product(known[0], x, w)
 
     def matrix_transpose(self, w: Array) -> Array:
+        """Transpose, and remember of which parameter the result is the transpose."""
         turned = self._xp.matrix_transpose(w)
         known = self._known.get(id(w))
         if known is not None:
@@ -65,11 +67,26 @@ class Products:
 
 
 def layer_inputs(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[str, Array]:
-    """Record the input of every matrix product with a parameter in ``apply(xp, params, *args)``, by path.
+    """Record the input of every matrix product with a parameter, by the parameter's path.
 
-    Arrays of the framework of ``params``, in the order of the products. Of a matrix with several products the
-    last one's.
+    Of a matrix with several products it is the last one's.
 
+    Parameters
+    ----------
+    apply
+        The model, ``apply(xp, params, *args)``, written against ``Ops``.
+    params
+        The parameters: a tree of arrays of any framework.
+    *args
+        What else ``apply`` takes, a batch for one.
+
+    Returns
+    -------
+    dict
+        ``{path: array}``, arrays of the framework of ``params``, in the order of the products.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> params = [np.ones((2, 3)), np.ones((3, 1))]
     >>> apply = lambda xp, params, x: xp.matmul(xp.matmul(x, params[0]), params[1])
@@ -80,8 +97,10 @@ def layer_inputs(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[st
 
 
 def factors(apply: Callable[..., Any], params: Tree, *args: Any) -> dict[str, LinearInput]:
-    """The parameters that stand on the right of a product in ``apply(xp, params, *args)``, by path.
+    """Find the parameters that stand on the right of a product in ``apply(xp, params, *args)``, by path.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> apply = lambda xp, params, x: xp.matmul(x, xp.matrix_transpose(params["w"])) + params["b"]
     >>> factors(apply, {"w": np.ones((3, 2)), "b": np.ones(3)}, np.ones((1, 2)))

@@ -11,8 +11,10 @@ NAN = float("nan")
 
 
 def default_loss(task: str) -> str:
-    """The loss that suits a task.
+    """Name the loss that suits a task.
 
+    Examples
+    --------
     >>> default_loss("regression")
     'mean_squared_error'
     """
@@ -28,11 +30,27 @@ def one_hot(xp: Ops, labels: Array, classes: int, like: Array) -> Array:
 
 
 def mean_squared_error(xp: Ops, prediction: Array, target: Array, *, weights: Array | None = None) -> Array:
-    """The mean of ``(prediction - target)²`` over all elements, shapes alike: a 0-d array.
+    """Return the mean of ``(prediction - target)²`` over all elements: a 0-d array.
 
-    ``weights`` of shape (n,) are those of the samples, the first axis: see ``weighted_mean``. A sample of
-    weight 0 counts nothing in the loss and in its gradient, whatever it holds.
+    Parameters
+    ----------
+    xp
+        The backend's operations.
+    prediction
+        An array of any shape.
+    target
+        An array of the same shape.
+    weights
+        Of the samples, of shape (n,), the first axis: see ``weighted_mean``. A sample of weight 0 counts
+        nothing in the loss and in its gradient, whatever it holds.
 
+    Returns
+    -------
+    Array
+        0-d, of the prediction's dtype.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> float(mean_squared_error(np, np.array([[1.0], [2.0]]), np.array([[1.0], [4.0]])))
     2.0
@@ -68,7 +86,7 @@ def cross_entropy(
     weights: Array | None = None,
     ignore_index: int | None = None,
 ) -> Array:
-    """The mean of ``-Σ q·log softmax(z)`` over the samples, with 0·log 0 = 0: a 0-d array.
+    """Return the mean of ``-Σ q·log softmax(z)`` over the samples, with 0·log 0 = 0.
 
     Parameters
     ----------
@@ -180,8 +198,12 @@ def accuracy(
     weights: Array | None = None,
     ignore_index: int | None = None,
 ) -> Array:
-    """The fraction of samples whose largest logit is the label's: a 0-d array; arguments as above.
+    """Return the fraction of samples whose largest logit is the label's: a 0-d array.
 
+    Arguments as of ``cross_entropy``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> float(accuracy(np, np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([1, 1])))
     0.5

@@ -17,8 +17,10 @@ from polyopt.core.tree import Tree
 
 
 def relu(xp: Ops, x: Array) -> Array:
-    """``max(x, 0)`` with the gradient 0 at 0, where the frameworks' own maxima differ.
+    """Return ``max(x, 0)`` with the gradient 0 at 0, where the frameworks' own maxima differ.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> import polyopt_numpy.ops as xp
     >>> relu(xp, np.array([-1.0, 0.0, 2.0, np.nan])).tolist()
@@ -32,6 +34,7 @@ def relu(xp: Ops, x: Array) -> Array:
 
 
 def tanh(xp: Ops, x: Array) -> Array:
+    """Return the hyperbolic tangent of each element."""
     return xp.tanh(x)
 
 
@@ -45,7 +48,8 @@ OUTPUT = "output"
 class Initializer(Protocol):
     """See ``polyopt.models.initializers``."""
 
-    def sample(self, shape: tuple[int, ...], seed: int, name: str, dtype: str = "float32") -> Any: ...
+    def sample(self, shape: tuple[int, ...], seed: int, name: str, dtype: str = "float32") -> Any:
+        """Draw the host array of (``seed``, ``name``)."""
 
 
 class Model(Protocol):
@@ -54,10 +58,10 @@ class Model(Protocol):
     tasks: ClassVar[tuple[str, ...]]
 
     def init(self, seed: int, dtype: str) -> Tree:
-        """Initial parameters: host arrays, the same bits for the same seed."""
+        """Draw initial parameters: host arrays, the same bits for the same seed."""
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
-        """Outputs of shape (n, outputs) for samples of shape (n, inputs)."""
+        """Return outputs of shape (n, outputs) for samples of shape (n, inputs)."""
 
     def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
         """Return what each layer gives, by its name, the lowest first.
@@ -86,15 +90,18 @@ class Linear:
     bias: Initializer
 
     def init(self, seed: int, dtype: str) -> Tree:
+        """Draw the weight, of shape (inputs, outputs), and the bias."""
         return {
             "weight": self.weight.sample((self.inputs, self.outputs), seed, "weight", dtype),
             "bias": self.bias.sample((self.outputs,), seed, "bias", dtype),
         }
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
+        """Return ``x·weight + bias``."""
         return xp.matmul(x, params["weight"]) + params["bias"]
 
     def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
+        """Return the outputs, the only layer's."""
         return {OUTPUT: self.apply(xp, params, x)}
 
 
@@ -129,6 +136,7 @@ class MLP:
     activation: str = "relu"
 
     def init(self, seed: int, dtype: str) -> Tree:
+        """Draw each layer's weight, of shape (inputs, outputs), and its bias."""
         widths = (self.inputs, *self.hidden, self.outputs)
         return {
             "layers": [
@@ -141,9 +149,11 @@ class MLP:
         }
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
+        """Return the last layer's outputs, of shape (n, outputs)."""
         return self.features(xp, params, x)[OUTPUT]
 
     def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
+        """Return what each layer gives: ``layers.<i>`` after its activation, and the outputs."""
         *hidden, last = params["layers"]
         found = {}
         for i, layer in enumerate(hidden):

@@ -10,8 +10,6 @@ from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper
 from polyopt.optim.base import Descent, quotient
 
-_PAPER: dict[str, Any] = {"lr": 1.0, "rho": 0.95, "eps": 1e-6, "weight_decay": 0.0, "decay": "l2"}
-
 
 @dataclass(frozen=True)
 class Adadelta(Descent):
@@ -31,8 +29,12 @@ class Adadelta(Descent):
         See ``Descent``. λ is 0; ``"l2"`` (paper, torch, optax) or ``"decoupled"``
         (keras).
 
+    Notes
+    -----
     Slots: ``square_avg``, ``acc_delta``.
 
+    Examples
+    --------
     >>> from polyopt import Adadelta
     >>> Adadelta(convention="torch").rho
     0.9
@@ -42,21 +44,31 @@ class Adadelta(Descent):
     rho: Any = hyper(None, low=0.0, high=1.0, open_high=True)
     eps: Any = hyper(None, low=0.0)
 
+    def slots(self) -> tuple[Slot, ...]:
+        """Keep both running means: v, of squared gradients, and u, of squared steps."""
+        return (Slot("square_avg"), Slot("acc_delta"))
+
+    def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """Name the formula's numbers: ``rho`` is ρ, ``one_minus_rho`` 1-ρ, ``eps`` ε and ``scale`` -lr."""
+        return {"scale": -h.lr, "rho": h.rho, "one_minus_rho": 1 - h.rho, "eps": h.eps}
+
+    def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return ``-lr·d`` and the two means after it."""
+        v = c.rho * slots["square_avg"] + c.one_minus_rho * (g * g)
+        u = slots["acc_delta"]
+        d = quotient(xp, xp.sqrt(u + c.eps), xp.sqrt(v + c.eps), self.eps) * g
+        return c.scale * d, {"square_avg": v, "acc_delta": c.rho * u + c.one_minus_rho * (d * d)}
+
+    _PAPER: ClassVar[dict[str, Any]] = {
+        "lr": 1.0,
+        "rho": 0.95,
+        "eps": 1e-6,
+        "weight_decay": 0.0,
+        "decay": "l2",
+    }
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": _PAPER,
         "torch": _PAPER | {"rho": 0.9},
         "optax": _PAPER | {"rho": 0.9},
         "keras": _PAPER | {"lr": 1e-3, "eps": 1e-7, "decay": "decoupled"},
     }
-
-    def slots(self) -> tuple[Slot, ...]:
-        return (Slot("square_avg"), Slot("acc_delta"))
-
-    def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        return {"scale": -h.lr, "rho": h.rho, "rest": 1 - h.rho, "eps": h.eps}
-
-    def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        v = c.rho * slots["square_avg"] + c.rest * (g * g)
-        u = slots["acc_delta"]
-        d = quotient(xp, xp.sqrt(u + c.eps), xp.sqrt(v + c.eps), self.eps) * g
-        return c.scale * d, {"square_avg": v, "acc_delta": c.rho * u + c.rest * (d * d)}

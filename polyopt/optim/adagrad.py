@@ -12,22 +12,6 @@ from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
 from polyopt.optim.base import Descent, is_zero, quotient, root
 
-_TORCH: dict[str, Any] = {
-    "lr": 1e-2,
-    "eps": 1e-10,
-    "eps_placement": "outside",
-    "initial_accumulator": 0.0,
-    "weight_decay": 0.0,
-    "decay": "l2",
-}
-_OPTAX = _TORCH | {
-    "lr": 1e-3,
-    "eps": 1e-7,
-    "eps_placement": "inside",
-    "initial_accumulator": 0.1,
-    "decay": "none",
-}
-
 
 @dataclass(frozen=True)
 class AdaGrad(Descent):
@@ -51,8 +35,12 @@ class AdaGrad(Descent):
         See ``Descent``. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
         ``"none"`` (optax).
 
+    Notes
+    -----
     Slots: ``sum``. With ε = 0, 0/0 counts as 0.
 
+    Examples
+    --------
     >>> from polyopt import AdaGrad
     >>> AdaGrad(convention="keras").initial_accumulator
     0.1
@@ -64,29 +52,47 @@ class AdaGrad(Descent):
     eps_placement: str = static(None, "outside", "inside")
     initial_accumulator: float = static(None)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_accumulator("AdaGrad", self.initial_accumulator)
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Keep s, the sum of squared gradients, from ``initial_accumulator`` on."""
+        return (Slot("sum", init=float(self.initial_accumulator)),)
+
+    def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """Name the formula's numbers: ``scale`` is -lr_t, ``eps`` or ``eps_inside`` δ, by where it stands."""
+        lr = h.lr if is_zero(self.lr_decay) else h.lr / (1 + (t - 1) * h.lr_decay)
+        return {"scale": -lr} | {"eps_inside" if self.eps_placement == "inside" else "eps": h.eps}
+
+    def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return ``-lr_t·g/(√s + δ)`` and s after it."""
+        s = slots["sum"] + g * g
+        inside = self.eps_placement == "inside"
+        d = root(xp, s, 0.0 if inside else self.eps, self.eps if inside else 0.0, c=c)
+        return c.scale * quotient(xp, g, d, self.eps), {"sum": s}
+
+    _TORCH: ClassVar[dict[str, Any]] = {
+        "lr": 1e-2,
+        "eps": 1e-10,
+        "eps_placement": "outside",
+        "initial_accumulator": 0.0,
+        "weight_decay": 0.0,
+        "decay": "l2",
+    }
+    _OPTAX: ClassVar[dict[str, Any]] = _TORCH | {
+        "lr": 1e-3,
+        "eps": 1e-7,
+        "eps_placement": "inside",
+        "initial_accumulator": 0.1,
+        "decay": "none",
+    }
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": _TORCH,
         "torch": _TORCH,
         "optax": _OPTAX,
         "keras": _OPTAX | {"decay": "decoupled"},
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_accumulator("AdaGrad", self.initial_accumulator)
-
-    def slots(self) -> tuple[Slot, ...]:
-        return (Slot("sum", init=float(self.initial_accumulator)),)
-
-    def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        lr = h.lr if is_zero(self.lr_decay) else h.lr / (1 + (t - 1) * h.lr_decay)
-        return {"scale": -lr} | {"inside" if self.eps_placement == "inside" else "eps": h.eps}
-
-    def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        s = slots["sum"] + g * g
-        inside = self.eps_placement == "inside"
-        d = root(xp, s, 0.0 if inside else self.eps, self.eps if inside else 0.0, c=c)
-        return c.scale * quotient(xp, g, d, self.eps), {"sum": s}
 
 
 def check_accumulator(owner: str, value: Any) -> None:

@@ -11,20 +11,6 @@ from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
 from polyopt.optim.base import Descent, quotient, root
 
-_PAPER: dict[str, Any] = {
-    "lr": 1e-3,
-    "b1": 0.9,
-    "b2": 0.999,
-    "eps": 1e-8,
-    "eps_placement": "outside",
-    "amsgrad_max": "raw",
-    "weight_decay": 0.0,
-    "decay": "l2",
-}
-_OPTAX: dict[str, Any] = {"amsgrad_max": "corrected", "decay": "none"}
-_KERAS: dict[str, Any] = {"eps": 1e-7, "eps_placement": "hat", "decay": "decoupled"}
-_W: dict[str, Any] = {"weight_decay": 1e-2, "decay": "decoupled"}
-
 
 @dataclass(frozen=True)
 class Moments(Descent):
@@ -56,30 +42,65 @@ class Moments(Descent):
         return self.amsgrad and self.amsgrad_max == "corrected"
 
     def slots(self) -> tuple[Slot, ...]:
+        """Keep m and v, with AMSGrad the largest v, and the weights of scheduled betas."""
         both = (Slot("exp_avg"), Slot("exp_avg_sq"), *self.weights("b1", "b2"))
         return (*both, Slot("max_exp_avg_sq")) if self.amsgrad else both
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """Fold the two corrections and the learning rate into one factor and one ε.
+
+        With ``bc1 = 1-β1^t`` and ``bc2 = 1-β2^t`` (the products of the betas where they are scheduled), each
+        of Algorithm 1's numbers is in one coefficient:
+
+        - ``b1``, ``one_minus_beta1``, ``b2``, ``one_minus_beta2``: β1, 1-β1, β2, 1-β2.
+        - ``scale``: -lr·√bc2/bc1, so that ``scale·m/(√v + ε√bc2)`` is ``-lr·m̂/(√v̂ + ε)``; -lr/bc1 where v is
+          corrected before the maximum.
+        - ``eps``: ε√bc2 for ``"outside"``; ε for ``"hat"``, and where v is corrected before the maximum.
+        - ``eps_inside``: ``eps_root``·bc2 and ``eps_root``, likewise.
+        """
         (bc1, first), (bc2, second) = (self.correction(xp, beta, t, h) for beta in ("b1", "b2"))
-        values = {"b1": h.b1, "b2": h.b2, "rest1": 1 - h.b1, "rest2": 1 - h.b2, "bc1": bc1, "bc2": bc2}
+        values = {
+            "b1": h.b1,
+            "b2": h.b2,
+            "one_minus_beta1": 1 - h.b1,
+            "one_minus_beta2": 1 - h.b2,
+            "bc1": bc1,
+            "bc2": bc2,
+        }
         values |= first | second
         if self._corrects_first:
-            return values | {"scale": -(h.lr / bc1), "eps": h.eps, "inside": h.eps_root}
+            return values | {"scale": -(h.lr / bc1), "eps": h.eps, "eps_inside": h.eps_root}
         correction = xp.sqrt(bc2)
-        values |= {"scale": -(h.lr * correction / bc1), "eps": h.eps, "inside": h.eps_root}
+        values |= {"scale": -(h.lr * correction / bc1), "eps": h.eps, "eps_inside": h.eps_root}
         if self.eps_placement == "outside":
-            values |= {"eps": h.eps * correction, "inside": h.eps_root * bc2}
+            values |= {"eps": h.eps * correction, "eps_inside": h.eps_root * bc2}
         return values
 
     def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        m = c.b1 * slots["exp_avg"] + c.rest1 * g
-        v = c.b2 * slots["exp_avg_sq"] + c.rest2 * (g * g)
+        """Return ``scale·m/(√(v + eps_inside) + eps)`` and the moments after it."""
+        m = c.b1 * slots["exp_avg"] + c.one_minus_beta1 * g
+        v = c.b2 * slots["exp_avg_sq"] + c.one_minus_beta2 * (g * g)
         new = {"exp_avg": m, "exp_avg_sq": v}
         if self.amsgrad:
             v = xp.maximum(slots["max_exp_avg_sq"], v / c.bc2 if self._corrects_first else v)
             new["max_exp_avg_sq"] = v
         d = root(xp, v, self.eps, self.eps_root, c=c)
         return c.scale * quotient(xp, m, d, self.eps, self.eps_root), new
+
+
+_PAPER: dict[str, Any] = {
+    "lr": 1e-3,
+    "b1": 0.9,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "eps_placement": "outside",
+    "amsgrad_max": "raw",
+    "weight_decay": 0.0,
+    "decay": "l2",
+}
+_OPTAX: dict[str, Any] = {"amsgrad_max": "corrected", "decay": "none"}
+_KERAS: dict[str, Any] = {"eps": 1e-7, "eps_placement": "hat", "decay": "decoupled"}
+_W: dict[str, Any] = {"weight_decay": 1e-2, "decay": "decoupled"}
 
 
 @dataclass(frozen=True)
@@ -114,9 +135,15 @@ class Adam(Moments):
         See ``Descent``. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
         ``"none"`` (optax).
 
+    Notes
+    -----
     Slots: ``exp_avg`` (m), ``exp_avg_sq`` (v), ``max_exp_avg_sq`` (x) with AMSGrad. With ε = 0,
     0/0 counts as 0.
 
+    Coefficients: ``Moments.scalars`` maps each of them to the formula.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt import Adam, Optimizer
     >>> opt = Optimizer(Adam(lr=0.5, eps=0.0))
@@ -147,12 +174,16 @@ class AdamW(Moments):
         See ``Descent``. λ is 1e-2 (paper, torch), 1e-4 (optax) or 4e-3 (keras);
         ``"decoupled"``.
 
+    Notes
+    -----
     Slots: as of ``Adam``.
 
     Deviation: in the paper λ is multiplied by the schedule's multiplier η_t but not by the base rate α. All
     three frameworks multiply it by lr = η_t·α, and so does every convention here, "paper" too;
     ``decay="independent"`` is the paper's.
 
+    Examples
+    --------
     >>> from polyopt import AdamW
     >>> AdamW(convention="keras").weight_decay, AdamW(mask=r"weight$").at("layer.bias").weight_decay
     (0.004, 0.0)

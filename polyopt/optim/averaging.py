@@ -19,11 +19,13 @@ from polyopt.core.rule import Elementwise, Slot, Slots, hyper, static
 
 @dataclass(frozen=True)
 class EMA(Elementwise):
-    """An exponential moving average of the parameters: ``ema = d·ema + (1 - d)·(p + update)``.
+    """Keep an exponential moving average of the parameters.
 
-    It passes the update on unchanged, and must be the last stage, so that what it gets is what the
-    parameters will move by. The average is kept in the compute dtype: for float16 and bfloat16 parameters it
-    follows them before they are rounded.
+    ``ema = d·ema + (1 - d)·(p + update)``.
+
+    It passes the update on unchanged, and must be the last stage, so that what it gets is what the parameters
+    will move by. The average is kept in the compute dtype: for float16 and bfloat16 parameters it follows
+    them before they are rounded.
 
     Parameters
     ----------
@@ -56,25 +58,28 @@ class EMA(Elementwise):
     warmup: bool = static(False, False, True)
 
     def slots(self) -> tuple[Slot, ...]:
+        """Keep the average and, if it is debiased, the product of all decays."""
         if not self.debias:
             return (Slot("ema", init="param"),)
         # A product, not a power: the decay may change from step to step.
         return (Slot("ema"), Slot("ema_bias", init=1.0, shape="scalar"))
 
     def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """Return ``decay``, d at this step, ``one_minus_decay`` and the product of all decays so far."""
         decay = h.decay
         if self.warmup:
             decay = xp.minimum(decay, (1.0 + t) / (10.0 + t))
-        values = {"d": decay, "rest": 1.0 - decay}
+        values = {"decay": decay, "one_minus_decay": 1.0 - decay}
         return values | {"ema_bias": h.ema_bias * decay} if self.debias else values
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        return g, {"ema": c.d * slots["ema"] + c.rest * (p + g)}
+        """Return the gradient unchanged, and the average after the update."""
+        return g, {"ema": c.decay * slots["ema"] + c.one_minus_decay * (p + g)}
 
 
 @dataclass(frozen=True)
 class PolyakAverage(Elementwise):
-    """The mean of the parameters after each update: Polyak & Juditsky, 1992; torch's ``AveragedModel``.
+    """Keep the mean of the parameters after each update (Polyak & Juditsky, 1992); torch's ``AveragedModel``.
 
     ``mean += (p + update - mean)/n`` with n updates averaged so far; the last stage, as ``EMA``.
 
@@ -82,6 +87,18 @@ class PolyakAverage(Elementwise):
     ----------
     start
         Number of updates before the first one that is averaged; until then the average is the parameter.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, Optimizer, PolyakAverage, averaged, chain
+    >>> opt = Optimizer(chain(SGD(lr=1.0), PolyakAverage()))
+    >>> params = {"w": np.array([0.0])}
+    >>> state = opt.init(params)
+    >>> for _ in range(2):
+    ...     params, state = opt.step(params, {"w": np.array([-1.0])}, state)
+    >>> params["w"].tolist(), averaged(state, params)["w"].tolist()
+    ([2.0], [1.5])
     """
 
     LAST: ClassVar[bool] = True
@@ -94,12 +111,15 @@ class PolyakAverage(Elementwise):
             raise InputError(f"PolyakAverage: start = {self.start!r}; expected an integer >= 0")
 
     def slots(self) -> tuple[Slot, ...]:
+        """Keep the mean, which starts at the parameter."""
         return (Slot("polyak", init="param"),)
 
     def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """Return ``n``, the number of parameters in the mean after this step."""
         return {"n": xp.maximum(t - self.start, 1)}
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return the gradient unchanged, and the mean after the update."""
         mean = slots["polyak"]
         return g, {"polyak": mean + ((p + g) - mean) / c.n}
 
@@ -109,14 +129,36 @@ AVERAGING = {"ema": EMA, "polyak_average": PolyakAverage}
 
 
 def averaged(state: Mapping[str, Any], params: Any) -> Any:
-    """The averaged parameters, in the parameters' tree and dtypes; a leaf that has no average stays.
+    """Return the averaged parameters; a leaf that has no average stays.
 
     Before the first update a debiased average is the parameters themselves.
+
+    Parameters
+    ----------
+    state
+        The optimizer's state, of a rule that ends in an ``EMA`` or a ``PolyakAverage``.
+    params
+        The parameters that the state belongs to: a tree of arrays of any framework.
+
+    Returns
+    -------
+    tree
+        The structure and dtypes of ``params``.
 
     Raises
     ------
     InputError
         Where ``state`` holds no average, or more than one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import EMA, SGD, Optimizer, averaged, chain
+    >>> opt = Optimizer(chain(SGD(lr=1.0), EMA(0.5)))
+    >>> params = {"w": np.array([0.0])}
+    >>> params, state = opt.step(params, {"w": np.array([-1.0])}, opt.init(params))
+    >>> averaged(state, params)["w"].tolist()
+    [0.5]
     """
     slots = state["slots"]
     found = [name for name in slots if name.rpartition(".")[2] in ("ema", "polyak")]

@@ -16,7 +16,7 @@ from polyopt.core.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Descent(Elementwise):
-    """An elementwise optimizer with weight decay, under a named convention.
+    """Move against the gradient, element by element, with weight decay and under a named convention.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Descent(Elementwise):
         ``None``: all. ``Optimizer.init`` refuses one that matches none.
     """
 
-    GUARDS: ClassVar[tuple[str, ...]] = ("eps", "inside")
+    GUARDS: ClassVar[tuple[str, ...]] = ("eps", "eps_inside")
 
     convention: str = static("paper")
     weight_decay: Any = hyper(None, low=0.0)
@@ -51,7 +51,7 @@ class Descent(Elementwise):
             )
 
     def at(self, path: str) -> Descent:
-        """Without weight decay where the mask leaves ``path`` out; the slots are the same."""
+        """Return the rule for ``path``: without weight decay where the mask leaves it out, slots kept."""
         if self.mask is None or is_zero(self.weight_decay) or matches(self.mask, path):
             return self
         return dataclasses.replace(self, weight_decay=0.0)
@@ -61,6 +61,16 @@ class Descent(Elementwise):
 
         With a constant β the weights of all gradients in an average add up to 1 - β^t; with a scheduled one,
         to 1 - Πβ_i. The ``"torch"`` convention has no such slot and keeps 1 - β^t.
+
+        Parameters
+        ----------
+        *betas
+            Names of fields that hold the β of an average.
+
+        Returns
+        -------
+        tuple of Slot
+            Scalar slots that start at 0, ``"<beta>_weight"``.
         """
         if self.convention == "torch":
             return ()
@@ -74,6 +84,22 @@ class Descent(Elementwise):
         """Return what an average is divided by to correct its bias, and the slot that holds it.
 
         1 - β^t without a slot; 1 - Πβ_i with one.
+
+        Parameters
+        ----------
+        xp
+            Operations on the step's scalars.
+        beta
+            The name of the field.
+        t
+            The step, from 1.
+        h
+            The hyperparameters and scalar slots at this step.
+
+        Returns
+        -------
+        tuple
+            The divisor, and ``{slot: next value}``, empty without one.
         """
         slot, b = f"{beta}_weight", getattr(h, beta)
         if not any(x.name == slot for x in self.weights(beta)):
@@ -84,27 +110,62 @@ class Descent(Elementwise):
 
     @abstractmethod
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        """The coefficients of step ``t``, without those of weight decay."""
+        """Return the coefficients of step ``t``, without those of weight decay.
+
+        Parameters
+        ----------
+        xp
+            Operations on the step's scalars: ``polyopt.core.scalars``, or the framework's where the step is
+            traced.
+        t
+            The step, from 1.
+        h
+            The hyperparameters and scalar slots at this step.
+
+        Returns
+        -------
+        dict
+            A number for each coefficient, and the next value of each scalar slot.
+        """
 
     @abstractmethod
     def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        """``(update to add, next slots)`` of one leaf, without weight decay."""
+        """Return ``(update to add, next slots)`` of one leaf, without weight decay.
+
+        Parameters
+        ----------
+        xp
+            Elementwise operations on arrays.
+        g
+            The gradient; with ``"l2"`` decay, λp is in it.
+        slots
+            The slots by name, each of the leaf's shape.
+        c
+            The coefficients as attributes.
+
+        Returns
+        -------
+        tuple
+            The update to add, of the leaf's shape, and ``{slot: next value}``.
+        """
 
     def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """Add what weight decay needs to ``scalars``: λ, or ``decay``, the share of a parameter that goes."""
         values = self.scalars(xp, t, h)
         if is_zero(self.weight_decay):
             return values
         if self.decay == "l2":
             return values | {"weight_decay": h.weight_decay}
-        return values | {"shrink": h.weight_decay if self.decay == "independent" else h.lr * h.weight_decay}
+        return values | {"decay": h.weight_decay if self.decay == "independent" else h.lr * h.weight_decay}
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return ``direction`` with weight decay put in, before it or after it."""
         decays = not is_zero(self.weight_decay)
         if decays and self.decay == "l2":
             g = g + c.weight_decay * p
         update, new = self.direction(xp, g, slots, c)
         if decays and self.decay != "l2":
-            update = update - c.shrink * p
+            update = update - c.decay * p
         return update, new
 
 
@@ -117,17 +178,17 @@ def is_zero(x: Any) -> bool:
     return isinstance(x, int | float) and x == 0
 
 
-def quotient(xp: Any, n: Array, d: Array, *guards: Any) -> Array:
+def quotient(xp: Any, n: Array, d: Array, *eps: Any) -> Array:
     """Return ``n / d``, and 0 where ``d`` is 0: a zero gradient moves nothing.
 
-    One of ``guards`` that is a number above 0 keeps ``d`` from that; a schedule or an array may come to 0.
+    One of ``eps`` that is a number above 0 keeps ``d`` from that; a schedule or an array may come to 0.
     """
-    if any(isinstance(x, int | float) and x > 0 for x in guards):
+    if any(isinstance(x, int | float) and x > 0 for x in eps):
         return n / d
     return xp.where(xp.equal(d, 0.0), 0.0, n / d)
 
 
-def root(xp: Any, x: Array, eps: Any, inside: Any = 0.0, *, c: Any) -> Array:
-    """``√(x + c.inside) + c.eps``, without the additions of a hyperparameter that is the number 0."""
-    d = xp.sqrt(x if is_zero(inside) else x + c.inside)
+def root(xp: Any, x: Array, eps: Any, eps_inside: Any = 0.0, *, c: Any) -> Array:
+    """Return ``√(x + c.eps_inside) + c.eps``, without adding a hyperparameter that is the number 0."""
+    d = xp.sqrt(x if is_zero(eps_inside) else x + c.eps_inside)
     return d if is_zero(eps) else d + c.eps

@@ -22,21 +22,23 @@ from polyopt.core.ops import Array
 from polyopt.core.reductions import axis_root_sum_squares, root_sum_squares
 from polyopt.core.rule import Elementwise, Global, Leafwise, Rule, Slots, hyper, static
 
-NORM_CONVENTIONS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {"eps": 0.0, "spread_inf": False},
-    "optax": {"eps": 0.0, "spread_inf": False},
-    "torch": {"eps": 1e-6, "spread_inf": False},
-    "keras": {"eps": 0.0, "spread_inf": True},
-}
-
 
 @dataclass(frozen=True)
 class ClipByValue(Elementwise):
-    """Each element is held inside [``min_value``, ``max_value``], the first ``-max_value`` by default.
+    """Hold each element inside [``min_value``, ``max_value``].
 
     torch's ``clip_grad_value_``, optax' ``clip``, Keras' ``clipvalue``. An infinite element becomes the
     limit, a NaN stays.
 
+    Parameters
+    ----------
+    max_value
+        The upper limit.
+    min_value
+        The lower limit: ``-max_value`` by default.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt import SGD, ClipByValue, Optimizer, chain
     >>> opt = Optimizer(chain(ClipByValue(1.0), SGD(lr=1.0)))
@@ -58,13 +60,22 @@ class ClipByValue(Elementwise):
             raise InputError(f"ClipByValue: min_value = {low!r} is above max_value = {high!r}")
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return the gradient held between the limits."""
         low = -c.max_value if self.min_value is None else c.min_value
         return xp.minimum(xp.maximum(g, low), c.max_value), {}
 
 
+NORM_CONVENTIONS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"eps": 0.0, "spread_inf": False},
+    "optax": {"eps": 0.0, "spread_inf": False},
+    "torch": {"eps": 1e-6, "spread_inf": False},
+    "keras": {"eps": 0.0, "spread_inf": True},
+}
+
+
 @dataclass(frozen=True)
 class ClipByGlobalNorm(Global):
-    """All gradients are scaled together so that their joint 2-norm is at most ``max_norm``.
+    """Scale all gradients together so that their joint 2-norm is at most ``max_norm``.
 
     Pascanu et al., "On the difficulty of training recurrent neural networks", 2013, Algorithm 1.
 
@@ -74,9 +85,23 @@ class ClipByGlobalNorm(Global):
     Parameters
     ----------
     max_norm
-        The limit c.
+        The limit c, above 0.
     convention
-        Fills in ``eps``, which is added to the norm, and ``spread_inf``.
+        ``"paper"``, ``"torch"``, ``"optax"`` or ``"keras"``; it fills in the two below.
+    eps
+        What is added to the norm, in [0, inf): 1e-6 (torch), else 0.
+    spread_inf
+        Let one inf make every element NaN (keras). Else finite elements become 0 and infinite ones NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, ClipByGlobalNorm, Optimizer, chain
+    >>> opt = Optimizer(chain(ClipByGlobalNorm(1.0), SGD(lr=1.0)))
+    >>> params = {"a": np.zeros(1), "b": np.zeros(1)}
+    >>> params, _ = opt.step(params, {"a": np.array([3.0]), "b": np.array([-4.0])}, opt.init(params))
+    >>> [x.round(12).tolist() for x in params.values()]
+    [[-0.6], [0.8]]
     """
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = NORM_CONVENTIONS
@@ -88,18 +113,36 @@ class ClipByGlobalNorm(Global):
     spread_inf: bool | None = static(None, None, False, True)
 
     def measure(self, xp: Any, leaves: Sequence[Array], c: Any) -> dict[str, Array]:
+        """Return the factors that bring the joint norm of ``leaves`` down to the limit."""
         root, scale = root_sum_squares(xp, leaves)
         return _limited(xp, root, scale, c.max_norm, c.eps, bool(self.spread_inf))
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        return xp.where(c.inside > 0.5, g, (g * c.down) * c.factor), {}
+        """Return the gradient as it is within the limit, else times c/‖g‖."""
+        return xp.where(c.within > 0.5, g, (g * c.down) * c.factor), {}
 
 
 @dataclass(frozen=True)
 class ClipByNorm(Leafwise):
-    """Each leaf on its own is scaled so that its 2-norm is at most ``max_norm``: Keras' ``clipnorm``.
+    """Scale each leaf on its own so that its 2-norm is at most ``max_norm``: Keras' ``clipnorm``.
 
-    The conventions are those of ``ClipByGlobalNorm``.
+    The formulas are those of ``ClipByGlobalNorm``, of one leaf.
+
+    Parameters
+    ----------
+    max_norm
+        The limit, above 0.
+    convention, eps, spread_inf
+        As of ``ClipByGlobalNorm``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, ClipByNorm, Optimizer, chain
+    >>> opt = Optimizer(chain(ClipByNorm(1.0), SGD(lr=1.0)))
+    >>> p = np.zeros(2)
+    >>> opt.step(p, np.array([3.0, -4.0]), opt.init(p))[0].round(12).tolist()
+    [-0.6, 0.8]
     """
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = NORM_CONVENTIONS
@@ -110,6 +153,7 @@ class ClipByNorm(Leafwise):
     spread_inf: bool | None = static(None, None, False, True)
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return the gradient as it is within the limit, else times c/‖g‖ of this leaf."""
         root, scale = root_sum_squares(xp, [g])
         limited = _limited(xp, root, scale, c.max_norm, c.eps, bool(self.spread_inf))
         return _clipped(xp, g, limited), {}
@@ -125,7 +169,7 @@ LAYOUTS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class AdaptiveGradientClip(Leafwise):
-    """AGC: each unit's gradient is held to a fraction of the unit's weights, in norm.
+    """Hold each unit's gradient to a fraction of the unit's weights, in norm (AGC).
 
     Brock et al., "High-performance large-scale image recognition without normalization", 2021, eq. 3. Unit
     by unit: G_i·λ·max(‖W_i‖, ε)/‖G_i‖ where ‖G_i‖ > λ·max(‖W_i‖, ε). A unit is an output unit: with
@@ -136,11 +180,22 @@ class AdaptiveGradientClip(Leafwise):
     Parameters
     ----------
     clipping
-        λ, the largest ratio of the norms.
+        λ, the largest ratio of the norms, above 0.
     eps
-        ε, so that a unit of zeros can move.
+        ε, in [0, inf), so that a unit of zeros can move.
     convention
-        Fills in ``layout``.
+        ``"paper"``, ``"torch"``, ``"optax"`` or ``"keras"``; it fills in ``layout``.
+    layout
+        The axis of output units: ``"in_out"`` (paper, optax, keras) or ``"out_in"`` (torch).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, AdaptiveGradientClip, Optimizer, chain
+    >>> opt = Optimizer(chain(AdaptiveGradientClip(0.5), SGD(lr=1.0)))
+    >>> w = np.array([[2.0, 4.0], [0.0, 0.0]])
+    >>> opt.step(w, np.array([[10.0, 1.0], [0.0, 0.0]]), opt.init(w))[0].tolist()
+    [[1.0, 3.0], [0.0, 0.0]]
     """
 
     CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = LAYOUTS
@@ -151,6 +206,7 @@ class AdaptiveGradientClip(Leafwise):
     layout: str | None = static(None, None, "in_out", "out_in")
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return each unit's gradient as it is within λ·max(‖W_i‖, ε), else scaled down to that norm."""
         shape, axis = _units(tuple(g.shape), self.layout == "out_in")
         rows = xp.reshape(g, shape)
         root, scale = axis_root_sum_squares(xp, rows, axis)
@@ -166,7 +222,7 @@ def _limited(
 ) -> dict[str, Array]:
     """Compute the factors that bring a norm of ``root / scale`` down to ``limit``.
 
-    ``inside`` is 1 where nothing is to be done; else elements are multiplied by ``down``, a power of two, and
+    ``within`` is 1 where nothing is to be done; else elements are multiplied by ``down``, a power of two, and
     then by ``factor``: one number could overflow or vanish.
     """
     one = xp.ones_like(root)
@@ -174,7 +230,7 @@ def _limited(
     most = xp.full_like(root, 2.0**1023 if root.dtype == xp.float64 else 2.0**127)
     limit = xp.minimum(limit, xp.divide(most, xp.maximum(scale, one)))
     total = xp.add(root, xp.multiply(eps, scale))
-    inside = xp.less_equal(total, xp.multiply(limit, scale))
+    within = xp.less_equal(total, xp.multiply(limit, scale))
     # Not below what float32 holds: leaves of that dtype can stand beside float64 ones.
     down = xp.minimum(xp.maximum(scale, xp.full_like(root, 2.0**-100)), one)
     numerator = xp.multiply(limit, xp.divide(scale, down))
@@ -182,20 +238,20 @@ def _limited(
     if spread_inf:
         factor = xp.where(xp.isinf(root), xp.full_like(root, math.nan), factor)
     return {
-        "inside": xp.where(inside, one, xp.zeros_like(root)),
+        "within": xp.where(within, one, xp.zeros_like(root)),
         "down": down,
         "factor": factor,
     }
 
 
 def _clipped(xp: Any, g: Array, limited: Mapping[str, Array]) -> Array:
-    inside = xp.greater(limited["inside"], xp.full_like(limited["inside"], 0.5))
+    within = xp.greater(limited["within"], xp.full_like(limited["within"], 0.5))
     scaled = xp.multiply(xp.multiply(g, limited["down"]), limited["factor"])
-    return xp.where(inside, g, scaled)
+    return xp.where(within, g, scaled)
 
 
 def _units(shape: tuple[int, ...], out_in: bool) -> tuple[tuple[int, int], int]:
-    """The 2-d shape in which each unit is a row or a column, and the axis along which one lies."""
+    """Return the 2-d shape in which each unit is a row or a column, and the axis along which one lies."""
     size = math.prod(shape)
     if sum(n != 1 for n in shape) <= 1:
         return (1, size), 1

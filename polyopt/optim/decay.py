@@ -13,12 +13,13 @@ from polyopt.optim.base import is_zero
 
 @dataclass(frozen=True)
 class _Decay(Elementwise):
-    """A stage that takes hold of some of the parameters."""
+    """Take hold of the parameters that ``mask`` selects."""
 
     weight_decay: Any = hyper(low=0.0)
     mask: Pattern | None = pattern()
 
     def at(self, path: str) -> _Decay:
+        """Return the rule for ``path``: one with λ = 0 where the mask leaves it out."""
         if self.mask is None or matches(self.mask, path):
             return self
         return dataclasses.replace(self, weight_decay=0.0)
@@ -36,8 +37,12 @@ class AddDecayedWeights(_Decay):
         Which parameters decay: a regular expression searched for in the parameter's path, or a
         predicate on it.
 
+    Notes
+    -----
     After an optimizer that does not scale by lr it is optax' ``add_decayed_weights``. No slots.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt import SGD, AddDecayedWeights, Optimizer, chain
     >>> opt = Optimizer(chain(AddDecayedWeights(0.5, mask="weight"), SGD(lr=1.0)))
@@ -47,6 +52,7 @@ class AddDecayedWeights(_Decay):
     """
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return ``g + λp``."""
         return (g if is_zero(self.weight_decay) else g + c.weight_decay * p), {}
 
 
@@ -65,8 +71,12 @@ class DecoupledWeightDecay(_Decay):
         What λ is multiplied by, in [0, inf): the optimizer's own lr for what the frameworks do; 1, the
         default, for the paper's λ that does not know lr.
 
+    Notes
+    -----
     No slots.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt import SGD, DecoupledWeightDecay, Optimizer, chain
     >>> opt = Optimizer(chain(SGD(lr=1.0), DecoupledWeightDecay(0.5, lr=0.5)))
@@ -78,7 +88,9 @@ class DecoupledWeightDecay(_Decay):
     lr: Any = hyper(1.0, low=0.0)
 
     def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        return {"shrink": h.lr * h.weight_decay}
+        """Return ``decay``: lr·λ, the fraction that is taken off a parameter."""
+        return {"decay": h.lr * h.weight_decay}
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        return (g if is_zero(self.weight_decay) else g - c.shrink * p), {}
+        """Return the update less ``decay·p``."""
+        return (g if is_zero(self.weight_decay) else g - c.decay * p), {}

@@ -14,9 +14,9 @@ from polyopt.schedules import Schedule
 
 
 def explain(rule: Stage, ascii: bool = False) -> str:
-    """Print the formula of ``rule``, line by line, with its hyperparameters.
+    """Write the formula of ``rule``, line by line, with its hyperparameters.
 
-    It is printed from the trace of the very functions that run, in their order of operations. ``t`` counts
+    It is written from the trace of the very functions that run, in their order of operations. ``t`` counts
     the updates of a leaf from 1, ``←`` overwrites.
 
     Parameters
@@ -26,6 +26,11 @@ def explain(rule: Stage, ascii: bool = False) -> str:
     ascii
         Write Python: given ``g``, ``p``, ``t``, the slots and the functions of ``polyopt.core.scalars``, the
         text of a rule can be executed.
+
+    Returns
+    -------
+    str
+        Lines for ``print``.
 
     Raises
     ------
@@ -141,7 +146,10 @@ class _Values:
 
 
 def _trace(rule: Rule) -> tuple[Program, dict[str, str], dict[str, str]]:
-    """The rule's scalars and its leaf function as one program; names of values; what inputs are shown as."""
+    """Trace the rule's scalars and its leaf function as one program.
+
+    Also the names of values, and what inputs are shown as.
+    """
     tracer = Tracer()
     slots = rule.slots()
     hyper = {name: Symbol(tracer, name) for name in rule.hyperparameters()}

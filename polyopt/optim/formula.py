@@ -84,7 +84,7 @@ class Formula:
         self._statements = self._name(named)
 
     def lines(self) -> list[str]:
-        """One line a statement."""
+        """Write one line a statement."""
         waiting, later, text = list(self._statements), [], []
         while waiting:
             ready = [s for s in waiting if not self._needs(s, waiting)]
@@ -146,7 +146,7 @@ class Formula:
         return not any("g" in self._reads(s) for s in [*others, *final] if s is not statement)
 
     def _size(self, node: str) -> int:
-        """The number of operations in ``node``, names not looked into."""
+        """Count the operations in ``node``, names not looked into."""
         if node not in self._nodes:
             return 0
         return 1 + sum(0 if a in self._names else self._size(a) for a in self._nodes[node].args)
@@ -170,7 +170,7 @@ class Formula:
                 stack += self._nodes[node].args
 
     def _reads(self, statement: Statement) -> set[str]:
-        """The inputs that a statement reads."""
+        """Collect the inputs that a statement reads."""
         return {n for n in self._below(statement) if n in self._inputs}
 
     def _needs(self, statement: Statement, waiting: list[Statement]) -> bool:

@@ -11,20 +11,6 @@ from polyopt.core.rule import Slot, Slots, hyper, static
 from polyopt.core.scalars import one_minus_power
 from polyopt.optim.base import Descent, quotient, root
 
-_PAPER: dict[str, Any] = {
-    "lr": 2e-3,
-    "b1": 0.99,
-    "b2": 0.999,
-    "eps": 1e-8,
-    "momentum_decay": 4e-3,
-    "schedule": "warming",
-    "average": "mu",
-    "second": "shrunk",
-    "weight_decay": 0.0,
-    "decay": "l2",
-}
-_TORCH = _PAPER | {"b1": 0.9, "average": "b1", "second": "plain"}
-
 
 @dataclass(frozen=True)
 class NAdam(Descent):
@@ -56,9 +42,13 @@ class NAdam(Descent):
         See ``Descent``. λ is 0; ``"l2"`` (paper, torch; torch's
         ``decoupled_weight_decay=True`` is ``"decoupled"``), ``"decoupled"`` (keras), ``"none"`` (optax).
 
+    Notes
+    -----
     Slots: ``exp_avg`` (m), ``exp_avg_sq`` (v), and the scalar ``mu_product`` (μ_1⋯μ_t) if μ_t warms up. It is
     kept in double precision: torch keeps it in float32, so that parity with torch ends at about 1e-9.
 
+    Examples
+    --------
     >>> from polyopt import NAdam
     >>> [s.name for s in NAdam(convention="optax").slots()]
     ['exp_avg', 'exp_avg_sq']
@@ -74,20 +64,24 @@ class NAdam(Descent):
     average: str = static(None, "mu", "b1")
     second: str = static(None, "shrunk", "plain")
 
-    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": _PAPER,
-        "torch": _TORCH,
-        "optax": _TORCH | {"lr": 1e-3, "momentum_decay": 0.0, "schedule": "constant", "decay": "none"},
-        "keras": _TORCH | {"lr": 1e-3, "eps": 1e-7, "momentum_decay": 1.0, "decay": "decoupled"},
-    }
-
     def slots(self) -> tuple[Slot, ...]:
+        """Keep m, v, the weights of scheduled betas and, if μ_t warms up, the product of all μ so far."""
         both = (Slot("exp_avg"), Slot("exp_avg_sq"), *self.weights("b2"))
         if self.schedule == "constant":
             both = (*both, *self.weights("b1"))
         return (*both, Slot("mu_product", 1.0, "scalar")) if self.schedule == "warming" else both
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """Fold lr, √v̂'s correction and the weights of m and g in m̂ into coefficients.
+
+        With ``s = bc2/β2`` (``"shrunk"``) or ``bc2`` (``"plain"``), ``bc2 = 1-β2^t``:
+
+        - ``mean``, ``one_minus_mean``: the coefficient of the running mean, μ_t or β1, and 1 less it.
+        - ``b2``, ``one_minus_beta2``: β2 and 1-β2.
+        - ``ahead``, ``now``: m̂ = ahead·m + now·g, so μ_{t+1}/(1-μ_1⋯μ_{t+1}) and (1-μ_t)/(1-μ_1⋯μ_t).
+        - ``scale``, ``eps``, ``eps_inside``: -lr·√s, ε√s and ``eps_root``·s, so that ``scale·m̂/(√v + eps)``
+          is ``-lr·m̂/(√v̂ + ε)`` with ``v̂ = v/s``.
+        """
         values = self._momentum(xp, t, h)
         mean = values["mu"] if self.average == "mu" else h.b1
         bc2, second = self.correction(xp, "b2", t, h)
@@ -98,18 +92,18 @@ class NAdam(Descent):
             | second
             | {
                 "mean": mean,
-                "rest1": 1 - mean,
+                "one_minus_mean": 1 - mean,
                 "b2": h.b2,
-                "rest2": 1 - h.b2,
+                "one_minus_beta2": 1 - h.b2,
                 "bc2": bc2,
                 "scale": -(h.lr * correction),
                 "eps": h.eps * correction,
-                "inside": h.eps_root * shrunk,
+                "eps_inside": h.eps_root * shrunk,
             }
         )
 
     def _momentum(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        """μ_t, what m and g weigh in m̂, and the running product."""
+        """Return μ_t, what m and g weigh in m̂, and the running product."""
         if self.schedule == "constant":
             bc1, first = self.correction(xp, "b1", t, h)
             # The next β as this one: what a schedule will say is not known here.
@@ -127,8 +121,29 @@ class NAdam(Descent):
         }
 
     def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        m = c.mean * slots["exp_avg"] + c.rest1 * g
-        v = c.b2 * slots["exp_avg_sq"] + c.rest2 * (g * g)
+        """Return ``scale·(ahead·m + now·g)/(√(v + eps_inside) + eps)`` and the moments after it."""
+        m = c.mean * slots["exp_avg"] + c.one_minus_mean * g
+        v = c.b2 * slots["exp_avg_sq"] + c.one_minus_beta2 * (g * g)
         d = root(xp, v, self.eps, self.eps_root, c=c)
         update = c.scale * quotient(xp, c.ahead * m + c.now * g, d, self.eps, self.eps_root)
         return update, {"exp_avg": m, "exp_avg_sq": v}
+
+    _PAPER: ClassVar[dict[str, Any]] = {
+        "lr": 2e-3,
+        "b1": 0.99,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "momentum_decay": 4e-3,
+        "schedule": "warming",
+        "average": "mu",
+        "second": "shrunk",
+        "weight_decay": 0.0,
+        "decay": "l2",
+    }
+    _TORCH: ClassVar[dict[str, Any]] = _PAPER | {"b1": 0.9, "average": "b1", "second": "plain"}
+    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": _PAPER,
+        "torch": _TORCH,
+        "optax": _TORCH | {"lr": 1e-3, "momentum_decay": 0.0, "schedule": "constant", "decay": "none"},
+        "keras": _TORCH | {"lr": 1e-3, "eps": 1e-7, "momentum_decay": 1.0, "decay": "decoupled"},
+    }

@@ -10,16 +10,6 @@ from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
 from polyopt.optim.base import Descent, is_zero, quotient, root
 
-_PAPER: dict[str, Any] = {
-    "lr": 1e-3,
-    "alpha": 0.9,
-    "eps": 1e-8,
-    "eps_placement": "outside",
-    "form": "lr_in_buffer",
-    "weight_decay": 0.0,
-    "decay": "l2",
-}
-
 
 @dataclass(frozen=True)
 class RMSprop(Descent):
@@ -50,12 +40,16 @@ class RMSprop(Descent):
         See ``Descent``. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
         ``"none"`` (optax).
 
+    Notes
+    -----
     Slots: ``square_avg``; ``grad_avg`` if centered; ``momentum_buffer`` where there is momentum.
 
     Deviations: v - a² is at least 0 in exact arithmetic but not after rounding; it is clamped there, where
     the frameworks take the root of a negative number and give NaN. With ε = 0, 0/0 counts as 0. optax's
     ``nesterov``, ``initial_scale`` and ``bias_correction`` are not offered.
 
+    Examples
+    --------
     >>> from polyopt import RMSprop
     >>> [s.name for s in RMSprop(centered=True, momentum=0.9).slots()]
     ['square_avg', 'grad_avg', 'momentum_buffer']
@@ -69,29 +63,29 @@ class RMSprop(Descent):
     eps_placement: str = static(None, "outside", "inside")
     form: str = static(None, "heavy_ball", "lr_in_buffer")
 
-    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": _PAPER,
-        "torch": _PAPER | {"lr": 1e-2, "alpha": 0.99, "form": "heavy_ball"},
-        "optax": _PAPER | {"eps_placement": "inside", "decay": "none"},
-        "keras": _PAPER | {"eps": 1e-7, "eps_placement": "inside", "decay": "decoupled"},
-    }
-
     def slots(self) -> tuple[Slot, ...]:
+        """Keep v, if centered the mean gradient, and the momentum buffer where there is momentum."""
         names = ["square_avg"]
         names += ["grad_avg"] if self.centered else []
         names += [] if is_zero(self.momentum) else ["momentum_buffer"]
         return tuple(Slot(name) for name in names)
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
-        values = {"scale": -h.lr, "alpha": h.alpha, "rest": 1 - h.alpha, "momentum": h.momentum}
-        return values | {"inside" if self.eps_placement == "inside" else "eps": h.eps}
+        """Name the formula's numbers.
+
+        ``alpha`` is α, ``one_minus_alpha`` 1-α, ``momentum`` μ and ``scale`` -lr; ``eps`` or ``eps_inside``
+        is ε, outside or inside the root.
+        """
+        values = {"scale": -h.lr, "alpha": h.alpha, "one_minus_alpha": 1 - h.alpha, "momentum": h.momentum}
+        return values | {"eps_inside" if self.eps_placement == "inside" else "eps": h.eps}
 
     def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
-        v = c.alpha * slots["square_avg"] + c.rest * (g * g)
+        """Return ``-lr·g/(√v + ε)``, by way of the buffer where there is momentum."""
+        v = c.alpha * slots["square_avg"] + c.one_minus_alpha * (g * g)
         new = {"square_avg": v}
         variance = v
         if self.centered:
-            a = c.alpha * slots["grad_avg"] + c.rest * g
+            a = c.alpha * slots["grad_avg"] + c.one_minus_alpha * g
             new["grad_avg"] = a
             variance = xp.maximum(v - a * a, 0.0)
         inside = self.eps_placement == "inside"
@@ -103,3 +97,19 @@ class RMSprop(Descent):
         b = c.momentum * slots["momentum_buffer"] + fresh
         new["momentum_buffer"] = b
         return b if self.form == "lr_in_buffer" else c.scale * b, new
+
+    _PAPER: ClassVar[dict[str, Any]] = {
+        "lr": 1e-3,
+        "alpha": 0.9,
+        "eps": 1e-8,
+        "eps_placement": "outside",
+        "form": "lr_in_buffer",
+        "weight_decay": 0.0,
+        "decay": "l2",
+    }
+    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": _PAPER,
+        "torch": _PAPER | {"lr": 1e-2, "alpha": 0.99, "form": "heavy_ball"},
+        "optax": _PAPER | {"eps_placement": "inside", "decay": "none"},
+        "keras": _PAPER | {"eps": 1e-7, "eps_placement": "inside", "decay": "decoupled"},
+    }

@@ -11,14 +11,6 @@ from polyopt.core.ops import Array
 from polyopt.core.rule import Slot, Slots, hyper, static
 from polyopt.optim.base import Descent, is_zero
 
-_PAPER: dict[str, Any] = {
-    "lr": 1e-2,
-    "weight_decay": 0.0,
-    "decay": "l2",
-    "form": "heavy_ball",
-    "first": "damped",
-}
-
 
 @dataclass(frozen=True)
 class SGD(Descent):
@@ -52,8 +44,12 @@ class SGD(Descent):
         See ``Descent``. λ is 0; ``"l2"`` (paper, torch), ``"decoupled"`` (keras),
         ``"none"`` (optax).
 
+    Notes
+    -----
     Slots: ``momentum_buffer`` where there is momentum.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt import SGD, Optimizer
     >>> opt = Optimizer(SGD(lr=0.5, momentum=0.5))
@@ -71,13 +67,6 @@ class SGD(Descent):
     form: str = static(None, "heavy_ball", "averaged", "lr_in_buffer")
     first: str = static(None, "damped", "undamped")
 
-    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": _PAPER,
-        "torch": _PAPER | {"lr": 1e-3, "first": "undamped"},
-        "optax": _PAPER | {"decay": "none"},
-        "keras": _PAPER | {"decay": "decoupled", "form": "lr_in_buffer"},
-    }
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and is_zero(self.momentum):
@@ -89,16 +78,25 @@ class SGD(Descent):
             )
 
     def slots(self) -> tuple[Slot, ...]:
+        """Keep the momentum buffer, where there is momentum."""
         return () if is_zero(self.momentum) else (Slot("momentum_buffer"),)
 
     def scalars(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """Name the formula's numbers.
+
+        ``scale`` is -lr, ``momentum`` μ and ``gradient_weight`` what g weighs in the buffer: 1-τ of the heavy
+        ball (1 at the first step if ``"undamped"``), 1-μ of ``"averaged"``.
+        """
         values = {"scale": -h.lr, "momentum": h.momentum}
         if self.form == "averaged":
-            return values | {"rest": 1 - h.momentum}
-        rest = 1 - h.dampening
-        return values | {"rest": xp.where(t > 1, rest, 1.0) if self.first == "undamped" else rest}
+            return values | {"gradient_weight": 1 - h.momentum}
+        weight = 1 - h.dampening
+        if self.first == "undamped":
+            weight = xp.where(t > 1, weight, 1.0)
+        return values | {"gradient_weight": weight}
 
     def direction(self, xp: Any, g: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return ``-lr·g``, or the buffer's step where there is momentum."""
         if is_zero(self.momentum):
             return c.scale * g, {}
         if self.form == "lr_in_buffer":
@@ -106,7 +104,21 @@ class SGD(Descent):
         elif self.form == "heavy_ball" and is_zero(self.dampening):
             fresh = g
         else:
-            fresh = c.rest * g
+            fresh = c.gradient_weight * g
         b = c.momentum * slots["momentum_buffer"] + fresh
         d = c.momentum * b + fresh if self.nesterov else b
         return d if self.form == "lr_in_buffer" else c.scale * d, {"momentum_buffer": b}
+
+    _PAPER: ClassVar[dict[str, Any]] = {
+        "lr": 1e-2,
+        "weight_decay": 0.0,
+        "decay": "l2",
+        "form": "heavy_ball",
+        "first": "damped",
+    }
+    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": _PAPER,
+        "torch": _PAPER | {"lr": 1e-3, "first": "undamped"},
+        "optax": _PAPER | {"decay": "none"},
+        "keras": _PAPER | {"decay": "decoupled", "form": "lr_in_buffer"},
+    }

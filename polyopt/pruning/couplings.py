@@ -33,6 +33,8 @@ class Member:
     scored
         Whether the unit's norm is measured here.
 
+    Examples
+    --------
     >>> Member("wq", axis=1, block=2).indices(3).tolist()
     [[0, 1], [2, 3], [4, 5]]
     >>> Member("wqkv", axis=1, tiles=2).indices(3).tolist()
@@ -46,17 +48,34 @@ class Member:
     scored: bool = False
 
     def indices(self, units: int) -> Any:
-        """For each unit its indices along the axis, an int64 array of shape (units, tiles · block)."""
+        """Return for each unit its indices along the axis.
+
+        Parameters
+        ----------
+        units
+            The number of units.
+
+        Returns
+        -------
+        array
+            int64, on the host, of shape (units, tiles · block).
+        """
         at = np.arange(self.tiles * units * self.block).reshape(self.tiles, units, self.block)
         return at.transpose(1, 0, 2).reshape(units, -1)
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """Units that are pruned together, and all the slices that each of them has; plain data.
+    """Name units that are pruned together, and all the slices that each of them has; plain data.
 
-    ``units`` is how many there are, ``members`` where they lie: the length of a member's axis is
-    ``tiles · units · block``.
+    Parameters
+    ----------
+    name
+        What it is called: in errors, and in what ``kept_units`` returns.
+    units
+        How many there are.
+    members
+        Where they lie; the length of a member's axis is ``tiles · units · block``.
     """
 
     name: str
@@ -67,7 +86,7 @@ class Coupling:
 def chain_couplings(
     params: Tree, layers: Sequence[str | Sequence[str]], *, layout: str = "in_out"
 ) -> tuple[Coupling, ...]:
-    """The couplings of linear or convolutional layers that follow one another: the hidden units of an MLP.
+    """Couple linear or convolutional layers that follow one another, by the hidden units of an MLP.
 
     Parameters
     ----------
@@ -144,7 +163,7 @@ def head_coupling(
     tiles: int = 1,
     layout: str = "in_out",
 ) -> Coupling:
-    """The coupling of the heads of one attention layer.
+    """Couple the heads of one attention layer.
 
     Parameters
     ----------
@@ -160,6 +179,13 @@ def head_coupling(
         3 where ``inputs`` is one joint weight with all queries, then all keys, then all values.
     layout
         As of ``chain_couplings``.
+    params
+        The parameters, whose shapes count.
+
+    Returns
+    -------
+    Coupling
+        One whose units are the heads.
 
     Raises
     ------

@@ -97,6 +97,11 @@ def score_masks(
         Where the output units lie, for ``"row"``: along the first axis (``"out_in"``, torch) or along the
         last (``"in_out"``, Keras and JAX).
 
+    Returns
+    -------
+    dict
+        A mask for each selected leaf: ``{path: bool array}``, ``True`` to keep.
+
     Raises
     ------
     InputError
@@ -148,6 +153,11 @@ def random_masks(
     params, sparsity, scope, select, within
         As of ``magnitude_masks``.
 
+    Returns
+    -------
+    dict
+        A mask for each selected leaf: ``{path: bool array}``, ``True`` to keep.
+
     Raises
     ------
     InputError
@@ -185,6 +195,18 @@ def threshold_masks(
 
     A weight at a limit is kept. Limits are rounded to the leaf's dtype (float32 for halves). With several of
     them, whatever one prunes is pruned.
+
+    Parameters
+    ----------
+    params, select, within
+        As of ``magnitude_masks``.
+    minimum, maximum, magnitude
+        The limits, at least one.
+
+    Returns
+    -------
+    dict
+        A mask for each selected leaf: ``{path: bool array}``, ``True`` to keep.
 
     Raises
     ------
@@ -242,6 +264,15 @@ def n_of_m_masks(
         What decides instead of the magnitude; a tree like ``params``, or ``{path: array}``.
     params, select, within
         As of ``magnitude_masks``; a group of which fewer than ``n`` are left keeps those.
+    n
+        How many weights of a group are kept, in 1 … ``m``.
+    m
+        How many weights a group has.
+
+    Returns
+    -------
+    dict
+        A mask for each selected leaf: ``{path: bool array}``, ``True`` to keep.
 
     Raises
     ------
@@ -321,7 +352,7 @@ def _ranked(
 def _within(
     flat: Sequence[Any], before: Sequence[Any], share: float, names: Sequence[str], magnitude: bool
 ) -> list[Any]:
-    """The masks of leaves ranked together, of which some elements may be pruned already."""
+    """Return the masks of leaves ranked together, of which some elements may be pruned already."""
     alive = [x if mask is None else x[mask] for x, mask in zip(flat, before, strict=True)]
     total, left = (sum(x.size for x in leaves) for leaves in (flat, alive))
     prune = max(round(share * total) - (total - left), 0)

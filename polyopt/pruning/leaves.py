@@ -69,7 +69,7 @@ class Selected:
 
 
 def selected(owner: str, values: Tree, select: Pattern | None, *, matrices: bool = True) -> Selected:
-    """The leaves of ``values`` whose path ``select`` matches.
+    """Return the leaves of ``values`` whose path ``select`` matches.
 
     ``None`` selects all floating-point leaves, of at least two axes with ``matrices``: biases and scales, of
     which there are few, are left out.
@@ -110,7 +110,7 @@ def host(owner: str, backend: Backend, path: str, x: Array) -> Any:
 
 
 def mask_like(backend: Backend, leaf: Array, mask: Any) -> Array:
-    """The host's ``mask``, given up, as a bool array with the shape and the device of ``leaf``."""
+    """Make of the host's ``mask``, given up, a bool array with the shape and the device of ``leaf``."""
     return donate_host_array(backend, np.ascontiguousarray(mask).reshape(tuple(leaf.shape)), leaf)
 
 
@@ -156,7 +156,7 @@ def host_masks(owner: str, chosen: Selected, within: Mapping[str, Array] | None)
 
 
 def apply_masks(xp: Ops, params: Tree, masks: Mapping[str, Array]) -> Tree:
-    """``params`` with 0 wherever a mask is ``False``; leaves without a mask are handed on as they are.
+    """Return ``params`` with 0 wherever a mask is ``False``; leaves without a mask are handed on as they are.
 
     For use in a loss, with the ``xp`` that it is given: differentiable, and it joins compiled functions; the
     gradient is 0 where the mask is. ``pruned`` is faster elsewhere.
@@ -169,6 +169,11 @@ def apply_masks(xp: Ops, params: Tree, masks: Mapping[str, Array]) -> Tree:
         A tree of arrays.
     masks
         ``{path: bool array}``, ``True`` to keep.
+
+    Returns
+    -------
+    tree
+        The structure of ``params``.
 
     Raises
     ------
@@ -188,7 +193,21 @@ def apply_masks(xp: Ops, params: Tree, masks: Mapping[str, Array]) -> Tree:
 
 
 def pruned(params: Tree, masks: Mapping[str, Array]) -> Tree:
-    """As ``apply_masks``, for weights outside of any loss: new arrays, which are constants.
+    """Return ``params`` with 0 wherever a mask is ``False``: new arrays, which are constants.
+
+    What ``apply_masks`` is for a loss, for weights outside of any.
+
+    Parameters
+    ----------
+    params
+        A tree of arrays of any framework.
+    masks
+        ``{path: bool array}``, ``True`` to keep.
+
+    Returns
+    -------
+    tree
+        The structure of ``params``.
 
     Raises
     ------

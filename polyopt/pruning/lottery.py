@@ -27,7 +27,7 @@ def prune(
     *,
     donate: bool = False,
 ) -> tuple[Tree, State]:
-    """``(params, state)``, pruned to the schedule's sparsity if it is due; to be called after every update.
+    """Prune to the schedule's sparsity if it is due; to be called after every update.
 
     What is pruned stays pruned: the criterion gets the masks that the state holds.
 
@@ -41,6 +41,13 @@ def prune(
         With ``functools.partial``, for its scope and selection.
     donate
         As of ``with_masks``.
+    params, state
+        Those of ``optimizer``.
+
+    Returns
+    -------
+    tuple
+        ``(params, state)``, the same objects where nothing is due.
 
     Examples
     --------
@@ -63,7 +70,17 @@ def prune(
 
 @dataclass(frozen=True)
 class Ticket:
-    """Masks that a round of ``lottery`` found, and the values to start from."""
+    """Hold the masks that a round of ``lottery`` found, and the values to start from.
+
+    Parameters
+    ----------
+    round
+        The round's number, from 1.
+    sparsity
+        Of all leaves that the criterion selects, in [0, 1).
+    masks
+        ``{path: bool array}``, ``True`` to keep.
+    """
 
     round: int
     sparsity: float
@@ -80,7 +97,7 @@ def lottery(
     train: Callable[[Tree, Masks], Tree],
     criterion: Criterion = magnitude_masks,
 ) -> Iterator[Ticket]:
-    """Iterative magnitude pruning with rewinding: Frankle & Carbin, 2019, section 2, strategy 1.
+    """Prune by magnitude and rewind, round after round: Frankle & Carbin, 2019, section 2, strategy 1.
 
     Each round trains from the weights it rewound to, prunes what is smallest of what is left, and goes back:
     to the initial weights, or to those of an early step (Frankle et al., 2020), whichever ``early`` is.

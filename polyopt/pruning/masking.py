@@ -34,9 +34,11 @@ class MaskGradients(Elementwise):
     """The gradients of pruned weights become 0, whatever they are. Put in by ``masked``."""
 
     def slots(self) -> tuple[Slot, ...]:
+        """Keep the mask, 1 where a weight is kept."""
         return (Slot(SLOT, init=1.0, constant=True),)
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return the gradient, 0 where the weight is pruned."""
         return xp.where(slots[SLOT] > 0.5, g, 0.0), {}
 
 
@@ -47,14 +49,16 @@ class HoldAtZero(Elementwise):
     LAST: ClassVar[bool] = True
 
     def slots(self) -> tuple[Slot, ...]:
+        """Keep the mask, 1 where a weight is kept."""
         return (Slot(SLOT, init=1.0, constant=True),)
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return the update, or what brings the weight to 0 where it is pruned."""
         return xp.where(slots[SLOT] > 0.5, g, -p), {}
 
 
 def masked(stage: Stage) -> Chain:
-    """``stage`` with masks: the weights that ``with_masks`` prunes stay 0, and out of all it computes.
+    """Put masks around ``stage``: the weights that ``with_masks`` prunes stay 0, and out of all it computes.
 
     Their gradients enter neither moments nor global norms, their slots stay 0, and they don't decay. Until
     masks are set it does exactly what ``stage`` does. The slots and hyperparameters of ``stage`` have names
@@ -65,6 +69,11 @@ def masked(stage: Stage) -> Chain:
     stage
         A rule, a chain or a partition. What stands before it in an outer chain still gets all gradients; only
         an average of the weights may follow.
+
+    Returns
+    -------
+    Chain
+        What ``Optimizer`` takes.
 
     Examples
     --------
@@ -83,8 +92,20 @@ def masked(stage: Stage) -> Chain:
 
 
 def unmasked(stage: Stage) -> Stage:
-    """``stage`` without what ``masked`` put in, anywhere inside.
+    """Take out of ``stage`` what ``masked`` put in, anywhere inside.
 
+    Parameters
+    ----------
+    stage
+        A rule, a chain or a partition.
+
+    Returns
+    -------
+    Stage
+        The same without masks.
+
+    Examples
+    --------
     >>> from polyopt import Adam
     >>> unmasked(masked(Adam())) == Adam()
     True
@@ -106,7 +127,7 @@ def with_masks(
     *,
     donate: bool = False,
 ) -> tuple[Tree, State]:
-    """``(params, state)`` with these masks in the place of those before.
+    """Put these masks in the place of those before.
 
     Pruned weights and all their slots become 0, accumulated gradients and averages too. A weight that is no
     longer pruned starts from 0. A leaf without a mask is kept whole. A leaf that the optimizer freezes needs
@@ -124,6 +145,11 @@ def with_masks(
     donate
         Zero the weights in place where the framework can (NumPy, PyTorch, ``tf.Variable``), so that a
         module's own parameters are pruned.
+
+    Returns
+    -------
+    tuple
+        ``(params, state)``.
 
     Raises
     ------
@@ -162,8 +188,25 @@ def with_masks(
 
 
 def masks_of(state: State) -> Masks:
-    """The masks that ``state`` holds, ``{path: bool array}``: those of all leaves under ``masked``.
+    """Return the masks that ``state`` holds: those of all leaves under ``masked``.
 
+    Parameters
+    ----------
+    state
+        Of an optimizer of ``masked(…)``.
+
+    Returns
+    -------
+    dict
+        ``{path: bool array}``, ``True`` to keep.
+
+    Raises
+    ------
+    InputError
+        Where the state holds no masks.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt import SGD, Optimizer
     >>> masks_of(Optimizer(masked(SGD(lr=1.0))).init({"w": np.zeros(2)}))
@@ -183,9 +226,21 @@ def masks_of(state: State) -> Masks:
 
 
 def finalize(optimizer: Optimizer, params: Tree, state: State) -> tuple[Tree, State]:
-    """Make the masks permanent: ``(params, state)`` for an optimizer of ``unmasked(optimizer.rule)``.
+    """Make the masks permanent, for an optimizer of ``unmasked(optimizer.rule)``.
 
     Pruned weights are 0 in ``params``; the slot ``mask`` is gone, and the others have their own names again.
+
+    Parameters
+    ----------
+    optimizer
+        One of ``masked(…)``.
+    params, state
+        Its own.
+
+    Returns
+    -------
+    tuple
+        ``(params, state)``.
 
     Raises
     ------

@@ -45,7 +45,7 @@ class Keys:
         self.lowest, self.highest = self.of(ends)
 
     def of(self, x: Any, out: Any = None) -> Any:
-        """The keys of a 1-d array; a NaN has one outside [``lowest``, ``highest``]."""
+        """Return the keys of a 1-d array; a NaN has one outside [``lowest``, ``highest``]."""
         if self._magnitude:
             return np.bitwise_and(x.view(self.unsigned), self._sign - self.unsigned(1), out=out)
         x = x + self.dtype.type(0)  # -0 is 0
@@ -95,7 +95,7 @@ def keep_highest(
 
 
 def lowest(keys: Any, count: int) -> Any:
-    """A bool array, ``True`` at the ``count`` lowest of the 1-d ``keys``, the first of equal ones."""
+    """Mark the ``count`` lowest of the 1-d ``keys``, the first of equal ones, with ``True``."""
     if count == 0:
         return np.zeros(len(keys), bool)
     limit = np.partition(keys, count - 1)[count - 1]
@@ -126,7 +126,7 @@ def keep_highest_in_rows(rows: Any, prune: int, name: str, *, magnitude: bool = 
 
 
 def _compared(columns: Any, prune: int) -> Any:
-    """The masks of rows so short that each pair of their elements is compared, in all rows at once."""
+    """Return the masks of rows so short that each pair of their elements is compared, in all rows at once."""
     below = np.zeros(columns.shape, np.uint8)
     for i, j in combinations(range(len(columns)), 2):
         first = columns[i] <= columns[j]

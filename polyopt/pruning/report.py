@@ -16,8 +16,15 @@ from polyopt.pruning.leaves import aligned_masks
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Kept and all elements of each leaf; printed as a table.
+    """Hold kept and all elements of each leaf; printed as a table.
 
+    Parameters
+    ----------
+    leaves
+        ``{path: (kept, total)}``.
+
+    Examples
+    --------
     >>> print(Sparsity({"w": (1, 4), "b": (2, 2)}))
     leaf   kept  total  sparsity
     b         2      2    0.0000
@@ -58,6 +65,18 @@ class Sparsity:
 
 def sparsity_report(params: Tree, masks: Mapping[str, Array] | None = None) -> Sparsity:
     """Count what ``masks`` keep of each leaf, or without masks, the elements that are not 0.
+
+    Parameters
+    ----------
+    params
+        A tree of arrays of any framework.
+    masks
+        ``{path: bool array}``, ``True`` to keep.
+
+    Returns
+    -------
+    Sparsity
+        Counts by path, and the sparsity of all.
 
     Raises
     ------

@@ -27,7 +27,18 @@ class SparsitySchedule(Schedule):
 
     @abstractmethod
     def due(self, step: int) -> bool:
-        """Return True if weights are pruned after ``step`` updates (0: before the first)."""
+        """Return True if weights are pruned after ``step`` updates (0: before the first).
+
+        Parameters
+        ----------
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        bool
+            True at the steps at which ``prune`` does something.
+        """
 
     @property
     @abstractmethod
@@ -37,8 +48,17 @@ class SparsitySchedule(Schedule):
 
 @dataclass(frozen=True)
 class OneShot(SparsitySchedule):
-    """All at once, after ``at`` updates.
+    """Prune all at once, after ``at`` updates.
 
+    Parameters
+    ----------
+    sparsity
+        In [0, 1).
+    at
+        The number of updates before.
+
+    Examples
+    --------
     >>> schedule = OneShot(0.8, at=100)
     >>> schedule(99), schedule(100), schedule.due(100), schedule.due(101)
     (0.0, 0.8, True, False)
@@ -48,19 +68,22 @@ class OneShot(SparsitySchedule):
     at: int = number(0, low=0, whole=True)
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return 0 before ``at`` updates, then ``sparsity``."""
         return xp.where(t >= self.at, self.sparsity, 0.0)
 
     def due(self, step: int) -> bool:
+        """Return True after ``at`` updates, and no others."""
         return step == self.at
 
     @property
     def last(self) -> int:
+        """Return the step after which nothing more is pruned."""
         return self.at
 
 
 @dataclass(frozen=True)
 class Gradual(SparsitySchedule):
-    """From ``initial`` to ``end`` over ``steps`` updates, fast at first: Zhu & Gupta, 2017, eq. 1.
+    """Prune from ``initial`` to ``end`` over ``steps`` updates, fast at first: Zhu & Gupta, 2017, eq. 1.
 
     ``s_t = s_f + (s_i - s_f)·(1 - (t - t_0)/(n·Δt))^3``, pruned at t_0, t_0 + Δt, … t_0 + n·Δt.
 
@@ -79,6 +102,8 @@ class Gradual(SparsitySchedule):
     power
         3 in the paper; 1 is linear.
 
+    Examples
+    --------
     >>> schedule = Gradual(0.8, steps=100, every=50, start=10)
     >>> [schedule(t) for t in (0, 10, 60, 110, 999)], [t for t in range(200) if schedule.due(t)]
     ([0.0, 0.0, 0.7000000000000001, 0.8, 0.8], [10, 60, 110])
@@ -102,24 +127,38 @@ class Gradual(SparsitySchedule):
             raise InputError(f"Gradual: initial = {self.initial!r} is above end = {self.end!r}")
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return s_t of the formula; 0 before ``start``."""
         curve = Polynomial(self.initial, steps=self.steps, power=self.power, end=self.end)
         return xp.where(t >= self.start, curve.value(xp, xp.maximum(t - self.start, 0.0)), 0.0)
 
     def due(self, step: int) -> bool:
+        """Return True at t_0, t_0 + Δt, … t_0 + n·Δt."""
         return 0 <= step - self.start <= self.steps and (step - self.start) % self.every == 0
 
     @property
     def last(self) -> int:
+        """Return the step of the last pruning, t_0 + n·Δt."""
         return self.start + self.steps
 
 
 @dataclass(frozen=True)
 class Iterative(SparsitySchedule):
-    """``rounds`` of ``every`` updates, after each of which the same share of what is left goes.
+    """Prune in ``rounds`` of ``every`` updates, after each of which the same share of what is left goes.
 
     After round r the sparsity is ``1 - (1 - end)^(r/rounds)``: each prunes ``1 - (1 - end)^(1/rounds)`` of
     the weights that are left (Frankle & Carbin, 2019, section 2, with 20 % a round).
 
+    Parameters
+    ----------
+    end
+        The last sparsity, in [0, 1).
+    rounds
+        How many there are.
+    every
+        The number of updates in each.
+
+    Examples
+    --------
     >>> schedule = Iterative(0.75, rounds=2, every=100)
     >>> [schedule(t) for t in (0, 100, 200, 900)], schedule.of_round(1)
     ([0.0, 0.5, 0.75, 0.75], 0.5)
@@ -130,19 +169,33 @@ class Iterative(SparsitySchedule):
     every: int = number(1, low=1, whole=True)
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the sparsity of the rounds that are over."""
         done = xp.minimum(xp.floor(t / self.every), float(self.rounds))
         part = 1.0 - xp.pow(1.0 - self.end, done / self.rounds)
         return xp.where(done >= self.rounds, self.end, part)
 
     def due(self, step: int) -> bool:
+        """Return True after each round."""
         return 0 < step <= self.last and step % self.every == 0
 
     @property
     def last(self) -> int:
+        """Return the step at which the last round ends."""
         return self.rounds * self.every
 
     def of_round(self, number: int) -> float:
-        """The sparsity after that many rounds."""
+        """Return the sparsity after that many rounds.
+
+        Parameters
+        ----------
+        number
+            How many rounds.
+
+        Returns
+        -------
+        float
+            In [0, 1).
+        """
         return self(number * self.every)
 
 

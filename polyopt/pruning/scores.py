@@ -25,7 +25,7 @@ from polyopt.pruning.leaves import Selected, host, selected
 
 
 def snip_scores(params: Tree, grads: Tree, *, select: Pattern | None = None) -> dict[str, Array]:
-    """``|g·w|``, the effect on the loss of removing each connection (Lee et al., 2019, eq. 6).
+    """Score by ``|g·w|``, the effect on the loss of removing each connection (Lee et al., 2019, eq. 6).
 
     Take ``grads`` at the initial weights on one batch, and prune with ``score_masks(scores, sparsity,
     scope="global")`` before training. The paper divides by the sum of all, which orders nothing.
@@ -36,6 +36,11 @@ def snip_scores(params: Tree, grads: Tree, *, select: Pattern | None = None) -> 
         Trees of the same leaves.
     select
         As of ``magnitude_masks``.
+
+    Returns
+    -------
+    dict
+        ``{path: array}`` of the leaf's shape and dtype, on its framework.
 
     Raises
     ------
@@ -59,10 +64,26 @@ def movement_scores(
     lr: float = 1.0,
     select: Pattern | None = None,
 ) -> dict[str, Array]:
-    """``S - lr·w·g``: positive for weights that move away from zero (Sanh et al., 2020, eq. 4).
+    """Score by ``S - lr·w·g``: positive for weights that move away from zero (Sanh et al., 2020, eq. 4).
 
     Call it with each batch's gradients and the scores so far (0 before the first); ``Movement`` does the
     same inside the optimizer's kernel.
+
+    Parameters
+    ----------
+    params, grads
+        Trees of the same leaves.
+    scores
+        S so far: ``{path: array}``.
+    lr
+        What the product is multiplied by, at least 0.
+    select
+        As of ``magnitude_masks``.
+
+    Returns
+    -------
+    dict
+        ``{path: array}`` of the leaf's shape and dtype, on its framework.
 
     Raises
     ------
@@ -115,17 +136,36 @@ class Movement(Elementwise):
     lr: Any = hyper(1.0, low=0.0)
 
     def slots(self) -> tuple[Slot, ...]:
+        """Keep the scores."""
         return (Slot("movement"),)
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return the gradient unchanged, and the scores after it."""
         return g, {"movement": slots["movement"] - c.lr * (p * g)}
 
 
 def input_norms(x: Array) -> Array:
-    """The L2 norm of each input feature over all samples: what ``wanda_scores`` wants of a layer.
+    """Return the L2 norm of each input feature over all samples: what ``wanda_scores`` wants of a layer.
 
-    ``x`` has shape (…, features), a linear layer's input; the sums are taken in float64 on the host.
+    The sums are taken in float64 on the host.
 
+    Parameters
+    ----------
+    x
+        A linear layer's input, of shape (…, features), of any framework.
+
+    Returns
+    -------
+    array
+        Float64, on the host, of shape (features,).
+
+    Raises
+    ------
+    InputError
+        Without a sample, and for inf or NaN.
+
+    Examples
+    --------
     >>> input_norms(np.array([[3.0, 1.0], [4.0, 0.0]])).tolist()
     [5.0, 1.0]
     """
@@ -143,7 +183,7 @@ def input_norms(x: Array) -> Array:
 def wanda_scores(
     params: Tree, norms: Mapping[str, Array], *, layout: str = "in_out", select: Pattern | None = None
 ) -> dict[str, Array]:
-    """``|W_ij|·‖X_j‖₂`` (Sun et al., 2023, eq. 1): prune with ``score_masks(…, scope="row")``.
+    """Score by ``|W_ij|·‖X_j‖₂`` (Sun et al., 2023, eq. 1), for ``score_masks(…, scope="row")``.
 
     Parameters
     ----------
@@ -156,6 +196,11 @@ def wanda_scores(
         second).
     select
         By default the leaves that ``norms`` has.
+
+    Returns
+    -------
+    dict
+        ``{path: array}`` of the leaf's shape and dtype, on its framework.
 
     Raises
     ------
@@ -201,7 +246,7 @@ def _with_gradients(
 
 
 def _of(owner: str, what: str, chosen: Selected, i: int, values: Mapping[str, Any]) -> Any:
-    """The host array that ``values`` has for the i-th chosen leaf, in that one's dtype."""
+    """Return the host array that ``values`` has for the i-th chosen leaf, in that one's dtype."""
     path, w = chosen.paths[i], chosen.hosts[i]
     x = values.get(path)
     if x is None:

@@ -18,10 +18,26 @@ from polyopt.pruning.leaves import aligned_masks, pruned
 
 
 def kept_units(params: Tree, masks: Mapping[str, Array], couplings: Sequence[Coupling]) -> dict[str, Any]:
-    """For each coupling a host array of bools: ``False`` for the units of which nothing is left.
+    """Tell for each coupling which units are left.
 
     A unit is gone where all its slices are pruned whole, in every leaf of its coupling.
 
+    Parameters
+    ----------
+    params
+        A tree of arrays of any framework.
+    masks
+        Such as ``structured_masks`` makes.
+    couplings
+        The same as they were made with.
+
+    Returns
+    -------
+    dict
+        By the coupling's name a host array of bools: ``False`` for the units of which nothing is left.
+
+    Examples
+    --------
     >>> from polyopt.pruning import chain_couplings, structured_masks
     >>> params = {"w0": np.array([[3.0, 0.0], [4.0, 1.0]]), "w1": np.ones((2, 1))}
     >>> couplings = chain_couplings(params, ["w0", "w1"])
@@ -49,7 +65,7 @@ def kept_units(params: Tree, masks: Mapping[str, Array], couplings: Sequence[Cou
 
 
 def shrink(params: Tree, masks: Mapping[str, Array], couplings: Sequence[Coupling]) -> Tree:
-    """``params`` without the pruned units: leaves of smaller shapes, and a model that computes the same.
+    """Return ``params`` without the pruned units: smaller leaves, and a model that computes the same.
 
     Its outputs are those of the masked model but for the rounding of sums with fewer terms. Weights that are
     pruned one by one in units that stay are set to 0.
@@ -62,6 +78,11 @@ def shrink(params: Tree, masks: Mapping[str, Array], couplings: Sequence[Couplin
         Such as ``structured_masks`` makes.
     couplings
         The same as they were made with.
+
+    Returns
+    -------
+    tree
+        The structure of ``params``.
 
     Raises
     ------
@@ -84,10 +105,26 @@ def shrink(params: Tree, masks: Mapping[str, Array], couplings: Sequence[Couplin
 def shrink_state(
     state: State, params: Tree, masks: Mapping[str, Array], couplings: Sequence[Coupling]
 ) -> State:
-    """An optimizer's state for what ``shrink`` gives: its slots cut as their parameters are.
+    """Cut the slots of an optimizer's state as ``shrink`` cuts their parameters.
 
-    ``params`` are those before. A slot that has not its parameter's shape stays whole.
+    A slot that has not its parameter's shape stays whole.
 
+    Parameters
+    ----------
+    state
+        The optimizer's, for ``params``.
+    params
+        The parameters before.
+    masks, couplings
+        As of ``shrink``.
+
+    Returns
+    -------
+    dict
+        The state for what ``shrink`` gives.
+
+    Examples
+    --------
     >>> from polyopt import SGD, Optimizer
     >>> from polyopt.pruning import chain_couplings, structured_masks
     >>> params = {"w0": np.array([[3.0, 0.0], [4.0, 1.0]]), "w1": np.ones((2, 1))}

@@ -25,10 +25,29 @@ from polyopt.pruning.ranking import keep_highest
 
 
 def unit_scores(params: Tree, couplings: Sequence[Coupling], *, norm: float = 2) -> dict[str, Any]:
-    """For each coupling the Ln norm of every unit's scored slices together: float64 host arrays by name.
+    """Return for each coupling the Ln norm of every unit's scored slices together.
 
-    ``norm`` is any number above 0, or ``math.inf`` for the largest magnitude.
+    Parameters
+    ----------
+    params
+        A tree of floating-point arrays of any framework.
+    couplings
+        The units, and where they lie.
+    norm
+        n: any number above 0, or ``math.inf`` for the largest magnitude.
 
+    Returns
+    -------
+    dict
+        By the coupling's name a float64 host array of shape (units,).
+
+    Raises
+    ------
+    InputError
+        For couplings that don't belong to ``params``.
+
+    Examples
+    --------
     >>> from polyopt.pruning import chain_couplings
     >>> params = {"w0": np.array([[3.0, 0.0], [4.0, 1.0]]), "w1": np.ones((2, 1))}
     >>> unit_scores(params, chain_couplings(params, ["w0", "w1"]))["w0"].tolist()

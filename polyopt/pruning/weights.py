@@ -28,7 +28,7 @@ def clip_weights(
     step: int = 0,
     select: Pattern | None = None,
 ) -> Tree:
-    """Weights below ``minimum`` and above ``maximum`` are brought to the limit, or to zero.
+    """Bring weights below ``minimum`` and above ``maximum`` to the limit, or to zero.
 
     To the limit as in Wasserstein GANs (Arjovsky et al., 2017, Algorithm 1) by default; ``to="zero"`` drops
     them. A NaN stays. Limits are rounded to the leaf's dtype.
@@ -47,6 +47,13 @@ def clip_weights(
     select
         Which leaves: a regular expression searched for in the path, or a predicate. By default all that are
         floating-point, biases too.
+    seed, step
+        They key the draw of a ``share`` below 1.
+
+    Returns
+    -------
+    tree
+        The structure of ``params``.
 
     Raises
     ------
@@ -89,10 +96,25 @@ def clip_weights(
 def drop_weights(
     params: Tree, share: float, *, seed: int = 0, step: int = 0, select: Pattern | None = None
 ) -> Tree:
-    """A random share of the weights set to 0: ``round(share · n)`` of a leaf of n.
+    """Set a random share of the weights to 0: ``round(share · n)`` of a leaf of n.
 
-    Drawn by (``seed``, path, ``step``), so the same bits on every backend; ``select`` as of
-    ``magnitude_masks``.
+    Drawn by (``seed``, path, ``step``), so the same bits on every backend.
+
+    Parameters
+    ----------
+    params
+        A tree of floating-point arrays of any framework; it isn't changed.
+    share
+        In [0, 1).
+    seed, step
+        With the leaf's path they key the draw.
+    select
+        As of ``magnitude_masks``.
+
+    Returns
+    -------
+    tree
+        The structure of ``params``.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from polyopt.quantization.fake import fake_quantize
 def quantize_inputs(
     apply: Callable[..., Any], grids: Mapping[str, Grid], *, gradient: str = "clipped"
 ) -> Callable[..., Any]:
-    """``apply(xp, params, *args)`` in which the inputs of linear layers are put on their grids.
+    """Put the inputs of the linear layers in ``apply(xp, params, *args)`` on their grids.
 
     Wherever a parameter whose path has a grid stands on the right of a ``matmul``, transposed or not, the
     left side is first rounded: (clip(round(x·(1/s)) + z, low, high) - z)·s, by ``fake_quantize``. It is
@@ -34,6 +34,11 @@ def quantize_inputs(
         is given back.
     gradient
         As of ``fake_quantize``.
+
+    Returns
+    -------
+    Callable
+        Called as ``apply`` is.
 
     Raises
     ------

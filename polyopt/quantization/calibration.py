@@ -23,9 +23,18 @@ ACTIVATIONS = Integer(per="tensor", symmetric=False)
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes q in [``low``, ``high``] stand for ``scale``·(q - ``zero_point``): plain numbers.
+    """Hold a grid of plain numbers: codes q in [``low``, ``high``] stand for ``scale``·(q - ``zero_point``).
 
-    ``fake_quantize(xp, x, grid.scale, grid.zero_point, grid.low, grid.high)``. ``scale`` is a float32's.
+    For ``fake_quantize(xp, x, grid.scale, grid.zero_point, grid.low, grid.high)``.
+
+    Parameters
+    ----------
+    scale
+        The step of the grid; a float32's value.
+    zero_point
+        The code of 0.
+    low, high
+        The range of codes, both included.
     """
 
     scale: float
@@ -36,8 +45,17 @@ class Grid:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics of activations seen so far, by path: plain host data that goes on with the next batch.
+    """Gather statistics of activations, by path: plain host data that goes on with the next batch.
 
+    Parameters
+    ----------
+    batches
+        How many were seen.
+    seen
+        For each path its histogram.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> seen = Calibration()
     >>> for batch in (np.float32([0.0, 0.5]), np.float32([2.55, 1.0])):
@@ -50,7 +68,17 @@ class Calibration:
     seen: tuple[tuple[str, Histogram], ...] = ()
 
     def observe(self, batch: Tree) -> Calibration:
-        """With one more batch: a tree of floating arrays of any framework, the same paths each time.
+        """Take in one more batch.
+
+        Parameters
+        ----------
+        batch
+            A tree of floating arrays of any framework, the same paths each time.
+
+        Returns
+        -------
+        Calibration
+            A new one; this one isn't changed.
 
         Raises
         ------
@@ -72,7 +100,7 @@ class Calibration:
         return Calibration(self.batches + 1, tuple(after.items()))
 
     def grids(self, observer: Observer | None = None, scheme: Integer = ACTIVATIONS) -> dict[str, Grid]:
-        """A ``Grid`` for every path.
+        """Make a ``Grid`` for every path.
 
         Parameters
         ----------
@@ -80,6 +108,16 @@ class Calibration:
             ``MinMax`` by default, ``Percentile``, ``MSE`` or ``Entropy``.
         scheme
             ``per="tensor"``: one scale for each path, by the formulas of the scheme's convention in float32.
+
+        Returns
+        -------
+        dict
+            ``{path: Grid}``.
+
+        Raises
+        ------
+        InputError
+            Where no batch was observed.
         """
         if not self.seen:
             raise InputError("the calibration set is empty: observe at least one batch")
@@ -98,8 +136,22 @@ class Calibration:
 def calibrate(
     batches: Iterable[Tree], observer: Observer | None = None, scheme: Integer = ACTIVATIONS
 ) -> dict[str, Grid]:
-    """The grids of all paths of ``batches``, seen one after the other: see ``Calibration``.
+    """Make the grids of all paths of ``batches``, seen one after the other: see ``Calibration``.
 
+    Parameters
+    ----------
+    batches
+        Trees of floating arrays of any framework, the same paths each time.
+    observer, scheme
+        As of ``Calibration.grids``.
+
+    Returns
+    -------
+    dict
+        ``{path: Grid}``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt.quantization import Entropy, Integer
     >>> x = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)

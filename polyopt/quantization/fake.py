@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from polyopt.backend import registry
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array, Ops
-from polyopt.quantization.host import KERAS_EPSILON, TORCH_EPSILON
+from polyopt.quantization.scales import Scales, compute_scales
 from polyopt.quantization.scheme import CONVENTIONS, Integer, blocks
 
 GRADIENTS = ("clipped", "straight")
@@ -26,7 +25,7 @@ def fake_quantize(
     convention: str = "paper",
     gradient: str = "clipped",
 ) -> Array:
-    """(clip(round(x/s) + z, low, high) - z)·s, whose derivative by ``x`` is that of the identity.
+    """Round to a grid, (clip(round(x/s) + z, low, high) - z)·s, with the derivative of the identity by ``x``.
 
     The straight-through estimator (Bengio et al., "Estimating or propagating gradients", 2013): for training
     that knows of its quantization (Jacob et al., 2018, section 3). ``scale`` and ``zero_point`` are constants
@@ -51,6 +50,11 @@ def fake_quantize(
         beyond the ends of the grid (torch lets the half step beyond an end through). ``"straight"``: 1
         everywhere, but 0 at an x that is not finite.
 
+    Returns
+    -------
+    Array
+        The shape and dtype of ``x``.
+
     Examples
     --------
     >>> import numpy as np
@@ -74,20 +78,10 @@ def fake_quantize(
     s = backend.stop_gradient(_constant(xp, scale, wide))
     z = backend.stop_gradient(_constant(xp, 0 if zero_point is None else zero_point, wide))
     inverse = None if convention == "paper" else xp.divide(xp.ones_like(s), s)
-    return _through(xp, x, _Grid(s, inverse, z, low, high, convention), gradient)
+    return _through(xp, x, Scales(s, inverse, z, low, high, convention), gradient)
 
 
-@dataclass(frozen=True)
-class _Grid:
-    scale: Array
-    inverse: Array | None
-    zero_point: Array
-    low: int
-    high: int
-    convention: str
-
-
-def _through(xp: Ops, x: Array, on: _Grid, gradient: str) -> Array:
+def _through(xp: Ops, x: Array, on: Scales, gradient: str) -> Array:
     backend, wide = registry.of(x), _wide(xp, x)
     value = backend.stop_gradient(x if x.dtype == wide else xp.astype(x, wide))
     grid, inside = _rounded(xp, value, on)
@@ -105,6 +99,24 @@ def fake_quantize_weight(xp: Ops, w: Array, scheme: Integer, *, gradient: str = 
     The scales are computed from ``w`` in every call, and are constants to the gradient. The bits are those of
     ``quantize`` as long as the framework rounds every operation by itself: always without compilation.
 
+    Parameters
+    ----------
+    xp
+        As the loss gets it.
+    w
+        A floating array of any framework.
+    scheme
+        How ``quantize`` would do it.
+    gradient
+        As of ``fake_quantize``.
+
+    Returns
+    -------
+    Array
+        The shape and dtype of ``w``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> import polyopt as po
     >>> w = np.array([[0.3, -1.27], [0.126, 0.5]])
@@ -124,7 +136,7 @@ def fake_quantize_weight(xp: Ops, w: Array, scheme: Integer, *, gradient: str = 
     zero = xp.zeros(cut.scales, dtype=wide)
     least = xp.minimum(xp.min(view, axis=axes, keepdims=True), zero)
     largest = xp.maximum(xp.max(view, axis=axes, keepdims=True), zero)
-    out = _through(xp, xp.reshape(w, cut.view), _chosen(xp, scheme, least, largest), gradient)
+    out = _through(xp, xp.reshape(w, cut.view), compute_scales(xp, scheme, least, largest), gradient)
     return xp.reshape(out, tuple(w.shape))
 
 
@@ -138,8 +150,8 @@ def _constant(xp: Ops, x: Any, dtype: Any) -> Array:
     return x if x.dtype == dtype else xp.astype(x, dtype)
 
 
-def _rounded(xp: Ops, x: Array, on: _Grid) -> tuple[Array, Array]:
-    """The point of the grid for every element, and where the gradient goes through."""
+def _rounded(xp: Ops, x: Array, on: Scales) -> tuple[Array, Array]:
+    """Return the point of the grid for every element, and where the gradient goes through."""
     s, z, low, high = on.scale, on.zero_point, on.low, on.high
     if on.convention == "tensorflow":
         least, largest = xp.multiply(low - z, s), xp.multiply(high - z, s)
@@ -153,45 +165,3 @@ def _rounded(xp: Ops, x: Array, on: _Grid) -> tuple[Array, Array]:
         q = xp.minimum(xp.maximum(code, xp.full_like(code, low)), xp.full_like(code, high))
         inside = xp.equal(q, code)
     return xp.multiply(xp.subtract(q, z), s), inside
-
-
-def _chosen(xp: Ops, scheme: Integer, low: Array, high: Array) -> _Grid:
-    """``choose`` in the framework's operations."""
-    if scheme.symmetric:
-        scale, inverse = _symmetric(xp, scheme, xp.maximum(-low, high))
-        return _Grid(scale, inverse, xp.zeros_like(scale), *scheme.range, scheme.convention)
-    least, largest = scheme.range
-    scale = xp.divide(xp.subtract(high, low), xp.full_like(low, largest - least))
-    if scheme.convention == "torch":
-        scale = xp.maximum(scale, xp.full_like(scale, TORCH_EPSILON))
-    else:
-        scale = _usable(xp, scale)
-    steps = xp.divide(low, scale)
-    if scheme.convention == "tensorflow":
-        unsigned = float(2 ** (scheme.bits - 1))
-        zero = xp.floor((least + unsigned) - steps + 0.5) - unsigned
-    else:
-        zero = float(least) - xp.round(steps)
-    held = xp.minimum(xp.maximum(zero, xp.full_like(zero, least)), xp.full_like(zero, largest))
-    inverse = None if scheme.convention == "paper" else xp.divide(xp.ones_like(scale), scale)
-    return _Grid(scale, inverse, held, least, largest, scheme.convention)
-
-
-def _symmetric(xp: Ops, scheme: Integer, most: Array) -> tuple[Array, Array | None]:
-    """Scale and inverse."""
-    least, largest = scheme.range
-    one = xp.ones_like(most)
-    if scheme.convention == "keras":
-        inverse = xp.divide(xp.full_like(most, largest), most + KERAS_EPSILON)
-        return xp.divide(one, inverse), inverse
-    if scheme.convention == "torch":
-        scale = xp.divide(most, xp.full_like(most, (largest - least) / 2))
-        scale = xp.maximum(scale, xp.full_like(scale, TORCH_EPSILON))
-        return scale, xp.divide(one, scale)
-    return _usable(xp, xp.divide(most, xp.full_like(most, largest))), None
-
-
-def _usable(xp: Ops, scale: Array) -> Array:
-    smallest = 2.0**-1022 if scale.dtype == xp.float64 else 2.0**-126
-    held = xp.maximum(scale, xp.full_like(scale, smallest))
-    return xp.where(xp.equal(scale, xp.zeros_like(scale)), xp.ones_like(scale), held)

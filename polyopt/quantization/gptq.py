@@ -62,6 +62,11 @@ def gptq(
     path
         Names the leaf in errors.
 
+    Returns
+    -------
+    Quantized
+        On the framework and device of ``weight``.
+
     Raises
     ------
     InputError
@@ -194,7 +199,7 @@ def _solve(
 
 
 def _upper_factor(hessian: Any, path: str) -> Any:
-    """The upper Cholesky factor of the inverse."""
+    """Return the upper Cholesky factor of the inverse."""
     try:
         lower = np.linalg.cholesky(hessian)
         inverse = np.linalg.inv(lower)

@@ -8,9 +8,11 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
+from polyopt.backend import registry
 from polyopt.backend.host.buffers import aligned
 from polyopt.backend.host.threads import BLOCK, POOL
 from polyopt.core.errors import InputError
+from polyopt.quantization.scales import KERAS_EPSILON, compute_scales
 from polyopt.quantization.scheme import Blocks, Integer
 
 Host: TypeAlias = Any
@@ -18,9 +20,6 @@ Host: TypeAlias = Any
 
 Box: TypeAlias = tuple[Any, Any]
 """Where its elements lie in the view, and where their scales do."""
-
-TORCH_EPSILON = float(np.finfo(np.float32).eps)
-KERAS_EPSILON = 1e-7
 
 
 def compute_dtype(x: Host) -> Any:
@@ -31,7 +30,7 @@ def compute_dtype(x: Host) -> Any:
 def bounds(
     x: Host, cut: Blocks, path: str, *, symmetric: bool = False, dtype: Any = None
 ) -> tuple[Host, Host]:
-    """The least and the largest element for each scale, widened to hold 0; refuses what is not finite.
+    """Return the least and the largest element for each scale, widened to hold 0; refuse what is not finite.
 
     So are elements beyond half of the largest number of ``dtype``, by default that of ``x``: their grid would
     reach infinity. With ``symmetric`` the largest magnitude and its negative, which is faster.
@@ -68,7 +67,10 @@ def _extrema(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
 
 
 def _magnitudes(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
-    """The largest magnitude for each scale, by bits, which order as it does; and its negative before it."""
+    """Return the largest magnitude for each scale, and its negative before it.
+
+    Magnitudes are compared by their bits, which order as they do.
+    """
     view, axes = x.reshape(cut.view), _shared(cut)
     unsigned = np.dtype(f"u{dtype.itemsize}")
     rest = unsigned.type(np.iinfo(unsigned).max >> 1)
@@ -86,36 +88,14 @@ def _magnitudes(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
 
 
 def _shared(cut: Blocks) -> tuple[int, ...]:
-    """The axes along which elements share a scale."""
+    """Return the axes along which elements share a scale."""
     return tuple(i for i, n in enumerate(cut.scales) if n == 1)
 
 
 def choose(scheme: Integer, low: Host, high: Host) -> tuple[Host, Host | None]:
-    """``(scale, zero point)`` for these bounds, which hold 0; the zero point is ``None`` where symmetric."""
-    dtype = low.dtype.type
-    least, largest = scheme.range
-    levels = dtype(largest - least)
-    if scheme.symmetric:
-        most = np.maximum(-low, high)
-        if scheme.convention == "torch":
-            return np.maximum(most / (levels / dtype(2)), dtype(TORCH_EPSILON)), None
-        if scheme.convention == "keras":
-            return dtype(1) / (dtype(largest) / (most + dtype(KERAS_EPSILON))), None
-        return _usable(most / dtype(largest)), None
-    scale = (high - low) / levels
-    scale = np.maximum(scale, dtype(TORCH_EPSILON)) if scheme.convention == "torch" else _usable(scale)
-    if scheme.convention == "tensorflow":
-        # Half away from zero on TensorFlow's unsigned grid, where this is a number >= 0.
-        unsigned = dtype(2 ** (scheme.bits - 1))
-        zero = np.floor(((least + unsigned) - low / scale) + dtype(0.5)) - unsigned
-    else:
-        zero = dtype(least) - np.rint(low / scale)
-    return scale, np.clip(zero, least, largest).astype(np.int8)
-
-
-def _usable(scale: Host) -> Host:
-    """1 for zeros alone; else not subnormal, which has few bits and is 0 on XLA and TensorFlow."""
-    return np.where(scale == 0, scale.dtype.type(1), np.maximum(scale, np.finfo(scale.dtype).tiny))
+    """Return ``(scale, zero point)`` for bounds that hold 0; the zero point is ``None`` where symmetric."""
+    found = compute_scales(registry.by_name("numpy").ops, scheme, low, high)
+    return found.scale, None if scheme.symmetric else found.zero_point.astype(np.int8)
 
 
 def encode(
@@ -233,8 +213,10 @@ def pack(codes: Host) -> Host:
 
 
 def unpack(packed: Host, shape: tuple[int, ...]) -> Host:
-    """The int8 codes of ``shape`` that ``pack`` was given.
+    """Return the int8 codes of ``shape`` that ``pack`` was given.
 
+    Examples
+    --------
     >>> unpack(np.uint8([241, 7]), (3,)).tolist()
     [1, -1, 7]
     """

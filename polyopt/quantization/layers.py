@@ -31,7 +31,7 @@ def gptq_layers(
     block: int = 128,
     order: str = "natural",
 ) -> Tree:
-    """``params`` with a ``Quantized`` for each selected leaf, those of linear layers by ``gptq``.
+    """Make a ``Quantized`` of each selected leaf, those of linear layers by ``gptq``.
 
     The samples go through the model once. As soon as a layer's inputs are known its weights are quantized,
     and it is the quantized ones that compute what the next layer is given: Frantar et al., 2023, section 4.
@@ -52,6 +52,13 @@ def gptq_layers(
         ``{path: bool array}``: what is kept of a leaf; the rest is stored as 0.
     damping, block, order
         As of ``gptq``.
+    scheme
+        As of ``gptq``, for every selected leaf.
+
+    Returns
+    -------
+    tree
+        The structure of ``params``.
 
     Raises
     ------

@@ -22,11 +22,30 @@ MAX_INPUTS = 33_025
 
 
 def int8_matmul(x: Array, w: Array) -> Array:
-    """``x @ w`` of int8 arrays, (m, k) and (k, n), as int32 (m, n): exact, so the same on every framework.
+    """Multiply int8 matrices into int32: exact, so the same on every framework.
 
     Through ``backend.int8_matmul(x, w)`` where the backend has that method and it gives an array: a product
     in integers. Else by float32 products of 1024 terms at a time, which are exact too. k is at most 131,071.
 
+    Parameters
+    ----------
+    x
+        int8, of shape (m, k); k is at most 131,071.
+    w
+        int8, of shape (k, n).
+
+    Returns
+    -------
+    Array
+        int32, of shape (m, n).
+
+    Raises
+    ------
+    InputError
+        For other dtypes, shapes that don't fit, and a larger k.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> int8_matmul(np.int8([[100, -128]]), np.int8([[100], [127]])).tolist()
     [[-6256]]
@@ -49,7 +68,7 @@ def int8_matmul(x: Array, w: Array) -> Array:
 
 
 def int8_linear(x: Array, weight: Quantized, grid: Grid | None = None, *, bias: Array | None = None) -> Array:
-    """``x @ dequantize(weight) + bias`` with ``x`` rounded to 8 bits too, the products in integers.
+    """Compute ``x @ dequantize(weight) + bias`` with ``x`` rounded to 8 bits too, the products in integers.
 
     y = s_x·s_w·(Σ q_x·q_w - z_x·Σ q_w - z_w·Σ q_x + k·z_x·z_w) + b: Jacob et al., 2018, eq. 7. The bracket is
     exact in int32; then one product of the scales, one with it, and one sum are rounded.
@@ -65,6 +84,11 @@ def int8_linear(x: Array, weight: Quantized, grid: Grid | None = None, *, bias: 
         largest magnitude at 127; a row that holds NaN or inf has none that is a number, and becomes NaN.
     bias
         (out,).
+
+    Returns
+    -------
+    Array
+        Of shape (…, out), dtype of ``x``.
 
     Examples
     --------

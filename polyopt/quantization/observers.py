@@ -43,7 +43,7 @@ class Histogram:
         return math.ldexp(1.0 / HALF, self.exponent)
 
     def magnitudes(self) -> Any:
-        """Counts of the magnitudes: (4096,), from 0 to r."""
+        """Return the counts of the magnitudes: (4096,), from 0 to r."""
         return self.counts[HALF:] + self.counts[:HALF][::-1]
 
 
@@ -67,7 +67,7 @@ def histogram(x: Any) -> Histogram:
 
 
 def merged(a: Histogram, b: Histogram) -> Histogram:
-    """The histogram of the elements of both."""
+    """Return the histogram of the elements of both."""
     exponent = max(a.exponent, b.exponent)
     counts = _widened(a, exponent) + _widened(b, exponent)
     return Histogram(min(a.low, b.low), max(a.high, b.high), exponent, counts)
@@ -94,7 +94,20 @@ class Observer(ABC):
 
     @abstractmethod
     def interval(self, seen: Histogram, scheme: Integer) -> tuple[float, float]:
-        """The ends of what the grid covers; it is widened to hold 0 afterwards."""
+        """Return the ends of what the grid covers; it is widened to hold 0 afterwards.
+
+        Parameters
+        ----------
+        seen
+            Histogram of the elements.
+        scheme
+            The grid's.
+
+        Returns
+        -------
+        tuple
+            ``(low, high)``.
+        """
 
 
 @dataclass(frozen=True)
@@ -102,20 +115,27 @@ class MinMax(Observer):
     """All that was seen: torch's ``MinMaxObserver``."""
 
     def interval(self, seen: Histogram, scheme: Integer) -> tuple[float, float]:
+        """Return the least and the largest element."""
         return seen.low, seen.high
 
 
 @dataclass(frozen=True)
 class Percentile(Observer):
-    """All but the largest magnitudes: ``percent`` of the elements lie within.
+    """Cover all but the largest magnitudes: ``percent`` of the elements lie within.
 
     For an affine scheme (100 - ``percent``)/2 are left out at each end. Ends are those of a histogram's bins:
     off by at most 1/2048 of the largest magnitude, and never beyond what was seen.
+
+    Parameters
+    ----------
+    percent
+        In [50, 100].
     """
 
     percent: Any = hyper(99.99, low=50.0, high=100.0)
 
     def interval(self, seen: Histogram, scheme: Integer) -> tuple[float, float]:
+        """Return the ends between which ``percent`` of the elements lie."""
         if scheme.symmetric:
             edge = (_reached(seen.magnitudes(), self.percent / 100) + 1) * seen.width
             edge = min(edge, max(-seen.low, seen.high))
@@ -128,9 +148,15 @@ class Percentile(Observer):
 
 @dataclass(frozen=True)
 class MSE(Observer):
-    """The interval with the least mean squared error, clipping included, among ``steps`` shrunken ones.
+    """Cover the interval with the least mean squared error, clipping included.
 
-    The k-th is k/``steps`` times what was seen. The elements of a bin stand at its middle.
+    It is the best of ``steps`` intervals; the k-th is k/``steps`` times what was seen. The elements of a bin
+    stand at its middle.
+
+    Parameters
+    ----------
+    steps
+        How many intervals are tried.
     """
 
     steps: int = static(100)
@@ -140,6 +166,7 @@ class MSE(Observer):
             raise InputError(f"MSE: steps = {self.steps!r}; expected an integer >= 1")
 
     def interval(self, seen: Histogram, scheme: Integer) -> tuple[float, float]:
+        """Return the interval whose rounded elements are off least, in the mean of squares."""
         used = np.flatnonzero(seen.counts)
         x = (used - HALF + 0.5) * seen.width
         count = seen.counts[used]
@@ -173,6 +200,7 @@ class Entropy(Observer):
     """
 
     def interval(self, seen: Histogram, scheme: Integer) -> tuple[float, float]:
+        """Return the interval whose rounded distribution diverges least from what was seen."""
         counts = seen.magnitudes().reshape(-1, 2).sum(1).astype(np.float64)
         levels = scheme.range[1] + 1
         most = max(-seen.low, seen.high)
@@ -208,7 +236,7 @@ def _divergence(counts: Any, i: int, levels: int) -> float:
 
 
 def _reached(counts: Any, fraction: float) -> int:
-    """The first bin at which the running count reaches that fraction of all."""
+    """Return the first bin at which the running count reaches that fraction of all."""
     running = np.cumsum(counts)
     return int(np.searchsorted(running, fraction * running[-1]))
 

@@ -15,9 +15,16 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A quantized leaf in a tree of parameters: codes, scales and zero points.
+    """Stand for a quantized leaf in a tree of parameters: codes, scales and zero points.
 
     Its arrays are of the framework of the leaf and on its device. Made by ``quantize`` and ``gptq``.
+
+    Parameters
+    ----------
+    shape
+        Of the leaf.
+    scheme
+        What it was quantized by.
     """
 
     codes: Array
@@ -50,8 +57,20 @@ class Quantized:
 
 
 def codes_of(q: Quantized) -> Array:
-    """The codes as int8 of the leaf's shape, on its framework; 4 bits are unpacked.
+    """Return the codes as int8 of the leaf's shape, on its framework; 4 bits are unpacked.
 
+    Parameters
+    ----------
+    q
+        A quantized leaf.
+
+    Returns
+    -------
+    Array
+        int8, of ``q.shape``; the leaf in its 16-bit dtype for a ``Cast``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt.quantization import Integer, quantize
     >>> codes_of(quantize(np.float32([[7.0, -3.0, 1.0]]), Integer(bits=4, per="tensor"))).tolist()

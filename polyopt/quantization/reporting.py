@@ -20,7 +20,17 @@ WIDTHS = {**ITEMSIZE, "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "int32": 4, 
 
 @dataclass(frozen=True)
 class LeafReport:
-    """One leaf, or all of them."""
+    """Measure the error of one leaf, or of all of them.
+
+    Parameters
+    ----------
+    path
+        Of the leaf.
+    bytes_before
+        As it was.
+    bytes_after
+        With codes, scales and zero points.
+    """
 
     path: str
     scheme: str
@@ -37,12 +47,27 @@ class LeafReport:
 
 @dataclass(frozen=True)
 class Report:
-    """By leaf, in the order of the tree, and in total. ``str()`` is a table, ``to_dict()`` plain data."""
+    """Measure the errors by leaf and in total. ``str()`` is a table, ``to_dict()`` plain data.
+
+    Parameters
+    ----------
+    leaves
+        In the order of the tree.
+    total
+        All leaves together.
+    """
 
     leaves: tuple[LeafReport, ...]
     total: LeafReport
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON.
+
+        Returns
+        -------
+        dict
+            ``leaves``, a list, and ``total``.
+        """
         return {"leaves": [asdict(leaf) for leaf in self.leaves], "total": asdict(self.total)}
 
     def __str__(self) -> str:
@@ -65,9 +90,22 @@ def report(before: Tree, after: Tree) -> Report:
     before, after
         Trees of the same paths; leaves of ``after`` may be ``Quantized``.
 
-    Errors are in float64. Raises ``InputError``, naming the leaf, where the two don't
-    belong together.
+    Returns
+    -------
+    Report
+        By leaf and in total.
 
+    Raises
+    ------
+    InputError
+        Where the two don't belong together; it names the leaf.
+
+    Notes
+    -----
+    Errors are in float64.
+
+    Examples
+    --------
     >>> from polyopt.quantization import Integer, quantize
     >>> w = {"w": np.float32([[1.27, 0.003], [-0.5, 0.0]])}
     >>> r = report(w, quantize(w, Integer(per="tensor")))
@@ -118,8 +156,10 @@ def _leaf(path: str, x: Any, y: Any) -> tuple[LeafReport, tuple[float, float, fl
 
 
 def label(scheme: Scheme) -> str:
-    """A scheme in a few words.
+    """Describe a scheme in a few words.
 
+    Examples
+    --------
     >>> from polyopt.quantization import Integer
     >>> label(Integer(bits=4, per="group", group_size=32, symmetric=False))
     'int4 group 32 affine'

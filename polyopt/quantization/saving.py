@@ -28,11 +28,23 @@ META, GRIDS = "quantization", "activations"
 
 
 def to_arrays(params: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``(arrays, meta)``: all arrays by name, and what the quantized leaves are as plain data.
+    """Split a tree into all arrays by name, and what the quantized leaves are as plain data.
 
     A leaf ``w`` gives ``w``; where it is quantized ``w/codes``, ``w/scale`` and ``w/zero_point``, as far as
     it has them.
 
+    Parameters
+    ----------
+    params
+        A tree of arrays and quantized leaves.
+
+    Returns
+    -------
+    tuple
+        ``(arrays, meta)``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt.quantization import quantize
     >>> arrays, meta = to_arrays(quantize({"w": np.ones((2, 2)), "b": np.ones(2)}, Integer()))
@@ -54,9 +66,24 @@ def to_arrays(params: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any], like: Tree = None) -> Tree:
-    """Return what ``to_arrays`` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
+    """Return what ``to_arrays`` was given.
 
-    Raises ``InputError``, naming the leaf, where the two don't belong together.
+    Parameters
+    ----------
+    arrays, meta
+        What it returned.
+    like
+        A tree whose structure and paths the result has.
+
+    Returns
+    -------
+    tree
+        ``{path: leaf}``, or the structure of ``like``.
+
+    Raises
+    ------
+    InputError
+        Where the two don't belong together; it names the leaf.
     """
     leaves: dict[str, Any] = {}
     used = set()
@@ -79,11 +106,23 @@ def save(
     *,
     grids: Mapping[str, Grid] | None = None,
 ) -> None:
-    """Write a tree with quantized leaves to a safetensors file, by ``save``.
+    """Write a tree with quantized leaves to a safetensors file.
 
-    Four bits take half a byte. The file is replaced as a whole; ``meta`` is plain data of the caller,
-    ``grids`` are those of activations, by the path of the layer's weight, which ``load_grids`` reads.
+    Four bits take half a byte. The file is replaced as a whole.
 
+    Parameters
+    ----------
+    path
+        The file.
+    params
+        A tree of arrays and quantized leaves.
+    meta
+        Plain data of the caller.
+    grids
+        Those of activations, by the path of the layer's weight, which ``load_grids`` reads.
+
+    Examples
+    --------
     >>> import numpy as np, os, tempfile
     >>> from polyopt.quantization import quantize
     >>> file = tempfile.mkdtemp() + "/model.safetensors"
@@ -108,10 +147,21 @@ def load(
     backend: str | Backend | None = None,
     device: str | None = None,
 ) -> Tree:
-    """Return what ``save`` was given: ``{path: leaf}``, or a tree of the structure of ``like``.
+    """Return the parameters that ``save`` was given.
 
-    ``like``'s leaves may be anything: only their paths count. ``backend`` and ``device``: where the arrays
-    go, the host by default.
+    Parameters
+    ----------
+    path
+        The file.
+    like
+        A tree whose structure the result has. Its leaves may be anything: only their paths count.
+    backend, device
+        Where the arrays go, the host by default.
+
+    Returns
+    -------
+    tree
+        ``{path: leaf}``, or the structure of ``like``.
 
     Raises
     ------
@@ -130,20 +180,32 @@ def load(
 
 
 def load_grids(path: str | os.PathLike[str]) -> dict[str, Grid]:
-    """The grids of activations in a file of ``save``, by the path of the layer's weight; none, ``{}``.
+    """Return the grids of activations in a file of ``save``.
 
     With them ``quantize_inputs(apply, grids)`` is the model that was kept.
 
-    >>> import numpy as np, tempfile
-    >>> file = tempfile.mkdtemp() + "/model.safetensors"
-    >>> save(file, {"w": np.ones((2, 2))}, grids={"w": Grid(0.5, 0, -127, 127)})
-    >>> load_grids(file)
-    {'w': Grid(scale=0.5, zero_point=0, low=-127, high=127)}
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    dict
+        By the path of the layer's weight; ``{}`` where there are none.
 
     Raises
     ------
     CheckpointError
         As ``load`` does, and for grids that are none.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> file = tempfile.mkdtemp() + "/model.safetensors"
+    >>> save(file, {"w": np.ones((2, 2))}, grids={"w": Grid(0.5, 0, -127, 127)})
+    >>> load_grids(file)
+    {'w': Grid(scale=0.5, zero_point=0, low=-127, high=127)}
     """
     found = checkpoint.load(path)
     kept = found.meta.get(GRIDS, {})
@@ -156,10 +218,26 @@ def load_grids(path: str | os.PathLike[str]) -> dict[str, Grid]:
 
 
 def moved(params: Tree, backend: str | Backend, *, device: str | None = None) -> Tree:
-    """A copy of a tree with quantized leaves on another framework or device, in the same bits.
+    """Copy a tree with quantized leaves to another framework or device, in the same bits.
 
     What ``convert`` does for plain arrays.
 
+    Parameters
+    ----------
+    params
+        A tree of arrays and quantized leaves.
+    backend
+        Where to: a name or a backend.
+    device
+        Where to; by default the backend's own.
+
+    Returns
+    -------
+    tree
+        The structure of ``params``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt.quantization import quantize
     >>> moved({"w": quantize(np.ones((2, 2)), Integer())}, "numpy")["w"].codes.tolist()

@@ -56,7 +56,11 @@ class Integer:
         Which formula; it fills in ``layout``: ``"in_out"`` (…, in, out) or ``"out_in"`` (out, in, …).
     narrow
         Whether the lowest code is left out; by default where symmetric, but not with ``"torch"``.
+    layout
+        Where the axis of the outputs lies: ``"in_out"`` or ``"out_in"``.
 
+    Examples
+    --------
     >>> Integer().range, Integer(bits=4, symmetric=False).range
     ((-127, 127), (-8, 7))
     """
@@ -103,7 +107,13 @@ class Integer:
 
 @dataclass(frozen=True)
 class Cast:
-    """The weights rounded to a 16-bit float, half to even: float64 by way of float32 for bfloat16."""
+    """Round the weights to a 16-bit float, half to even: float64 by way of float32 for bfloat16.
+
+    Parameters
+    ----------
+    dtype
+        ``"bfloat16"`` or ``"float16"``.
+    """
 
     dtype: str = static("bfloat16", "bfloat16", "float16")
 

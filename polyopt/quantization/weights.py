@@ -66,10 +66,22 @@ def quantize(params: Tree, scheme: Scheme, select: Pattern | None = None) -> Tre
 
 
 def dequantize(params: Tree) -> Tree:
-    """``params`` with each ``Quantized`` leaf as an array again: (q - z)·s in its own shape and dtype.
+    """Make of each ``Quantized`` leaf an array again: (q - z)·s in its own shape and dtype.
 
     The same bits on every framework; it may stand in a compiled function.
 
+    Parameters
+    ----------
+    params
+        A tree of arrays and quantized leaves.
+
+    Returns
+    -------
+    tree
+        The structure of ``params``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> w = np.float32([[0.5, 1.0], [-1.0, 0.0]])
     >>> dequantize(quantize(w, Cast("float16"))).tolist()
@@ -79,7 +91,7 @@ def dequantize(params: Tree) -> Tree:
 
 
 def selected(flat: Flat, select: Pattern | None) -> set[str]:
-    """The paths of the leaves that a pattern selects; an error where there are none."""
+    """Return the paths of the leaves that a pattern selects, or raise an error where there are none."""
     leaves = dict(zip(flat.paths, flat.leaves, strict=True))
     present = [path for path, x in leaves.items() if x is not None]
     if select is None:
@@ -101,7 +113,7 @@ def selected(flat: Flat, select: Pattern | None) -> set[str]:
 
 
 def floating(path: str, x: Any) -> tuple[Backend, Any]:
-    """The backend and the host values of a leaf, which must be floating and have values."""
+    """Return the backend and the host values of a leaf, which must be floating and have values."""
     backend = registry.of(x)
     if backend.dtype_name(x) not in FLOATING:
         raise InputError(
@@ -123,7 +135,7 @@ def record(
     scale: Any,
     zero_point: Any | None,
 ) -> Quantized:
-    """A record on the framework and the device of ``like``, of host arrays, which are given up."""
+    """Make a record on the framework and the device of ``like``, of host arrays, which are given up."""
     return Quantized(
         donate_host_array(backend, pack(codes) if scheme.bits == 4 else codes, like),
         donate_host_array(backend, scale.reshape(cut.stored), like),

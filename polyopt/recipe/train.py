@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WrapValidator, mod
 from polyopt.core.errors import InputError
 from polyopt.core.rule import Stage
 from polyopt.engine.batches import (
-    Batches,
     BatchSize,
     Buckets,
     DynamicSize,
@@ -117,17 +116,17 @@ class BatchSizes(Section):
     def course(self, feed: IndexSampler) -> ScheduledBatches | NoiseScaledBatches:
         """The batches of a run over the samples of ``feed``."""
         first = None if self.noise is None else self.noise.initial
-        for key, size in (("micro", self.micro), ("noise.initial", first)):
-            if size is not None and size > feed.samples:
+        for key, wanted in (("micro", self.micro), ("noise.initial", first)):
+            if wanted is not None and wanted > feed.samples:
                 raise InputError(
-                    f"train.batch_size.{key} = {size}; expected at most the {feed.samples} training samples"
+                    f"train.batch_size.{key} = {wanted}; expected at most the {feed.samples} training samples"
                 )
         if self.noise is not None:
             assert self.micro is not None
             return NoiseScaledBatches(feed, self.noise.size(self.micro, self._most(feed.samples)))
-        batches = Batches(feed, self._schedule())
+        size = self._schedule()
         if self.micro is not None:
-            return ScheduledBatches(batches, Buckets((self.micro,)), self.micro)
+            return ScheduledBatches(feed, size, Buckets((self.micro,)), self.micro)
         largest = min(self.maximum or feed.samples, feed.samples)
         smallest = min(self.minimum or self.multiple or 1, largest)
         buckets = Buckets.powers(largest, smallest) if self.buckets is None else Buckets(self.buckets)
@@ -136,7 +135,7 @@ class BatchSizes(Section):
                 f"train.batch_size.buckets: the last is {buckets.sizes[-1]}, and batches may have {largest} "
                 "samples; add a larger one, or a maximum"
             )
-        return ScheduledBatches(batches, buckets)
+        return ScheduledBatches(feed, size, buckets)
 
     def paced(self, rule: Any) -> Stage:
         """``rule`` with a rate that follows the size."""

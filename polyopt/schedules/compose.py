@@ -24,8 +24,17 @@ from polyopt.schedules.cycle import Cosine
 
 @dataclass(frozen=True)
 class Joined(Schedule):
-    """``schedules[i]`` from ``boundaries[i - 1]`` on, each counting from its own start (optax's).
+    """Follow ``schedules[i]`` from ``boundaries[i - 1]`` on, each counting from its own start (optax's).
 
+    Parameters
+    ----------
+    schedules
+        One more than there are boundaries.
+    boundaries
+        Numbers of updates, ascending, at which the next schedule takes over.
+
+    Examples
+    --------
     >>> from polyopt.schedules import Constant, Polynomial
     >>> s = Joined([Constant(1.0), Polynomial(1.0, steps=10)], boundaries=[100])
     >>> s(99), s(105), s(110)
@@ -48,6 +57,7 @@ class Joined(Schedule):
             )
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the value of the schedule whose turn it is."""
         value = self.schedules[0].value(xp, t)
         for schedule, start in zip(self.schedules[1:], self.boundaries, strict=True):
             later = schedule.value(xp, xp.maximum(t - start, 0))
@@ -57,13 +67,26 @@ class Joined(Schedule):
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """A straight line from ``initial`` to where ``then`` starts, over ``steps`` updates; then ``then``.
+    """Rise in a straight line from ``initial`` to where ``then`` starts, over ``steps`` updates.
 
-    ``clock="own"``: ``then`` counts from the end of the warm-up (so does optax's and Keras' warm-up cosine;
-    see ``WarmupCosine`` for how they count ``decay_steps``). ``clock="shared"``: ``then`` counts from
-    step 0 and the line multiplies it, from ``initial`` as a *fraction* up to 1 (torch's ``LinearLR`` chained
-    to another).
+    ``then`` follows. ``clock="own"``: ``then`` counts from the end of the warm-up (so does optax's and Keras'
+    warm-up cosine; see ``WarmupCosine`` for how they count ``decay_steps``). ``clock="shared"``: ``then``
+    counts from step 0 and the line multiplies it, from ``initial`` as a *fraction* up to 1 (torch's
+    ``LinearLR`` chained to another).
 
+    Parameters
+    ----------
+    then
+        What follows the rise.
+    steps
+        Number of updates of the rise, at least 0.
+    initial
+        Where the rise starts: a value, or a fraction of ``then`` with ``clock="shared"``.
+    clock
+        ``"own"`` or ``"shared"``, as above.
+
+    Examples
+    --------
     >>> from polyopt.schedules import Constant
     >>> s = Warmup(Constant(1.0), steps=4)
     >>> [s(t) for t in range(6)]
@@ -94,6 +117,7 @@ class Warmup(Schedule):
             yield "initial", self.initial, True
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the line's value, or that of ``then`` after it."""
         rise = unit(xp, t / self.steps) if self.steps else 1.0
         if self.clock == "shared":
             return self.then.value(xp, t) * blend(xp, 1.0, self.initial, rise)
@@ -104,10 +128,27 @@ class Warmup(Schedule):
 
 @dataclass(frozen=True)
 class WarmupCosine(Schedule):
-    """Linearly from ``initial`` to ``peak`` over ``warmup`` updates, then along a cosine to ``end``.
+    """Rise linearly from ``initial`` to ``peak`` over ``warmup`` updates, then fall by a cosine to ``end``.
 
     ``convention="optax"``: ``steps`` (its ``decay_steps``) includes the warm-up. ``"keras"``: it excludes it.
 
+    Parameters
+    ----------
+    peak
+        The largest value.
+    steps
+        Number of updates until ``end`` is reached, at least 1; see ``convention``.
+    warmup
+        Number of updates of the rise, at least 0.
+    initial
+        The value at step 0.
+    end
+        The value after ``steps``, kept from there on.
+    convention
+        ``"optax"`` or ``"keras"``, as above.
+
+    Examples
+    --------
     >>> WarmupCosine(1.0, steps=110, warmup=10)(60)
     0.5
     >>> WarmupCosine(1.0, steps=100, warmup=10, convention="keras")(60)
@@ -130,6 +171,7 @@ class WarmupCosine(Schedule):
             )
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the rise's value, or the cosine's after it."""
         decay = self.steps - self.warmup if self.convention == "optax" else self.steps
         parts = Warmup(Cosine(self.peak, decay, end=self.end), int(self.warmup), self.initial)
         return for_traced_step(parts).value(xp, t)
@@ -137,11 +179,27 @@ class WarmupCosine(Schedule):
 
 @dataclass(frozen=True)
 class WarmupStableDecay(Schedule):
-    """A linear rise to ``peak``, a plateau, and a decay to ``end`` (Hu et al., "MiniCPM", 2024).
+    """Rise linearly to ``peak``, stay there, and decay to ``end`` (Hu et al., "MiniCPM", 2024).
 
-    ``warmup``, ``stable`` and ``decay`` are numbers of updates; ``shape`` is that of the decay:
-    ``"linear"``, ``"cosine"`` or ``"sqrt"`` (1 - √, Hägele et al., 2024).
+    Parameters
+    ----------
+    peak
+        The value of the plateau.
+    warmup
+        Number of updates of the rise, at least 0.
+    stable
+        Number of updates of the plateau, at least 0.
+    decay
+        Number of updates of the decay, at least 0.
+    initial
+        The value at step 0.
+    end
+        The value after the decay, kept from there on.
+    shape
+        Of the decay: ``"linear"``, ``"cosine"`` or ``"sqrt"`` (1 - √, Hägele et al., 2024).
 
+    Examples
+    --------
     >>> s = WarmupStableDecay(1.0, warmup=10, stable=80, decay=10)
     >>> s(5), s(50), s(95), s(100)
     (0.5, 1.0, 0.5, 0.0)
@@ -156,6 +214,7 @@ class WarmupStableDecay(Schedule):
     shape: str = choice("linear", "linear", "cosine", "sqrt")
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the value of the rise and the plateau, or of the decay after them."""
         rise = unit(xp, t / self.warmup) if self.warmup else 1.0
         start = self.warmup + self.stable
         passed = unit(xp, (t - start) / self.decay) if self.decay else xp.where(t >= start, 1.0, 0.0)

@@ -51,11 +51,13 @@ class Cosine(Schedule):
             )
 
     def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        """Yield the extremes of the fields and, where ``alpha`` is given, the end that it names."""
         yield from super().extremes()
         if self.end is None:
             yield "alpha", self.initial * (self.alpha or 0.0), True
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the value of the cosine at ``t``."""
         end = self.initial * self.alpha if self.alpha is not None else self.end or 0.0
         if self.after == "hold":
             fraction = unit(xp, t / self.steps)
@@ -72,12 +74,27 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class WarmRestarts(Schedule):
-    """SGDR: cosines that start again, each ``factor`` times as long (Loshchilov & Hutter, 2017).
+    """Follow cosines that start again, each ``factor`` times as long (SGDR: Loshchilov & Hutter, 2017).
 
     The first lasts ``steps`` updates (torch's ``T_0``; ``factor`` is its ``T_mult``, Keras' ``t_mul``). With
     ``peak_factor`` (Keras' ``m_mul``) each one starts that much lower over ``end`` than the one before.
     A restart happens exactly at its step, also after 2^31 of them.
 
+    Parameters
+    ----------
+    initial
+        Where the first cosine starts.
+    steps
+        Number of updates of the first cosine, above 0.
+    factor
+        How many times as long each cosine is as the one before, at least 1.
+    end
+        What each cosine falls to.
+    peak_factor
+        What each cosine's height over ``end`` is multiplied by, at least 0.
+
+    Examples
+    --------
     >>> s = WarmRestarts(1.0, steps=10, factor=2)
     >>> s(5), s(10), s(20), s(30)
     (0.5, 1.0, 0.5, 1.0)
@@ -90,11 +107,13 @@ class WarmRestarts(Schedule):
     peak_factor: float = number(1.0, low=0.0)
 
     def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        """Yield the extremes of the fields, and infinity where the peaks grow without bound."""
         yield from super().extremes()
         if self.peak_factor > 1 and self.initial != self.end:
             yield "peak_factor", math.copysign(math.inf, self.initial - self.end), False
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the value of the cosine that ``t`` lies in."""
         cycle, fraction = self._equal(xp, t) if self.factor == 1 else self._growing(xp, t)
         weight = falling(xp, fraction, "cosine")
         if self.peak_factor != 1:
@@ -125,7 +144,7 @@ class WarmRestarts(Schedule):
 
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Up to ``peak`` and down again (Smith & Topin, "Super-Convergence", 2018).
+    """Go up to ``peak`` and down again (Smith & Topin, "Super-Convergence", 2018).
 
     Starts at ``peak / div``, reaches ``peak`` after the share ``pct_start`` of ``steps``, ends at
     ``peak / (div · final_div)`` and stays there. With ``phases=3`` it comes down to ``peak / div`` first.
@@ -134,6 +153,29 @@ class OneCycle(Schedule):
     steps - 2`` and ends at ``steps - 1``; ``"optax"`` peaks at ``floor(pct_start · steps)``, is back at
     ``floor(pct_final · steps)`` and ends at ``steps``.
 
+    Parameters
+    ----------
+    peak
+        The largest value.
+    steps
+        Number of updates of the whole cycle, at least 1.
+    pct_start
+        The share of ``steps`` in which it rises, in [0, 1].
+    div
+        What ``peak`` is divided by for the first value, above 0.
+    final_div
+        What the first value is divided by for the last one, above 0.
+    shape
+        Of each segment: ``"cosine"`` or ``"linear"``.
+    phases
+        2, or 3 to come down to ``peak / div`` before the last descent.
+    pct_final
+        With three phases, the share of ``steps`` after which the last descent starts (optax alone).
+    convention
+        ``"torch"`` or ``"optax"``, as above.
+
+    Examples
+    --------
     >>> s = OneCycle(1.0, steps=100, convention="optax")
     >>> s(0), s(30), s(100) == 1 / 25 / 1e4
     (0.04, 1.0, True)
@@ -158,6 +200,7 @@ class OneCycle(Schedule):
             )
 
     def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        """Yield the extremes of the fields, the first value and the last one."""
         yield from super().extremes()
         yield "div", self.peak / self.div, True
         yield "final_div", self.peak / self.div / self.final_div, True
@@ -174,6 +217,7 @@ class OneCycle(Schedule):
         return knots[0], (back, start), knots[1]
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the value of the segment that ``t`` lies in."""
         at, level = 0.0, self.peak / self.div
         value: Any = level + 0.0 * t
         for step, goal in self._knots():

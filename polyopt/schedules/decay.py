@@ -13,8 +13,15 @@ from polyopt.core.schedule import Schedule, blend, choice, increasing, level, nu
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """``initial`` at every step.
+    """Keep ``initial`` at every step.
 
+    Parameters
+    ----------
+    initial
+        The value.
+
+    Examples
+    --------
     >>> Constant(0.1)(1000)
     0.1
     """
@@ -22,16 +29,32 @@ class Constant(Schedule):
     initial: float = level()
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``initial``."""
         return self.initial + 0.0 * t
 
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """``initial · rate^(t / steps)``; with ``staircase``, the exponent is rounded down.
+    """Decay as ``initial · rate^(t / steps)``.
 
     torch's ``ExponentialLR`` has ``steps=1``; optax and Keras name them ``transition_steps`` and
-    ``decay_steps``. ``end`` stops the decay (or the growth, where ``rate > 1``) there, as in optax.
+    ``decay_steps``.
 
+    Parameters
+    ----------
+    initial
+        The value at step 0.
+    rate
+        What the value is multiplied by in ``steps`` updates, above 0.
+    steps
+        Number of updates, above 0.
+    staircase
+        Round the exponent down.
+    end
+        Where the decay stops (or the growth, where ``rate > 1``), as in optax; ``None``: nowhere.
+
+    Examples
+    --------
     >>> Exponential(1.0, rate=0.5, steps=10)(20)
     0.25
     """
@@ -43,6 +66,7 @@ class Exponential(Schedule):
     end: float | None = level(None, optional=True)
 
     def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        """Yield the extremes of the fields, and 0 or infinity where ``end`` doesn't stop it."""
         yield from super().extremes()
         if self.rate != 1 and not (self.end is not None and self._shrinks == (self.rate < 1)):
             yield "rate", 0.0 if self.rate < 1 else math.copysign(math.inf, self.initial), False
@@ -52,6 +76,7 @@ class Exponential(Schedule):
         return (self.rate <= 1) == (self.initial >= 0)
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``initial · rate^(t / steps)``, held at ``end``."""
         exponent = t / self.steps
         if self.staircase:
             exponent = xp.floor(exponent)
@@ -63,8 +88,19 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """``initial · rate^floor(t / steps)``: torch's ``StepLR``.
+    """Decay as ``initial · rate^floor(t / steps)``: torch's ``StepLR``.
 
+    Parameters
+    ----------
+    initial
+        The value at step 0.
+    steps
+        Number of updates between two decays, at least 1.
+    rate
+        What the value is multiplied by at each, at least 0.
+
+    Examples
+    --------
     >>> Step(1.0, rate=0.5, steps=10)(19)
     0.5
     """
@@ -74,21 +110,34 @@ class Step(Schedule):
     rate: float = number(0.1, low=0.0)
 
     def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        """Yield the extremes of the fields, and what it comes to in the long run."""
         yield from super().extremes()
         if self.rate != 1:
             far = 0.0 if self.rate < 1 else math.copysign(math.inf, self.initial)
             yield "rate", far, self.rate == 0
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``initial · rate^floor(t / steps)``."""
         return self.initial * xp.pow(self.rate, xp.floor(t / self.steps))
 
 
 @dataclass(frozen=True)
 class MultiStep(Schedule):
-    """``initial · rate^k`` from the k-th of ``milestones`` on: torch's ``MultiStepLR``.
+    """Decay to ``initial · rate^k`` from the k-th of ``milestones`` on: torch's ``MultiStepLR``.
 
     A milestone that is listed twice counts twice.
 
+    Parameters
+    ----------
+    initial
+        The value at step 0.
+    milestones
+        Numbers of updates after which the value is multiplied by ``rate``.
+    rate
+        The factor, at least 0.
+
+    Examples
+    --------
     >>> MultiStep(1.0, milestones=[5, 8], rate=0.5)(5)
     0.5
     """
@@ -102,10 +151,12 @@ class MultiStep(Schedule):
         increasing("MultiStep", "milestones", self.milestones)
 
     def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        """Yield the extremes of the fields, and the value after the last milestone."""
         yield from super().extremes()
         yield "rate", self.initial * self.rate ** len(self.milestones), True
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``initial · rate^k`` after k milestones."""
         passed = 0.0 * t
         for milestone in self.milestones:
             passed = passed + xp.where(t >= milestone, 1.0, 0.0)
@@ -114,10 +165,23 @@ class MultiStep(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """``initial · (1 - t/steps)^power``, down (or up) to ``end``, which it keeps after ``steps``.
+    """Go as ``initial · (1 - t/steps)^power`` down (or up) to ``end``, which it keeps after ``steps``.
 
     With ``end``: ``(initial - end) · (1 - t/steps)^power + end``, as in optax and Keras. Linear by default.
 
+    Parameters
+    ----------
+    initial
+        The value at step 0.
+    steps
+        Number of updates until ``end``, above 0.
+    power
+        The exponent, above 0.
+    end
+        The last value.
+
+    Examples
+    --------
     >>> Polynomial(1.0, steps=10, power=2.0)(5)
     0.25
     """
@@ -128,6 +192,7 @@ class Polynomial(Schedule):
     end: float = level(0.0)
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``(initial - end) · (1 - t/steps)^power + end``."""
         left = 1.0 - unit(xp, t / self.steps)
         weight = left if self.power == 1 else xp.pow(left, self.power)
         return blend(xp, self.initial, self.end, weight)
@@ -135,8 +200,21 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class InverseTime(Schedule):
-    """``initial / (1 + rate · t / steps)``: Keras' ``InverseTimeDecay``.
+    """Decay as ``initial / (1 + rate · t / steps)``: Keras' ``InverseTimeDecay``.
 
+    Parameters
+    ----------
+    initial
+        The value at step 0.
+    rate
+        How fast, at least 0.
+    steps
+        Number of updates in which the divisor grows by ``rate``, above 0.
+    staircase
+        Round ``t / steps`` down.
+
+    Examples
+    --------
     >>> InverseTime(1.0, rate=0.5)(2)
     0.5
     """
@@ -147,11 +225,13 @@ class InverseTime(Schedule):
     staircase: bool = choice(False, False, True)
 
     def extremes(self) -> Iterator[tuple[str, float, bool]]:
+        """Yield the extremes of the fields, and 0 that it goes towards."""
         yield from super().extremes()
         if self.rate:
             yield "rate", 0.0, False
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``initial / (1 + rate · t / steps)``."""
         time = t / self.steps
         if self.staircase:
             time = xp.floor(time)
@@ -160,12 +240,25 @@ class InverseTime(Schedule):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """``values[i]`` between ``boundaries[i - 1]`` and ``boundaries[i]``.
+    """Take ``values[i]`` between ``boundaries[i - 1]`` and ``boundaries[i]``.
 
     At a boundary it has the new value (``convention="optax"``) or still the old one (``"keras"``).
     With ``shape="linear"`` it goes in straight lines from ``values[i]`` at the i-th boundary to the next,
     the first value standing at step 0.
 
+    Parameters
+    ----------
+    values
+        One more than there are boundaries.
+    boundaries
+        Numbers of updates, ascending.
+    shape
+        ``"constant"`` or ``"linear"``, as above.
+    convention
+        ``"optax"`` or ``"keras"``, as above.
+
+    Examples
+    --------
     >>> Piecewise([1.0, 0.1], boundaries=[10])(10), Piecewise([1.0, 0.1], [10], convention="keras")(10)
     (0.1, 1.0)
     """
@@ -185,6 +278,7 @@ class Piecewise(Schedule):
             )
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the value of the interval that ``t`` lies in."""
         value: Any = self.values[0] + 0.0 * t
         start = 0.0
         for i, boundary in enumerate(self.boundaries):

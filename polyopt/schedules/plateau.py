@@ -56,10 +56,12 @@ class Plateau(Measured):
     eps: float = number(1e-8, low=0.0)
 
     def initial_state(self) -> dict[str, float]:
+        """Return the value at first, with nothing seen."""
         # A flag instead of an infinite best: infinities are not JSON.
         return {"value": float(self.initial), "best": 0.0, "seen": 0.0, "bad": 0.0, "cooldown": 0.0}
 
     def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
+        """Count a metric: as the best one, or as a bad one, of which ``patience`` are forgiven."""
         best, seen, bad = state["best"], state["seen"], state["bad"] + 1.0
         if self._better(metric, best, seen):
             best, seen, bad = metric, 1.0, 0.0
@@ -73,6 +75,7 @@ class Plateau(Measured):
         return {"value": value, "best": best, "seen": seen, "bad": bad, "cooldown": cooldown}
 
     def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
+        """Return the value after the metrics observed so far."""
         return state["value"]
 
     def _better(self, metric: float, best: float, seen: float) -> bool:

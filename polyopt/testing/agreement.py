@@ -75,5 +75,5 @@ def within(what: str, got: Any, want: Any, bound: Any) -> None:
 
 
 def unit(dtype: str) -> float:
-    """The spacing of numbers at 1."""
+    """Return the spacing of numbers at 1."""
     return float(info(dtype).eps)

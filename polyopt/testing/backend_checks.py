@@ -17,6 +17,7 @@ from polyopt.testing.ops_inputs import dtypes_of, host_dtype, specials
 
 
 def cases() -> Iterator[Case]:
+    """Yield a case for each check of the backend's own methods."""
     for function in (
         identity,
         round_trip,
@@ -87,7 +88,7 @@ def own_memory(context: Context) -> None:
 
 
 def assignment(context: Context) -> None:
-    """assign gives the value, in place or not, in the target's dtype."""
+    """Check that assign gives the value, in place or not, in the target's dtype."""
     backend = context.backend
     for d in dtypes_of(backend, ("float32", "float64", "bfloat16", "float16")):
         target = backend.from_numpy(np.zeros((3,), dtype=host_dtype(d)))
@@ -100,7 +101,7 @@ def assignment(context: Context) -> None:
 
 
 def devices(context: Context) -> str:
-    """The CPU comes first; an array goes to every device and comes back with its bits."""
+    """Check that the CPU comes first, and that an array goes to every device and comes back with its bits."""
     backend = context.backend
     found = backend.devices()
     assert found and found[0] == "cpu", f"devices() = {found}; 'cpu' comes first"  # noqa: PT018
@@ -117,7 +118,7 @@ def devices(context: Context) -> str:
 
 
 def unknown_names(context: Context) -> None:
-    """A dtype or device that is not there is an InputError that quotes it, on one line."""
+    """Check that a dtype or device that is not there is an InputError that quotes it, on one line."""
     backend = context.backend
     for what, call in (
         ("dtype 'float63'", lambda: backend.dtype("float63")),

@@ -20,6 +20,7 @@ STEPS_EAGER: Final = 20
 
 
 def cases() -> Iterator[Case]:
+    """Yield a case for each algorithm and convention, compiled and eager."""
     from polyopt.optim import OPTIMIZERS
 
     for algorithm, convention in pairs():

@@ -83,14 +83,14 @@ def run_case(case: Case, context: Context) -> Row:
 
 
 def one_line(e: BaseException, limit: int = 400) -> str:
-    """The message of ``e`` on one line, with its type where it is no failed assertion."""
+    """Return the message of ``e`` on one line, with its type where it is no failed assertion."""
     text = " ".join(str(e).split())
     text = text if isinstance(e, AssertionError) else f"{type(e).__name__}: {text}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def hypothesis() -> Any:
-    """The hypothesis library, or an error that names the extra."""
+    """Return the hypothesis library, or raise an error that names the extra."""
     try:
         import hypothesis
     except ImportError as e:

@@ -17,10 +17,28 @@ def host(x: Any) -> Any:
 
 
 def assert_close(actual: Any, expected: Any, *, rtol: float = 0.0, atol: float = 0.0, because: str) -> None:
-    """``|actual - expected| <= atol + rtol * |expected|``, same shape, NaN and inf in the same places.
+    """Assert ``|actual - expected| <= atol + rtol * |expected|``, with NaN and inf in the same places.
 
-    ``because`` says why the tolerance is what it is; it is printed when the comparison fails.
+    Parameters
+    ----------
+    actual
+        An array of any framework, or nested numbers.
+    expected
+        The same, of the same shape.
+    rtol
+        The relative tolerance.
+    atol
+        The absolute tolerance.
+    because
+        Why the tolerance is what it is; printed when the comparison fails.
 
+    Raises
+    ------
+    AssertionError
+        Where they differ by more, or in shape.
+
+    Examples
+    --------
     >>> assert_close([1.0 + 1e-16], [1.0], rtol=2e-16, because="one rounding")
     """
     a, e = (np.asarray(host(x)).astype(np.float64) for x in (actual, expected))
@@ -30,8 +48,24 @@ def assert_close(actual: Any, expected: Any, *, rtol: float = 0.0, atol: float =
 
 
 def assert_same_bits(actual: Any, expected: Any, *, what: str = "value") -> None:
-    """Same dtype, shape and bits; every NaN counts as the same NaN.
+    """Assert the same dtype, shape and bits; every NaN counts as the same NaN.
 
+    Parameters
+    ----------
+    actual
+        An array of any framework, or a number.
+    expected
+        The same.
+    what
+        What it is called when the comparison fails.
+
+    Raises
+    ------
+    AssertionError
+        Where they differ.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> assert_same_bits(np.float32([1.0]), np.float32([1.0]))
     """

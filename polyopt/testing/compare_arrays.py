@@ -13,7 +13,7 @@ from polyopt.testing.ops_inputs import host_dtype, tiny
 
 
 def text(x: Any) -> str:
-    """A host array or anything else, short enough for a line."""
+    """Show a host array or anything else, short enough for a line."""
     if isinstance(x, np.ndarray):
         shown = x.tolist() if x.dtype.kind != "V" else x.astype(np.float64).tolist()
         return f"{x.dtype.name}{list(x.shape)} {shown!r}"[:120]

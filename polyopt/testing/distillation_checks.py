@@ -50,6 +50,7 @@ POINTS, THEIR_POINTS = _DRAW.normal(size=(5, 4)), _DRAW.normal(size=(5, 3))
 
 
 def standardized_targets(z: Any) -> float:
+    """Compute by hand the loss with standardized logits, at T = 2 and α = 0.1."""
     p, q = softmax(standard(V) / 2.0), softmax(standard(z) / 2.0)
     return 0.1 * cross_entropy(z, LABELS) + 0.9 * 4.0 * float(np.mean(kl(p, q)))
 
@@ -161,6 +162,7 @@ OP_BY_OP: Final = ("soft targets", "attention")
 
 
 def cases() -> Iterator[Case]:
+    """Yield a case for each loss, and one for the teacher."""
     for loss in LOSSES:
         yield Case("distillation", loss.name, partial(check, loss))
     yield Case("distillation", "the teacher is a constant", teacher)

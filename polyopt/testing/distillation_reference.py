@@ -15,6 +15,7 @@ STEP: Final = 1e-5
 
 
 def softmax(z: Any) -> Any:
+    """Compute the softmax along the last axis."""
     e = np.exp(z - z.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
@@ -26,7 +27,7 @@ def kl(p: Any, q: Any) -> Any:
 
 
 def cross_entropy(z: Any, target: Any) -> float:
-    """The mean over samples, of labels or of probabilities."""
+    """Compute the mean over samples, of labels or of probabilities."""
     wanted = np.eye(z.shape[1])[target] if target.ndim == 1 else target
     return float(np.mean([-(q * np.log(softmax(row))).sum() for row, q in zip(z, wanted, strict=True)]))
 
@@ -71,6 +72,7 @@ def attention(a: Any, b: Any, squares: bool = False) -> float:
 
 
 def huber(x: float) -> float:
+    """Compute Huber's loss, of threshold 1."""
     return 0.5 * x**2 if abs(x) <= 1 else abs(x) - 0.5
 
 
@@ -98,7 +100,7 @@ def angles(x: Any, y: Any) -> float:
 
 
 def slope(f: Callable[[Any], float], x: Any) -> Any:
-    """The gradient by differences of fourth order."""
+    """Compute the gradient by differences of fourth order."""
     found = np.zeros(x.shape)
     for at in np.ndindex(*x.shape):
         moved = np.zeros(x.shape)

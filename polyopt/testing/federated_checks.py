@@ -33,6 +33,7 @@ WEIGHTS: Final = (3, 1, 7, 2, 5)
 
 
 def values(context: Context, seed: int) -> Any:
+    """Draw a parameter for each floating dtype that the backend has."""
     rng = np.random.default_rng([31, seed])
     kinds = dtypes_of(context.backend, ("float32", "float64", "bfloat16", "float16"))
     return {d: {"w": rng.normal(size=(3, 4)).astype(host_dtype(d))} for d in kinds}
@@ -69,6 +70,7 @@ AGGREGATES: Final[tuple[Aggregate, ...]] = (
 
 
 def cases() -> Iterator[Case]:
+    """Yield a case for each aggregation, for the order of arrival, for rounds and for the stages."""
     for aggregate in AGGREGATES:
         yield Case("federated", aggregate.name, partial(aggregated, aggregate))
     yield Case("federated", "order of arrival", arrival)
@@ -95,7 +97,7 @@ def aggregated(aggregate: Aggregate, context: Context) -> None:
 
 
 def arrival(context: Context) -> None:
-    """The order in which clients arrive changes no bit."""
+    """Check that the order in which clients arrive changes no bit."""
     server = values(context, 99)
 
     def work(place: Place, turned: bool) -> dict[str, Any]:

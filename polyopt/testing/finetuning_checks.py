@@ -29,6 +29,7 @@ from polyopt.testing.stages import Leaf, StageCase, stage_cases
 
 
 def cases() -> Iterator[Case]:
+    """Yield a case for each check of fine-tuning, and for the stages."""
     for function in (frozen, new_layers, lora_merged, lora_gradient, accumulated):
         yield Case("finetuning", function.__name__, function)
     yield from stage_cases("finetuning", STAGES)
@@ -64,7 +65,7 @@ def frozen(context: Context) -> None:
 
 
 def new_layers(context: Context) -> None:
-    """A layer drawn anew has the bits that its seed and path say; the others keep theirs."""
+    """Check that a layer drawn anew has the bits that its seed and path say; the others keep theirs."""
     params, draw = _weights(), He(distribution="normal", convention="paper")
 
     def work(place: Place) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def accumulated(context: Context) -> None:
 
 
 def _scaled(algorithm: str, factor: float, weight_decay: float = 0.0) -> Any:
-    """An algorithm at ``factor`` of its rate."""
+    """Return the reference of an algorithm at ``factor`` of its rate."""
     fields = {"weight_decay": weight_decay} if weight_decay else {}
     inner = reference(algorithm, "paper", DEFAULTS[algorithm]["paper"] | fields)
 

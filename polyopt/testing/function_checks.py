@@ -29,7 +29,7 @@ def _mlp_values() -> tuple[Any, Any, Any]:
 
 
 def _mlp_by_hand(params: Any, x: Any, y: Any) -> tuple[float, Any]:
-    """The loss and its gradient, by the chain rule on paper."""
+    """Compute the loss and its gradient, by the chain rule on paper."""
     first, second = params["layers"]
     hidden = np.tanh(x @ first["w"] + first["b"])
     out = hidden @ second["w"] + second["b"]
@@ -46,7 +46,10 @@ def _to(backend: Backend, tree: Any) -> Any:
 
 
 def value_and_grad(context: Context) -> None:
-    """A small network's loss and gradient against the chain rule by hand, to 1e-12; compiled and not."""
+    """Check a small network's loss and gradient against the chain rule by hand, to 1e-12.
+
+    Compiled and not.
+    """
     backend = context.backend
     params, x, y = _mlp_values()
     loss, grads = _mlp_by_hand(params, x, y)
@@ -94,7 +97,7 @@ def auxiliary_arguments(context: Context) -> None:
 
 
 def stop_gradient(context: Context) -> None:
-    """x * stop_gradient(x) has the gradient x."""
+    """Check that x * stop_gradient(x) has the gradient x."""
     backend = context.backend
 
     def loss(xp: Any, p: Any) -> Any:
@@ -106,7 +109,10 @@ def stop_gradient(context: Context) -> None:
 
 
 def compiles_once(context: Context) -> str:
-    """The second call with other values of the same shapes traces nothing; trees go in and come out."""
+    """Check that the second call with other values of the same shapes traces nothing.
+
+    Trees go in and come out.
+    """
     backend, calls = context.backend, [0]
 
     def function(xp: Any, tree: Any, k: Any) -> Any:
@@ -177,7 +183,7 @@ def randomness(context: Context) -> None:
 
 
 def threads(context: Context) -> None:
-    """Steps in four threads at once, each with its own default backend, give what they give alone."""
+    """Check that steps in four threads at once, each with its own default backend, give the usual bits."""
     from polyopt import SGD, Optimizer
 
     backend = context.backend

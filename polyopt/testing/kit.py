@@ -108,7 +108,7 @@ def _rows(entry: str | Backend, required: frozenset[str], quick: bool, wanted: s
 
 
 def load(entry: str | Backend, required: Iterable[str] = ()) -> Backend | Row:
-    """The backend, able to do float64; or the row that says why there is none."""
+    """Load the backend, able to do float64; or return the row that says why there is none."""
     name = entry if isinstance(entry, str) else str(getattr(entry, "name", entry))
     try:
         backend = registry.by_name(entry) if isinstance(entry, str) else entry

@@ -30,7 +30,7 @@ AXES: Final = {0: (None,), 1: (None, 0, -1), 2: (None, 0, 1, -1, (0, 1)), 3: (No
 
 
 def groups(shape: tuple[int, ...], axis: Any, keepdims: bool) -> tuple[tuple[int, ...], dict[Any, list[Any]]]:
-    """The result's shape, and for each of its indices the indices of ``shape`` that are reduced to it."""
+    """Return the result's shape, and for each of its indices those of ``shape`` that are reduced to it."""
     axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
     reduced = {a % len(shape) for a in axes} if shape else set()
     out = tuple(1 if a in reduced else n for a, n in enumerate(shape) if keepdims or a not in reduced)
@@ -131,7 +131,7 @@ def within(call: str, got: Any, exact: Any, bound: Any) -> None:
 
 
 def check_argmax(context: Context, name: str = "argmax") -> None:
-    """The first of the largest, as the default index type (int64)."""
+    """Check that it is the first of the largest, as the default index type (int64)."""
     for dtype in dtypes_of(context.backend, NUMERIC):
         for shape, axis, keepdims in (
             ((7,), None, False),
@@ -197,4 +197,5 @@ def _product(a: Any, b: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def checks() -> dict[str, Callable[[Context, str], None]]:
+    """Return the check of each reduction, of argmax and of matmul."""
     return {**dict.fromkeys(REDUCTIONS, check_reduction), "argmax": check_argmax, "matmul": check_matmul}

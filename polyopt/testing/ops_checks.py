@@ -17,11 +17,12 @@ Check = Callable[[Context, str], str | None]
 
 
 def operations(protocol: type = Ops) -> tuple[str, ...]:
-    """The names that the protocol declares: functions and dtypes."""
+    """Return the names that the protocol declares: functions and dtypes."""
     return tuple(sorted(name for name in vars(protocol) if not name.startswith("_")))
 
 
 def known_checks() -> dict[str, Check]:
+    """Return the check of each operation, by name."""
     return {
         **dict.fromkeys(ELEMENTWISE, ops_elementwise.check),
         **ops_arrays.checks(),
@@ -31,6 +32,7 @@ def known_checks() -> dict[str, Check]:
 
 
 def cases(protocol: type = Ops) -> Iterator[Case]:
+    """Yield a case for each operation, and one for subnormals."""
     checks = known_checks()
     for name in operations(protocol):
         yield Case("ops", name, partial(_run, name, checks.get(name)))

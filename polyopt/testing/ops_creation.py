@@ -36,6 +36,7 @@ def dtype_itself(context: Context, name: str) -> None:
 
 
 def isdtype(context: Context, name: str) -> None:
+    """Check every dtype against every kind, alone and in tuples."""
     backend, xp = context.backend, context.backend.ops
     for dtype in dtypes_of(backend, ALL):
         for kind, members in KINDS.items():
@@ -51,6 +52,7 @@ def isdtype(context: Context, name: str) -> None:
 
 
 def finfo(context: Context, name: str) -> None:
+    """Check the limits of the floating dtypes."""
     backend = context.backend
     for dtype in dtypes_of(backend, FLOATING):
         got, want = backend.ops.finfo(backend.dtype(dtype)), info(dtype)
@@ -60,6 +62,7 @@ def finfo(context: Context, name: str) -> None:
 
 
 def result_type(context: Context, name: str) -> None:
+    """Check the promotion of each pair of dtypes, of arrays and of dtypes."""
     backend, xp = context.backend, context.backend.ops
     pairs = [(d, d, d) for d in dtypes_of(backend, ALL)] + list(PROMOTIONS)
     for left, right, want in pairs:
@@ -71,8 +74,10 @@ def result_type(context: Context, name: str) -> None:
 
 
 def astype(context: Context, name: str) -> None:
-    """Rounded once to nearest even; towards zero to integers, within range; float64 to bfloat16 may go by
-    float32 (ml_dtypes does), so within one unit."""
+    """Check that numbers are rounded once to nearest even, and towards zero to integers, within range.
+
+    Float64 to bfloat16 may go by float32 (ml_dtypes does), so within one unit.
+    """
     backend = context.backend
     for source in dtypes_of(backend, ALL):
         x = specials(source) if source != "bool" else sample(0, source, (4,))
@@ -108,7 +113,7 @@ def _fits(x: Any, to: str) -> Any:
 
 
 def _copies(context: Context, call: str, function: Callable[[Any], Any], dtype: str) -> None:
-    """The copy keeps its values when the original is overwritten, where a framework lets that be done."""
+    """Check that the copy keeps its values when the original is overwritten, where that can be done."""
     backend = context.backend
     x = backend.from_numpy(np.zeros((3,), dtype=host_dtype(dtype)))
     out = function(x)
@@ -142,6 +147,7 @@ def asarray(context: Context, name: str) -> None:
 
 
 def arange(context: Context, name: str) -> None:
+    """Check lengths and values, for steps of both signs."""
     backend = context.backend
     for dtype in dtypes_of(backend, ("float32", "float64", "int32", "int64")):
         for args, want in (

@@ -24,7 +24,10 @@ from polyopt.testing.ops_scalar import ELEMENTWISE, PROMOTIONS, Elementwise
 
 
 def expected(spec: Elementwise, arrays: list[Any], dtype: str) -> tuple[Any, Any, Any]:
-    """``(rounded to dtype, in double precision, where the standard leaves it open)``, element by element."""
+    """Compute what is expected, element by element.
+
+    ``(rounded to dtype, in double precision, where the standard leaves it open)``.
+    """
     broadcast = np.broadcast_arrays(*arrays)
     shape = broadcast[0].shape
     columns = [

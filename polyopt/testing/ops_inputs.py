@@ -34,6 +34,7 @@ PAIRS: Final = (
 
 
 def host_dtype(name: str) -> Any:
+    """Return the NumPy dtype of that name, bfloat16 too."""
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
@@ -43,7 +44,7 @@ def info(name: str) -> Any:
 
 
 def tiny(name: str) -> float:
-    """The smallest normal number."""
+    """Return the smallest normal number."""
     return float(info(name).smallest_normal)
 
 
@@ -64,7 +65,7 @@ def dtypes_of(backend: Backend, allowed: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def specials(dtype: str) -> Any:
-    """The values at which implementations differ; no subnormals (XLA and TensorFlow may flush them)."""
+    """Return the values at which implementations differ; no subnormals (XLA, TensorFlow may flush them)."""
     if dtype == "bool":
         return np.array([False, True])
     if dtype in INTEGER:
@@ -81,7 +82,7 @@ def specials(dtype: str) -> Any:
 
 
 def sample(seed: int, dtype: str, shape: tuple[int, ...], spread: float = 3.0) -> Any:
-    """A host array of ordinary values over many magnitudes, with a special value here and there."""
+    """Draw a host array of ordinary values over many magnitudes, with a special value here and there."""
     rng = np.random.default_rng(seed)
     if dtype == "bool":
         return rng.random(shape) < 0.5
@@ -95,7 +96,7 @@ def sample(seed: int, dtype: str, shape: tuple[int, ...], spread: float = 3.0) -
 
 
 def finite(seed: int, dtype: str, shape: tuple[int, ...]) -> Any:
-    """A host array of moderate values, for what may add and multiply them: no NaN, no overflow."""
+    """Draw a host array of moderate values, for what may add and multiply them: no NaN, no overflow."""
     rng = np.random.default_rng(seed)
     if dtype == "bool" or dtype in INTEGER:
         return sample(seed, dtype, shape)
@@ -114,7 +115,7 @@ def lay(backend: Backend, x: Any, layout: str) -> Any:
 
 
 def rounded(value: float, dtype: str) -> Any:
-    """A double (or integer, or bool) rounded once, to even, to a host scalar of ``dtype``."""
+    """Round a double (or integer, or bool) once, to even, to a host scalar of ``dtype``."""
     kind = host_dtype(dtype)
     if dtype != "bfloat16":
         return np.asarray(value).astype(kind)[()]

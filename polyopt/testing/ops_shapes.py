@@ -77,6 +77,7 @@ def _each(context: Context, name: str, shapes: tuple[Index, ...], one: Callable[
 
 
 def broadcast_to(context: Context, name: str) -> None:
+    """Check arrays that are repeated along new axes and axes of length 1."""
     xp = context.backend.ops
 
     def one(x: Any, host: Any) -> Any:
@@ -92,6 +93,7 @@ def broadcast_to(context: Context, name: str) -> None:
 
 
 def concat(context: Context, name: str) -> None:
+    """Check arrays joined along each axis, and flat."""
     xp, backend = context.backend.ops, context.backend
 
     def one(x: Any, host: Any) -> Any:
@@ -112,6 +114,7 @@ def concat(context: Context, name: str) -> None:
 
 
 def expand_dims(context: Context, name: str) -> None:
+    """Check a new axis at each place, counted from either end."""
     xp = context.backend.ops
 
     def one(x: Any, host: Any) -> Any:
@@ -125,6 +128,7 @@ def expand_dims(context: Context, name: str) -> None:
 
 
 def squeeze(context: Context, name: str) -> None:
+    """Check axes of length 1 that are removed, one or several."""
     xp = context.backend.ops
 
     def one(x: Any, host: Any) -> Any:
@@ -144,6 +148,7 @@ def squeeze(context: Context, name: str) -> None:
 
 
 def stack(context: Context, name: str) -> None:
+    """Check arrays joined along a new axis at each place."""
     xp, backend = context.backend.ops, context.backend
 
     def one(x: Any, host: Any) -> Any:
@@ -160,6 +165,7 @@ def stack(context: Context, name: str) -> None:
 
 
 def permute_dims(context: Context, name: str) -> None:
+    """Check axes put in other orders."""
     xp = context.backend.ops
 
     def one(x: Any, host: Any) -> Any:
@@ -172,6 +178,7 @@ def permute_dims(context: Context, name: str) -> None:
 
 
 def matrix_transpose(context: Context, name: str) -> None:
+    """Check the last two axes exchanged."""
     xp = context.backend.ops
 
     def one(x: Any, host: Any) -> Any:
@@ -186,6 +193,7 @@ def matrix_transpose(context: Context, name: str) -> None:
 
 
 def reshape(context: Context, name: str) -> None:
+    """Check other shapes of as many elements, a length of -1 among them."""
     xp = context.backend.ops
     targets: Final[dict[Index, tuple[Index, ...]]] = {
         (): ((1,), (-1,), (1, 1), ()),
@@ -206,6 +214,7 @@ def reshape(context: Context, name: str) -> None:
 
 
 def take(context: Context, name: str) -> None:
+    """Check elements taken along each axis, counted from either end."""
     xp, backend = context.backend.ops, context.backend
 
     def one(x: Any, host: Any) -> Any:
@@ -225,6 +234,7 @@ def take(context: Context, name: str) -> None:
 
 
 def take_along_axis(context: Context, name: str) -> None:
+    """Check elements taken along each axis, place by place."""
     xp, backend = context.backend.ops, context.backend
 
     def one(x: Any, host: Any) -> Any:

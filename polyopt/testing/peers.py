@@ -34,6 +34,7 @@ Peer = Iterator[list[Any]]
 
 
 def cases(backend_name: str) -> Iterator[Case]:
+    """Yield a case for each algorithm under the convention of the backend's own framework."""
     for algorithm, convention in pairs():
         if HOMES.get(convention) == backend_name:
             yield Case("peer", f"{algorithm}/{convention}", partial(check, algorithm, convention))

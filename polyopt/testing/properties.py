@@ -24,6 +24,7 @@ Host = dict[str, Any]
 
 
 def cases() -> Iterator[Case]:
+    """Yield a case for each property."""
     for function in (
         callers_arrays,
         shapes_and_dtypes,
@@ -60,7 +61,7 @@ def _each(check: Callable[[Backend, Setting, int], None], context: Context) -> N
 
 
 def _values(seed: int, backend: Backend) -> Host:
-    """A host array for every leaf; the dtypes take turns."""
+    """Draw a host array for every leaf; the dtypes take turns."""
     rng, kinds = np.random.default_rng(seed), dtypes_of(backend, FLOATING)
     return {
         n: rng.normal(size=s).astype(host_dtype(kinds[i % len(kinds)]))
@@ -80,7 +81,7 @@ def _from(backend: Backend, tree: Any) -> Any:
 
 
 def _equal(what: str, got: Any, want: Any) -> None:
-    """The same bits everywhere in plain data of host arrays."""
+    """Assert the same bits everywhere in plain data of host arrays."""
     if isinstance(want, dict):
         assert got.keys() == want.keys(), f"{what}: keys {list(got)}; expected {list(want)}"
         for key, value in want.items():
@@ -125,7 +126,7 @@ def callers_arrays(backend: Backend, setting: Setting, seed: int) -> None:
 
 
 def shapes_and_dtypes(backend: Backend, setting: Setting, seed: int) -> None:
-    """A leaf keeps its shape and dtype, a slot its own; all stay arrays of the backend."""
+    """Check that a leaf keeps its shape and dtype, a slot its own, and that all stay the backend's arrays."""
     optimizer = Optimizer(setting.rule(RATE))
     values = _values(seed, backend)
     params = _to(backend, values)
@@ -166,7 +167,7 @@ def _without_decay(setting: Setting) -> tuple[tuple[str, Any], ...]:
 
 
 def order_of_leaves(backend: Backend, setting: Setting, seed: int) -> None:
-    """A leaf's new value does not depend on which leaves come before it."""
+    """Check that a leaf's new value does not depend on which leaves come before it."""
     values, grads = _values(seed, backend), _grads(seed, backend)
     names = list(SHAPES)
     other = {n: f"x{i}" for i, n in enumerate(np.random.default_rng(seed).permutation(names))}
@@ -177,7 +178,10 @@ def order_of_leaves(backend: Backend, setting: Setting, seed: int) -> None:
 
 
 def absent_gradients(backend: Backend, setting: Setting, seed: int) -> None:
-    """A leaf whose gradient is None keeps its value and slots; the others move as if it were not there."""
+    """Check that a leaf whose gradient is None keeps its value and slots.
+
+    The others move as if it were not there.
+    """
     name = list(SHAPES)[1 if seed % 2 else 3]
     values, grads = _values(seed, backend), _grads(seed, backend)
     first_params, first_state = _steps(backend, setting, values, grads[:1])
@@ -215,7 +219,7 @@ def update_then_apply(backend: Backend, setting: Setting, seed: int) -> None:
 
 
 def checkpoint(backend: Backend, setting: Setting, seed: int) -> None:
-    """Saved and loaded, a run goes on in the same bits."""
+    """Check that a run that is saved and loaded goes on in the same bits."""
     try:
         from polyopt import checkpoint as file
     except ImportError as e:

@@ -23,6 +23,7 @@ LAYERS: Final = [("layers.0.weight", "layers.0.bias"), ("layers.1.weight", "laye
 
 
 def cases() -> Iterator[Case]:
+    """Yield a case for each criterion, for what masks do, and for the stages."""
     for criterion in CRITERIA:
         yield Case("pruning", f"masks: {criterion.name}", partial(masks, criterion))
     for function in (pruned, shrunk, clipped, dropped):
@@ -69,7 +70,7 @@ def keep_all_but_lowest(leaves: Host, count: int) -> Host:
 
 
 def each(leaves: Host, share: float) -> Host:
-    """The lowest of each leaf by itself."""
+    """Keep all but the lowest of each leaf by itself."""
     found: Host = {}
     for path, x in leaves.items():
         found |= keep_all_but_lowest({path: x}, round(share * x.size))
@@ -77,12 +78,12 @@ def each(leaves: Host, share: float) -> Host:
 
 
 def together(leaves: Host, share: float) -> Host:
-    """The lowest of all."""
+    """Keep all but the lowest of all leaves together."""
     return keep_all_but_lowest(leaves, round(share * sum(x.size for x in leaves.values())))
 
 
 def in_lines(leaves: Host, axis: int, length: int | None, count: int) -> Host:
-    """The ``count`` lowest of every ``length`` elements along an axis; ``None`` is all of it."""
+    """Keep all but the ``count`` lowest of every ``length`` elements along an axis; ``None`` is all of it."""
     found = {}
     for path, x in leaves.items():
         moved = np.moveaxis(x, axis, -1)
@@ -93,6 +94,7 @@ def in_lines(leaves: Host, axis: int, length: int | None, count: int) -> Host:
 
 
 def magnitudes(params: Any) -> Host:
+    """Return the magnitudes in float64."""
     return {path: np.abs(x) for path, x in wide(params).items()}
 
 
@@ -161,8 +163,10 @@ def _make_wanda(params: Any, x: Any) -> Any:
 
 @dataclass(frozen=True)
 class Criterion:
-    """``make`` of placed arrays and ``want`` of host arrays give masks; both get the parameters, and a tree
-    of gradients or a batch of inputs where ``given`` says so."""
+    """Make masks in two ways: of placed arrays by ``make``, of host arrays by ``want``.
+
+    Both get the parameters, and a tree of gradients or a batch of inputs where ``given`` says so.
+    """
 
     name: str
     make: Callable[..., Any]
@@ -212,7 +216,7 @@ CRITERIA: Final[tuple[Criterion, ...]] = (
 
 
 def masks(criterion: Criterion, context: Context) -> str:
-    """The masks are those of the ranking by hand, and NumPy's."""
+    """Check that the masks are those of the ranking by hand, and NumPy's."""
     params = values(context)
     extra: tuple[Any, ...] = ()
     if criterion.given == "gradients":
@@ -248,7 +252,7 @@ def pruned(context: Context) -> None:
 
 
 def shrunk(context: Context) -> None:
-    """Removed units leave what was kept, bit for bit."""
+    """Check that removed units leave what was kept, bit for bit."""
     params = values(context)
 
     def work(place: Place) -> Host:
@@ -283,7 +287,7 @@ def clipped(context: Context) -> None:
 
 
 def dropped(context: Context) -> None:
-    """A random share becomes 0; the same one everywhere."""
+    """Check that a random share becomes 0, the same one everywhere."""
     params = values(context, places=None)
 
     def work(place: Place) -> Host:
@@ -296,7 +300,7 @@ def dropped(context: Context) -> None:
 
 
 def _held(algorithm: str, **fields: Any) -> Any:
-    """The reference of an algorithm on what is kept; the rest is 0 and its gradients are."""
+    """Return the reference of an algorithm on what is kept; the rest is 0 and its gradients are."""
     inner = reference(algorithm, "paper", DEFAULTS[algorithm]["paper"] | fields)
 
     def step(memory: Any, p: Any, g: Any, t: int, lr: float, leaf: Leaf) -> Any:

@@ -52,6 +52,7 @@ SCHEMES: Final = (
 
 
 def cases() -> Iterator[Case]:
+    """Yield a case for each scheme, for calibration, products and fake quantization."""
     for scheme in SCHEMES:
         yield Case("quantization", f"codes: {_short(scheme)}", partial(codes, scheme))
     for function in (casts, calibration, second_order, integer_products):
@@ -62,7 +63,7 @@ def cases() -> Iterator[Case]:
 
 
 def weights(dtype: str) -> Any:
-    """Outputs of very different sizes, one of zeros, one that is not centred."""
+    """Draw outputs of very different sizes, one of zeros, one that is not centred."""
     x = np.random.default_rng(11).normal(size=(16, 8)) * np.logspace(-2, 1, 8)
     x[:, 4] = 0.0
     x[:, 6] += 3.0
@@ -75,7 +76,7 @@ def _short(scheme: Integer) -> str:
 
 
 def by_hand(x: Any, scheme: Integer) -> tuple[Any, Any]:
-    """The code of every element and what it stands for, in float64, from the formulas."""
+    """Compute the code of every element and what it stands for, in float64, from the formulas."""
     code, value = np.zeros(x.shape), np.zeros(x.shape)
     outputs = 1 if scheme.layout == "in_out" else 0
     low, high = scheme.range

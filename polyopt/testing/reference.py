@@ -76,7 +76,7 @@ def _rmsprop(s: State, g: Any, h: Any, inside: bool) -> Any:
 
 
 def rmsprop_torch(s: State, p: Any, g: Any, t: int, lr: float, h: Any) -> Any:
-    """eps outside; the momentum buffer is free of the rate."""
+    """Step with eps outside of the root; the momentum buffer is free of the rate."""
     d = _rmsprop(s, g, h, inside=False)
     if h.momentum == 0:
         return p - lr * d
@@ -167,7 +167,7 @@ def nadam_paper(s: State, p: Any, g: Any, t: int, lr: float, h: Any) -> Any:
 
 
 def nadam_torch(s: State, p: Any, g: Any, t: int, lr: float, h: Any) -> Any:
-    """torch and (with momentum_decay = 1) Keras: averages with b1."""
+    """Step as torch and (with momentum_decay = 1) Keras do: averages with b1."""
     mu, after, product = _mus(s, t, h)
     m, v = _moments(s, g, h)
     m_hat = after * m / (1 - product * after) + (1 - mu) * g / (1 - product)

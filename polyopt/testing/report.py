@@ -27,10 +27,25 @@ CHECKS: Final = {
 
 @dataclass(frozen=True)
 class Row:
-    """One case on one backend.
+    """Tell how one case went on one backend.
 
     ``missing`` is something that has to be there and is not: a backend that is required, a check for an
     operation, a reference for an algorithm. It counts as a failure.
+
+    Parameters
+    ----------
+    check
+        The kind of check, as ``"ops"``.
+    case
+        The name of the case.
+    backend
+        The backend's name.
+    outcome
+        ``"passed"``, ``"failed"``, ``"skipped"`` or ``"missing"``.
+    detail
+        Why, on one line.
+    seconds
+        What it took.
     """
 
     check: str
@@ -42,13 +57,23 @@ class Row:
 
     @property
     def ok(self) -> bool:
+        """Return True if it passed or was skipped."""
         return self.outcome in ("passed", "skipped")
 
 
 @dataclass(frozen=True)
 class Report:
-    """All rows of a run.
+    """Gather all rows of a run.
 
+    Parameters
+    ----------
+    rows
+        In the order in which they ran.
+    seconds
+        What the run took.
+
+    Examples
+    --------
     >>> report = Report((Row("ops", "add", "numpy", "passed"), Row("ops", "sqrt", "numpy", "failed", "why")))
     >>> report.counts
     {'passed': 1, 'failed': 1, 'skipped': 0, 'missing': 0}
@@ -72,6 +97,7 @@ class Report:
 
     @property
     def backends(self) -> tuple[str, ...]:
+        """Return the backends' names, in the order of the rows."""
         return tuple(dict.fromkeys(row.backend for row in self.rows))
 
     @property
@@ -80,9 +106,17 @@ class Report:
         return tuple(row for row in self.rows if not row.ok)
 
     def matrix(self) -> str:
-        """A text table, checks by backends: ``✓`` and how many passed, ``✗`` and how many of how many did
-        not, ``–`` where nothing ran.
+        """Draw a text table, checks by backends.
 
+        ``✓`` and how many passed, ``✗`` and how many of how many did not, ``–`` where nothing ran.
+
+        Returns
+        -------
+        str
+            Lines for ``print``.
+
+        Examples
+        --------
         >>> print(Report((Row("ops", "add", "numpy", "passed"),)).matrix())
         check  numpy
         ops    ✓ 1
@@ -107,7 +141,13 @@ class Report:
         return f"✓ {found['passed']}{skipped}" if found["passed"] else "–" + skipped
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: the counts at the top, then ``ok``, ``seconds``, ``backends`` and every row."""
+        """Return plain data: the counts at the top, then ``ok``, ``seconds``, ``backends`` and every row.
+
+        Returns
+        -------
+        dict
+            For ``json.dump``.
+        """
         return {
             **self.counts,
             "ok": self.ok,

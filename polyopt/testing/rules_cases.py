@@ -118,6 +118,7 @@ class Halved(Schedule):
     at: tuple[int, ...]
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``first``, halved at each step of ``at``."""
         rate = self.first
         for k in self.at:
             rate = xp.where(t < k, rate, 0.5 * rate)
@@ -137,6 +138,7 @@ class Setting:
     fields: tuple[tuple[str, Any], ...]
 
     def rule(self, lr: Any = RATE) -> Rule:
+        """Make the rule, with this rate."""
         from polyopt.optim import OPTIMIZERS
 
         kind: Any = OPTIMIZERS[self.algorithm]
@@ -163,7 +165,7 @@ def pairs() -> Iterator[tuple[str, str]]:
 
 
 def settings(algorithm: str, convention: str, *, sparse: bool = False) -> list[Setting]:
-    """The cases of one algorithm and convention; empty where the kit knows none.
+    """Return the cases of one algorithm and convention; none where the kit knows none.
 
     ``sparse``: all but the first of an algorithm in one convention alone, in turn.
     """

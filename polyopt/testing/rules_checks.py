@@ -24,6 +24,7 @@ own dtype is allowed on top, for its rounding after the addition."""
 
 
 def cases() -> Iterator[Case]:
+    """Yield two cases for each algorithm and convention: one of usual gradients, one of inf and NaN."""
     for algorithm, convention in pairs():
         name = f"{algorithm}/{convention}"
         yield Case("reference", name, partial(check, algorithm, convention))
@@ -31,7 +32,7 @@ def cases() -> Iterator[Case]:
 
 
 def known(algorithm: str, convention: str, context: Context) -> list[Setting]:
-    """The settings to check, or ``Missing``."""
+    """Return the settings to check, or raise ``Missing``."""
     found = settings(algorithm, convention, sparse=context.sparse or context.quick)
     if not found or convention not in REFERENCES.get(algorithm, {}):
         raise Missing(f"no float64 reference for {algorithm!r} by the convention {convention!r}")
@@ -48,6 +49,7 @@ def check(algorithm: str, convention: str, context: Context) -> str:
 
 
 def check_defaults(algorithm: str, convention: str) -> None:
+    """Check that a convention fills in the values that the kit has on record."""
     from polyopt.optim import OPTIMIZERS
 
     kind: Any = OPTIMIZERS[algorithm]
@@ -61,8 +63,11 @@ def check_defaults(algorithm: str, convention: str) -> None:
 
 
 def _follow(context: Context, setting: Setting) -> None:
-    """Float64 runs free; smaller dtypes start every step from the backend's parameter, so that only the step
-    is compared and not the sum of the parameter's roundings."""
+    """Compare a run with its reference, step by step.
+
+    Float64 runs free; smaller dtypes start every step from the backend's parameter, so that only the step is
+    compared and not the sum of the parameter's roundings.
+    """
     backend = context.backend
     kinds, steps = trajectories.dtypes(backend), context.updates
     made = trajectories.run(backend, setting, steps)
@@ -100,7 +105,10 @@ def _compare(setting: Setting, dtype: str, leaf: str, t: int, values: tuple[Any,
 
 
 def check_nonfinite(algorithm: str, convention: str, context: Context) -> None:
-    """An inf or NaN in one element leaves the others as they are, and does there what the formula says."""
+    """Check that an inf or NaN in one element leaves the others as they are.
+
+    In its own place it does what the formula says.
+    """
     setting, backend = known(algorithm, convention, context)[0], context.backend
     optimizer = Optimizer(setting.rule(RATE))
     step = reference(setting.algorithm, setting.convention, setting.hyperparameters)

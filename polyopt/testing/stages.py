@@ -107,7 +107,7 @@ def _same(case: StageCase, got: Trajectory, want: Trajectory) -> None:
 
 
 def _follow(case: StageCase, got: Trajectory, kinds: tuple[str, ...], steps: int) -> None:
-    """The float64 leaves against the reference, which runs free."""
+    """Compare the float64 leaves with the reference, which runs free."""
     grads, rate = trajectories.gradients(kinds, True, steps), trajectories.rate()
     start = trajectories.parameters(kinds, True)
     masks: Mapping[str, Any] = _masks(start) if case.masked else {}

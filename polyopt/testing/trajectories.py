@@ -1,5 +1,8 @@
-"""One run of an algorithm over one small tree of every shape and dtype: what the reference and the bits are
-compared with. It is made once and kept, because compiling costs more than running."""
+"""Run an algorithm over one small tree of every shape and dtype, to compare with.
+
+It is what the reference and the bits are compared with; made once and kept, because compiling costs more than
+running.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +50,13 @@ class Trajectory:
 
 
 def dtypes(backend: Backend) -> tuple[str, ...]:
+    """Return the floating dtypes that the backend has."""
     return dtypes_of(backend, FLOATING)
 
 
 @lru_cache(maxsize=16)
 def parameters(kinds: tuple[str, ...], eager: bool) -> HostTree:
-    """Initial parameters; the same values for a leaf whatever other dtypes there are."""
+    """Draw initial parameters; the same values for a leaf whatever other dtypes there are."""
     rng = {d: np.random.default_rng([1, FLOATING.index(d)]) for d in kinds}
     shapes = EAGER if eager else SHAPES
     return {
@@ -64,7 +68,7 @@ def parameters(kinds: tuple[str, ...], eager: bool) -> HostTree:
 
 @lru_cache(maxsize=16)
 def gradients(kinds: tuple[str, ...], eager: bool, steps: int) -> list[HostTree]:
-    """A gradient tree a step: magnitudes from 1e-3 to 10, some elements (and each tenth step) zero."""
+    """Draw a gradient tree a step: magnitudes from 1e-3 to 10, some elements (and each tenth step) zero."""
     return [
         {d: dict(_leaves(d, t, eager)) for d in kinds if d in (EAGER if eager else SHAPES)}
         for t in range(steps)
@@ -86,15 +90,17 @@ def _on_backend(backend: Backend, kinds: tuple[str, ...], eager: bool, steps: in
 
 
 def converted(backend: Backend, tree: HostTree) -> Any:
+    """Put a tree of host arrays on the backend."""
     return {d: {n: backend.from_numpy(x) for n, x in leaves.items()} for d, leaves in tree.items()}
 
 
 def host_tree(backend: Backend, tree: Any) -> HostTree:
+    """Copy a backend's tree to the host."""
     return {d: {n: np.array(backend.to_numpy(x)) for n, x in leaves.items()} for d, leaves in tree.items()}
 
 
 def rate() -> Halved:
-    """The rate of every run: halved twice within the steps that are kept, the second time before 20."""
+    """Return the rate of every run: halved twice within the steps kept, the second time before 20."""
     return Halved(RATE, (7, 30))
 
 
@@ -122,7 +128,7 @@ def run(
 
 
 def number(backend: Backend, x: Any) -> Any:
-    """A slot's host array; a scalar slot is a Python float already."""
+    """Return a slot's host array; a scalar slot is a Python float already."""
     return np.array(backend.to_numpy(x)) if backend.is_array(x) else np.float64(x)
 
 

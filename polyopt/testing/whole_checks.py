@@ -31,7 +31,7 @@ def joining(context: Context) -> None:
 
 
 def joining_gradient(context: Context) -> None:
-    """The gradients of a loss of split parts, and of joined ones, compiled and not."""
+    """Check the gradients of a loss of split parts, and of joined ones, compiled and not."""
     backend = context.backend
     x = np.arange(1.0, 8.0)
 

@@ -250,11 +250,7 @@ class Trainer:
         if k == 1 or not isinstance(self.course, FixedBatches) or self.steps is None:
             return 1.0
         first = at.step - at.step % k
-        places = [
-            self.course.place(step) for step in range(first, max(min(first + k, self.steps), at.step + 1))
-        ]
-        sizes = [len(self.course.rows(place)) for place in places]
-        return count * len(sizes) / sum(sizes)
+        return self.course.share(count, first, max(min(first + k, self.steps), at.step + 1))
 
     # Functions of arrays
 

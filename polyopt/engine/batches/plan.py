@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from polyopt.engine.batches import Batches, Buckets, DynamicSize, IndexSampler, Norms
+from polyopt.engine.batches import Batches, BatchSize, Buckets, DynamicSize, IndexSampler, Norms
 
 
 @dataclass(frozen=True)
@@ -22,43 +23,63 @@ class Cursor:
     noise: Mapping[str, float] = field(default_factory=dict)
 
 
-class BatchPlan(Protocol):
-    """The batches of a run."""
+class BatchPlan(ABC):
+    """Plan the batches of a run.
+
+    A plan says how large the batch at a place is and how many there are; the base class takes the samples in
+    turn.
+    """
+
+    feed: IndexSampler
 
     @property
     def micro(self) -> int | None:
-        """Samples in a micro-batch; ``None`` where a batch is one array."""
+        """Return the number of samples in a micro-batch; ``None`` where a batch is one array."""
+        return None
 
+    @abstractmethod
+    def size_at(self, place: Cursor) -> int:
+        """Return the number of samples that the coming batch asks for; the end of a pass may cut it."""
+
+    @abstractmethod
     def steps(self, epochs: int) -> int | None:
-        """Batches in ``epochs`` passes; ``None`` where only the run will know."""
+        """Return the number of batches in ``epochs`` passes; ``None`` where only the run will know."""
 
+    @abstractmethod
     def epochs(self, steps: int) -> int | None:
-        """Passes that ``steps`` batches begin; ``None`` likewise."""
+        """Return the number of passes that ``steps`` batches begin; ``None`` likewise."""
 
-    def start(self) -> Cursor:
-        """The beginning."""
-
-    def rows(self, place: Cursor) -> Any:
-        """Row numbers of the coming batch: a host array."""
-
+    @abstractmethod
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
-        """Those of a batch as its arrays have them, one after the other where there are micro-batches.
+        """Cut a batch's rows into the arrays of its micro-batches, or into one.
 
         Each is ``(int32 row numbers,)`` where all count, else with float32 weights of 1 and 0 beside them.
         """
 
+    def start(self) -> Cursor:
+        """Return the beginning."""
+        return Cursor()
+
+    def rows(self, place: Cursor) -> Any:
+        """Return the row numbers of the coming batch: a host array."""
+        return self.feed.take(place.position, self.size_at(place))
+
     def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
-        """The place behind a batch of ``taken`` samples, whose gradients had ``norms``."""
+        """Return the place behind a batch of ``taken`` samples, whose gradients had ``norms``."""
+        return Cursor(place.step + 1, place.position + taken)
 
     def epoch(self, place: Cursor) -> int:
-        """Passes begun."""
+        """Return the number of passes begun."""
+        return -(-place.position // self.feed.samples)
 
     def ended(self, place: Cursor) -> int | None:
-        """Passes done, where the last batch ended one."""
+        """Return the number of passes done where the last batch ended one, else ``None``."""
+        epochs, rest = divmod(place.position, self.feed.samples)
+        return None if rest else epochs
 
 
 @dataclass(frozen=True)
-class FixedBatches:
+class FixedBatches(BatchPlan):
     """Batches of one size; the last one of a pass is smaller, or left out.
 
     >>> even = FixedBatches(IndexSampler(5, shuffle=False), 2)
@@ -73,10 +94,6 @@ class FixedBatches:
     drop_last: bool = False
 
     @property
-    def micro(self) -> None:
-        return None
-
-    @property
     def per_epoch(self) -> int:
         n = self.feed.samples
         return n // self.size if self.drop_last else -(-n // self.size)
@@ -87,11 +104,8 @@ class FixedBatches:
     def epochs(self, steps: int) -> int:
         return -(-steps // self.per_epoch)
 
-    def start(self) -> Cursor:
-        return Cursor()
-
-    def rows(self, place: Cursor) -> Any:
-        return self.feed.take(place.position, self.size)
+    def size_at(self, place: Cursor) -> int:
+        return self.size
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
         # int32: a backend may have no int64 (JAX by default).
@@ -107,65 +121,50 @@ class FixedBatches:
         epochs, i = divmod(step, self.per_epoch)
         return Cursor(step, epochs * self.feed.samples + i * self.size)
 
-    def epoch(self, place: Cursor) -> int:
-        return _begun(self.feed, place)
-
-    def ended(self, place: Cursor) -> int | None:
-        return _done(self.feed, place)
+    def share(self, count: int, first: int, last: int) -> float:
+        """Return ``count`` over the mean size of the batches from ``first`` up to, but without, ``last``."""
+        n = self.feed.samples
+        sizes = [min(self.size, n - self.place(step).position % n) for step in range(first, last)]
+        return count * len(sizes) / sum(sizes)
 
 
 @dataclass(frozen=True)
-class ScheduledBatches:
+class ScheduledBatches(BatchPlan):
     """Batches whose sizes follow a schedule, padded to buckets, or made of micro-batches.
 
     >>> from polyopt.engine.batches import BatchSize
     >>> from polyopt.schedules import Step
-    >>> batches = Batches(IndexSampler(7, shuffle=False), BatchSize(Step(2, steps=1, rate=2.0)))
-    >>> uneven = ScheduledBatches(batches, Buckets((4, 7)))
+    >>> feed, size = IndexSampler(7, shuffle=False), BatchSize(Step(2, steps=1, rate=2.0))
+    >>> uneven = ScheduledBatches(feed, size, Buckets((4, 7)))
     >>> uneven.steps(2), uneven.epochs(4)
     (4, 2)
     >>> [x.tolist() for x in uneven.parts(uneven.rows(Cursor()))[0]]
     [[0, 1, 1, 1], [1.0, 1.0, 0.0, 0.0]]
-    >>> by_three = ScheduledBatches(batches, Buckets((3,)), micro=3)
+    >>> by_three = ScheduledBatches(feed, size, Buckets((3,)), micro=3)
     >>> [counted.tolist() for _, counted in by_three.parts(by_three.rows(Cursor(1, 2)))]
     [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
     """
 
-    batches: Batches
+    feed: IndexSampler
+    size: BatchSize
     buckets: Buckets
     micro: int | None = None
 
-    @property
-    def feed(self) -> IndexSampler:
-        return self.batches.feed
-
     def steps(self, epochs: int) -> int:
-        return self.batches.steps(epochs)
+        return Batches(self.feed, self.size).steps(epochs)
 
     def epochs(self, steps: int) -> int:
-        return -(-self.batches.position(steps) // self.feed.samples)
+        return -(-Batches(self.feed, self.size).position(steps) // self.feed.samples)
 
-    def start(self) -> Cursor:
-        return Cursor()
-
-    def rows(self, place: Cursor) -> Any:
-        return self.feed.take(place.position, self.batches.size(place.step))
+    def size_at(self, place: Cursor) -> int:
+        return self.size(place.step)
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
         return _padded(self.buckets, rows)
 
-    def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
-        return Cursor(place.step + 1, place.position + taken)
-
-    def epoch(self, place: Cursor) -> int:
-        return _begun(self.feed, place)
-
-    def ended(self, place: Cursor) -> int | None:
-        return _done(self.feed, place)
-
 
 @dataclass(frozen=True)
-class NoiseScaledBatches:
+class NoiseScaledBatches(BatchPlan):
     """Batches whose sizes follow the gradient noise scale, made of micro-batches.
 
     >>> size = DynamicSize(4, micro=2, maximum=16, decay=0.0)
@@ -193,29 +192,14 @@ class NoiseScaledBatches:
     def start(self) -> Cursor:
         return Cursor(noise=self.size.init())
 
-    def rows(self, place: Cursor) -> Any:
-        return self.feed.take(place.position, self.size.value(place.noise))
+    def size_at(self, place: Cursor) -> int:
+        return self.size.value(place.noise)
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
         return _padded(Buckets((self.micro,)), rows)
 
     def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
         return Cursor(place.step + 1, place.position + taken, self.size.observe(place.noise, norms))
-
-    def epoch(self, place: Cursor) -> int:
-        return _begun(self.feed, place)
-
-    def ended(self, place: Cursor) -> int | None:
-        return _done(self.feed, place)
-
-
-def _begun(feed: IndexSampler, place: Cursor) -> int:
-    return -(-place.position // feed.samples)
-
-
-def _done(feed: IndexSampler, place: Cursor) -> int | None:
-    epochs, rest = divmod(place.position, feed.samples)
-    return None if rest else epochs
 
 
 def _padded(buckets: Buckets, rows: Any) -> list[tuple[Any, ...]]:

@@ -20,7 +20,7 @@ from polyopt.models.pretrained.gelu import gelu
 
 @dataclass(frozen=True)
 class Bert:
-    """A BERT encoder; its widths and its depth are those of the parameters that it is given.
+    """Run a BERT encoder; its widths and its depth are those of the parameters that it is given.
 
     Parameters
     ----------
@@ -30,6 +30,8 @@ class Bert:
     eps
         Added to the variance in each layer normalization.
 
+    Notes
+    -----
     The parameters are nested dicts and a list of layers whose paths are the published names, and whose
     matrices have the published shape (outputs, inputs): ``embeddings.word_embeddings.weight``,
     ``encoder.layer.0.attention.self.query.weight``, …
@@ -39,7 +41,7 @@ class Bert:
     eps: float = 1e-12
 
     def apply(self, xp: Ops, params: Tree, ids: Array, mask: Array) -> Array:
-        """The last layer's hidden states, of shape (n, length, width).
+        """Return the last layer's hidden states, of shape (n, length, width).
 
         Parameters
         ----------
@@ -51,15 +53,36 @@ class Bert:
             Token numbers, int32 of shape (n, length); ``length`` at most the number of positions.
         mask
             1 for tokens, 0 for padding; shape (n, length), dtype of the parameters.
+
+        Returns
+        -------
+        Array
+            Of shape (n, length, width), dtype of the parameters.
         """
         for states in self.hidden(xp, params, ids, mask):
             last = states
         return last
 
     def hidden(self, xp: Ops, params: Tree, ids: Array, mask: Array) -> Iterator[Array]:
-        """Each layer's hidden states, the lowest first, of shape (n, length, width): see ``apply``.
+        """Yield each layer's hidden states, the lowest first, of shape (n, length, width).
 
         What stands at the places of padding means nothing.
+
+        Parameters
+        ----------
+        xp
+            The backend's operations.
+        params
+            See ``Bert``; one floating dtype.
+        ids
+            Token numbers, int32 of shape (n, length).
+        mask
+            1 for tokens, 0 for padding; shape (n, length), dtype of the parameters.
+
+        Yields
+        ------
+        Array
+            Of shape (n, length, width), dtype of the parameters.
         """
         n, length = (int(size) for size in ids.shape)
         x = self._embed(xp, params["embeddings"], ids)
@@ -70,7 +93,23 @@ class Bert:
             yield xp.reshape(x, (n, length, int(x.shape[-1])))
 
     def head_width(self, width: int) -> int:
-        """Of one head, where the hidden states have that width."""
+        """Return the width of one head, where the hidden states have ``width``.
+
+        Parameters
+        ----------
+        width
+            Of the hidden states.
+
+        Returns
+        -------
+        int
+            ``width / heads``.
+
+        Raises
+        ------
+        InputError
+            Where ``heads`` doesn't divide ``width``.
+        """
         if width % self.heads:
             raise InputError(f"Bert: heads = {self.heads}; expected a divisor of the width {width}")
         return width // self.heads
@@ -123,10 +162,26 @@ class Bert:
 
 
 def mean_pool(xp: Ops, hidden: Array, mask: Array) -> Array:
-    """The mean of the hidden states over each text's tokens, of shape (n, width); 0 for no tokens.
+    """Return the mean of the hidden states over each text's tokens; 0 for no tokens.
 
-    Reimers & Gurevych, "Sentence-BERT", 2019, section 3. ``hidden`` (n, length, width), ``mask`` (n, length).
+    Reimers & Gurevych, "Sentence-BERT", 2019, section 3.
 
+    Parameters
+    ----------
+    xp
+        The backend's operations.
+    hidden
+        Hidden states, of shape (n, length, width).
+    mask
+        1 for tokens, 0 for padding; shape (n, length), dtype of ``hidden``.
+
+    Returns
+    -------
+    Array
+        Of shape (n, width), dtype of ``hidden``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> hidden = np.array([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
     >>> mean_pool(np, hidden, np.array([[1.0, 1.0, 0.0]])).tolist()
@@ -138,8 +193,22 @@ def mean_pool(xp: Ops, hidden: Array, mask: Array) -> Array:
 
 
 def unit(xp: Ops, x: Array) -> Array:
-    """Each row at length 1; a row of zeros stays.
+    """Scale each row to length 1; a row of zeros stays.
 
+    Parameters
+    ----------
+    xp
+        The backend's operations.
+    x
+        Rows along the last axis, of any floating dtype.
+
+    Returns
+    -------
+    Array
+        The shape and dtype of ``x``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> unit(np, np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6, 0.8], [0.0, 0.0]]

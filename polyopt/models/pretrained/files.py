@@ -23,7 +23,7 @@ def package_folder(package: str, advice: str) -> Path:
 
 
 def read_pinned(path: str | os.PathLike[str], sha256: str, limit: int, what: str) -> bytes:
-    """The bytes of ``path``, at most ``limit`` of them, whose SHA-256 must be ``sha256``."""
+    """Read the bytes of ``path``, at most ``limit`` of them, whose SHA-256 must be ``sha256``."""
     data = read_bounded(path, limit, what)
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:

@@ -54,7 +54,7 @@ _LIMIT = 40.0
 
 
 def gelu(xp: Ops, x: Array) -> Array:
-    """``x·Φ(x)``, Φ the standard normal distribution: any shape, dtype of ``x``, differentiable.
+    """Return ``x·Φ(x)``, Φ the standard normal distribution.
 
     Hendrycks & Gimpel, "Gaussian error linear units", 2016, section 2, with the exact Φ and not their
     approximation by tanh: torch's ``F.gelu``, Keras' ``gelu(approximate=False)``, BERT's ``"gelu"``.
@@ -64,6 +64,20 @@ def gelu(xp: Ops, x: Array) -> Array:
     measured with rounding over [-12, 12], 2.4e-7 and 1.8e-15, which is one spacing of the numbers at 12 (half
     of one in float32).
 
+    Parameters
+    ----------
+    xp
+        The backend's operations.
+    x
+        An array of any shape, float32 or float64 for the precision above.
+
+    Returns
+    -------
+    Array
+        The shape and dtype of ``x``; differentiable.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> gelu(np, np.array([-1.0, 0.0, 1.0])).round(12).tolist()
     [-0.158655253931, 0.0, 0.841344746069]

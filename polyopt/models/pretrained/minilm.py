@@ -48,7 +48,7 @@ def load(
     dtype: str = "float32",
     folder: Path | None = None,
 ) -> Tree:
-    """The published parameters as arrays of ``backend``, by their published paths.
+    """Load the published parameters as arrays of ``backend``, by their published paths.
 
     Parameters
     ----------
@@ -59,8 +59,10 @@ def load(
     folder
         Where ``model.safetensors`` lies; by default in the package.
 
-    Left out are ``pooler.dense``, which no sentence embedding uses and no gradient would reach, and the
-    buffer ``embeddings.position_ids``, which counts from 0.
+    Returns
+    -------
+    tree
+        Nested dicts and a list of layers, as ``Bert`` describes.
 
     Raises
     ------
@@ -68,6 +70,11 @@ def load(
         Where the package is not installed: it says what to install.
     InputError
         Where the file is not the published one.
+
+    Notes
+    -----
+    Left out are ``pooler.dense``, which no sentence embedding uses and no gradient would reach, and the
+    buffer ``embeddings.position_ids``, which counts from 0.
     """
     target = registry.get_backend(backend) if backend is None or isinstance(backend, str) else backend
     published = read_safetensors(_file("model.safetensors", folder))
@@ -116,7 +123,7 @@ def padded(
 
 
 def features(xp: Ops, params: Tree, ids: Array, mask: Array) -> Array:
-    """The mean-pooled hidden states, of shape (n, 384): for a loss over batches, differentiable.
+    """Return the mean-pooled hidden states, of shape (n, 384): for a loss over batches, differentiable.
 
     ``ids`` int32 and ``mask`` in the dtype of the parameters, both (n, length); see ``Bert``.
     """

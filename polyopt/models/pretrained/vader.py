@@ -98,7 +98,7 @@ def load(
 
 
 def dataset(params: Tree, snippets: Snippets) -> Dataset:
-    """The snippets' sentence embeddings by ``params`` (see ``load``), as data.
+    """Make data of the snippets' sentence embeddings by ``params`` (see ``load``).
 
     Float64 features, shifted and scaled to mean 0 and deviation 1 over the training texts; classes 0 and 1. A
     feature that is constant but for rounding is only shifted: scaled, it would be noise, another one on

@@ -70,12 +70,12 @@ def parts(of: dict[str, Any], backend: str) -> tuple[Any, Any]:
     return convert({name: of[name] for name in TRAINED}, backend), convert(rest, backend)
 
 
-def padded() -> dict[str, Any]:
+def padded(filling: float = np.nan) -> dict[str, Any]:
     """The batch, with anything in the place of samples of weight 0."""
     found = arrays()
-    for name in ("maps", "their maps", "features", "its"):
+    for name in ("z", "v", "second", "smooth", "maps", "their maps", "features", "its"):
         found[name] = found[name].copy()
-        found[name][COUNTED == 0] = 1e3
+        found[name][COUNTED == 0] = filling
     return found
 
 
@@ -83,9 +83,10 @@ def alone() -> dict[str, Any]:
     return {name: x[KEPT] for name, x in arrays().items()}
 
 
+@pytest.mark.parametrize("filling", [1e3, 1e300, np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_sample_of_weight_0_is_not_there(name: str) -> None:
-    params, rest = parts(padded(), "numpy")
+def test_a_sample_of_weight_0_is_not_there(name: str, filling: float) -> None:
+    params, rest = parts(padded(filling), "numpy")
     found = LOSSES[name](nops, params | rest, weights=COUNTED)
     params, rest = parts(alone(), "numpy")
     assert_close(found, LOSSES[name](nops, params | rest), rtol=1e-12, because=ROUNDING)
