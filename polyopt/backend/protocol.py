@@ -60,8 +60,8 @@ class Repeatable(Protocol):
     def again(self, look: Any, arrays: Mapping[str, list[Array]]) -> bool:
         """Return True if these leaves are what ``look`` was made for, but for where they are."""
 
-    def run(self, look: Any, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
-        """Compute what was looked at."""
+    def rerun(self, look: Any, arrays: Mapping[str, list[Array]], scalars: Scalars, dtype: str) -> None:
+        """Compute, all in place, what ``again`` has let pass; ``scalars`` may hold more than it takes."""
 
 
 class Backend(Protocol):

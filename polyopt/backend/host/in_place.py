@@ -81,8 +81,8 @@ class InPlaceLift:
         """Return True if these leaves are what ``look`` was made for, but for where they are."""
         return self._alike(look.shapes, look.kinds, arrays)
 
-    def run(self, look: InPlacePlan, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
-        """Compute what was looked at."""
+    def rerun(self, look: InPlacePlan, arrays: Arrays, scalars: Scalars, dtype: str) -> None:
+        """Compute what ``again`` has let pass; ``scalars`` may hold more than it takes."""
         memory, columns = self._memory, [arrays[name] for name in self._touched]
         with np.errstate(all="ignore"):
             look.scalars.take(scalars)
@@ -99,7 +99,6 @@ class InPlaceLift:
                 kernel.run([flat[k] for k in self._order], look.scalars.values)
         for name in self._written:
             memory.changed(arrays[name])
-        return {name: list(arrays[name]) for name in self._written}
 
     def _alike(self, shapes: Shapes, kinds: tuple[tuple[Any, ...], ...], arrays: Arrays) -> bool:
         for name, own in zip(self._touched, kinds, strict=True):

@@ -47,37 +47,54 @@ def _function(op: str) -> Callable[..., Any]:
     return function
 
 
-def scalar_values(program: Program, scalars: Mapping[str, Any], dtype: str) -> dict[str, Value]:
-    """0-d arrays of the scalar inputs, cast to ``dtype``, and of all that depends on them alone."""
-    kind = np.dtype(dtype).type
-    values = {n: np.asarray(kind(scalars[n])) for n in program.scalars}
-    values |= {n: np.asarray(kind(v)) for n, v in program.constants}
-    for instruction in program.body:
-        if all(a in values for a in instruction.args):
-            args = [values[a] for a in instruction.args]
-            op = instruction.op
-            values[instruction.name] = np.asarray(np.where(*args) if op == "where" else _function(op)(*args))
-    return values
+class ScalarValues:
+    """Host scalars of the scalar inputs of ``program`` and of all that depends on them alone."""
+
+    def __init__(self, program: Program) -> None:
+        known = program.scalar_names
+        self._given, self._constants = program.scalars, program.constants
+        # Found once: a program has some thirty instructions, of which few are of scalars.
+        self._steps = [
+            (i.name, _select if i.op == "where" else _function(i.op), i.args)
+            for i in program.body
+            if i.name in known
+        ]
+
+    def __call__(self, scalars: Mapping[str, Any], dtype: str) -> dict[str, Value]:
+        """Return them by name, computed in ``dtype``."""
+        kind = np.dtype(dtype).type
+        values = {n: kind(scalars[n]) for n in self._given}
+        values |= {n: kind(v) for n, v in self._constants}
+        for name, function, args in self._steps:
+            values[name] = function(*[values[a] for a in args])
+        return values
+
+
+def _select(condition: Value, x1: Value, x2: Value) -> Value:
+    return x1 if condition else x2
 
 
 class ScalarCells:
-    """Keep the values of ``scalar_values`` in 0-d arrays that stay the same: calls can be bound to them."""
+    """Keep ``ScalarValues`` in 0-d arrays that stay the same, so that calls can be bound to them."""
 
     def __init__(self, program: Program, dtype: str) -> None:
-        self._program, self._dtype = program, dtype
+        self._given, self._dtype = program.scalars, dtype
+        self._find = ScalarValues(program)
         self._derived = len(program.scalar_names) > len(program.scalars) + len(program.constants)
         with np.errstate(all="ignore"):
-            values = scalar_values(program, dict.fromkeys(program.scalars, 1.0), dtype)
+            values = self._find(dict.fromkeys(self._given, 1.0), dtype)
         self.values: dict[str, Value] = {name: np.array(x) for name, x in values.items()}
         """By name."""
 
     def take(self, scalars: Mapping[str, Any]) -> None:
         """Write the values of one update."""
-        new: Mapping[str, Any] = scalars
+        values = self.values
         if self._derived:
-            new = scalar_values(self._program, scalars, self._dtype)
-        for name in new if self._derived else self._program.scalars:
-            self.values[name][...] = new[name]
+            for name, x in self._find(scalars, self._dtype).items():
+                values[name][...] = x
+        else:
+            for name in self._given:
+                values[name][...] = scalars[name]
 
 
 def _dtypes(program: Program, dtype: str) -> dict[str, np.dtype[Any]]:

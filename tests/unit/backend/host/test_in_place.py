@@ -44,13 +44,13 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.setattr(numba_kernel, "_numba", lambda: None)
     lifted.cache_clear()
     taken: list[Any] = []
-    run = InPlaceLift.run
+    run = InPlaceLift.rerun
 
     def counted(self: InPlaceLift, look: Any, *rest: Any) -> Any:
         taken.append(look)
         return run(self, look, *rest)
 
-    monkeypatch.setattr(InPlaceLift, "run", counted)
+    monkeypatch.setattr(InPlaceLift, "rerun", counted)
     yield taken
     lifted.cache_clear()
 
