@@ -11,8 +11,9 @@ from numpy.lib.array_utils import byte_bounds
 
 from polyopt.backend.evaluate import evaluate_leaves
 from polyopt.backend.host.array_table import Survey, numpy_survey
-from polyopt.backend.host.lift import HostLift, disjoint
+from polyopt.backend.host.lift import HostLift
 from polyopt.backend.host.memory import Shapes
+from polyopt.backend.host.overlap import disjoint
 from polyopt.backend.host.threads import POOL, Team
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
@@ -86,6 +87,17 @@ class NumpyMemory:
         if like is None:
             return [view.copy() for view in views]
         return [view.astype(x.dtype) for view, x in zip(views, like, strict=True)]
+
+    def alike(self, leaves: Sequence[Any], shapes: Shapes, kinds: Sequence[Any], written: bool) -> bool:
+        if len(leaves) != len(shapes):
+            return False
+        for x, shape, kind in zip(leaves, shapes, kinds, strict=True):
+            if type(x) is not np.ndarray or x.shape != shape or x.dtype is not kind:
+                return False
+            flags = x.flags
+            if not flags.c_contiguous or (written and not flags.writeable):
+                return False
+        return True
 
     def writable(self, leaves: Sequence[Any]) -> bool:
         return set(map(type, leaves)) <= {np.ndarray} and all(x.flags.writeable for x in leaves)

@@ -47,6 +47,7 @@ class TensorFlowLift:
     def __init__(self, backend: TensorFlowBackend, program: Program) -> None:
         self._backend, self._program = backend, program
         self.fused = FusedLift(program, TensorFlowMemory())
+        self.repeatable = (self.fused,)
         self._compiled_for = lru_cache(maxsize=4)(self._compile)
 
     def __call__(

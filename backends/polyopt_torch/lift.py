@@ -33,6 +33,7 @@ class TorchLift:
         self._backend, self._program = backend, program
         self._host = HostLift(program, TorchMemory())
         self.fused = self._host.fused
+        self.repeatable = (self.fused,)
         self._device = DeviceLift(program, self)
 
     def __call__(

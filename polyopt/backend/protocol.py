@@ -41,6 +41,29 @@ WholeStep: TypeAlias = Callable[..., tuple[Array, Any]]
 """``step(arrays, vectors, args) -> (loss, outputs)``; gives up ``arrays``. ``vectors`` are host arrays."""
 
 
+Arrays: TypeAlias = Mapping[str, Sequence[Array]]
+Scalars: TypeAlias = Mapping[str, Any]
+
+
+class Repeatable(Protocol):
+    """Compute a program over leaves like those of the call before, without asking again what they are.
+
+    A backend's ``Lifted`` may have some as ``repeatable``, the fastest first.
+    """
+
+    def look(self, arrays: Arrays, dtype: str, donate: bool) -> Any | None:
+        """Return what is known of these leaves, with ``in_place``, the names of what is replaced.
+
+        ``None`` where they can't be computed so.
+        """
+
+    def again(self, look: Any, arrays: Mapping[str, list[Array]]) -> bool:
+        """Return True if these leaves are what ``look`` was made for, but for where they are."""
+
+    def rerun(self, look: Any, arrays: Mapping[str, list[Array]], scalars: Scalars, dtype: str) -> None:
+        """Compute, all in place, what ``again`` has let pass; ``scalars`` may hold more than it takes."""
+
+
 class Backend(Protocol):
     """Stand for one framework. Every method takes and gives that framework's own arrays."""
 
@@ -154,7 +177,3 @@ def check_api(backend: Backend) -> None:
             f"backend {backend.name!r} has api_version {backend.api_version}; "
             f"this polyopt needs {API_VERSION}"
         )
-
-
-Arrays: TypeAlias = Mapping[str, Sequence[Array]]
-Scalars: TypeAlias = Mapping[str, Any]

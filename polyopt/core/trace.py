@@ -63,6 +63,27 @@ class Program:
         return frozenset(read | {v for _, v in self.outputs})
 
     @property
+    def read(self) -> tuple[str, ...]:
+        """Arrays that the body or an output reads."""
+        used = self.used
+        return tuple(name for name in self.arrays if name in used)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return tuple(name for name, _ in self.outputs)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Outputs that replace an input."""
+        return tuple(name for name in self.written if name in self.arrays)
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """Arrays that are read or replaced."""
+        return tuple(dict.fromkeys((*self.read, *self.replaced)))
+
+    @property
     def scalar_names(self) -> frozenset[str]:
         """The values that depend on scalars alone: computed once a call, not once an element."""
         known = {*self.scalars, *(name for name, _ in self.constants)}

@@ -15,16 +15,13 @@ import numpy as np
 
 from polyopt.backend import registry
 from polyopt.backend.host.buffers import aligned, donate_host_array
-from polyopt.backend.host.threads import POOL
+from polyopt.backend.host.threads import BLOCK, POOL
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import FLOATING, Array, Ops
 from polyopt.core.rule import Pattern, matches, unmatched
 from polyopt.core.tree import Flat, Tree
-
-BLOCK = 1 << 16
-"""Elements that are handled together: what stays in the cache."""
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 

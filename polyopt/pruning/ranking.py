@@ -15,11 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polyopt.backend.host.buffers import aligned
-from polyopt.backend.host.threads import POOL, scratch
+from polyopt.backend.host.threads import BLOCK, POOL
 from polyopt.core.errors import InputError
-
-BLOCK = 1 << 16
-"""Elements looked at together: what stays in the cache."""
 
 PIECE = 1 << 19
 """Elements that a thread takes at once."""
@@ -183,7 +180,7 @@ def _divide(
 
 def _divided(x: Any, mask: Any, keys: Keys, low: Any, high: Any) -> _Middle | None:
     """Divide a part of a leaf, writing its part of the mask; ``None`` where it holds a NaN."""
-    values, between = scratch("keys", (BLOCK,), keys.unsigned), scratch("between", (BLOCK,), np.bool_)
+    values, between = np.empty(BLOCK, keys.unsigned), np.empty(BLOCK, np.bool_)
     found = []
     for start in range(0, x.size, BLOCK):
         block, over = x[start : start + BLOCK], mask[start : start + BLOCK]

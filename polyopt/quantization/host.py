@@ -10,13 +10,10 @@ import numpy as np
 
 from polyopt.backend import registry
 from polyopt.backend.host.buffers import aligned
-from polyopt.backend.host.threads import POOL, scratch
+from polyopt.backend.host.threads import BLOCK, POOL
 from polyopt.core.errors import InputError
 from polyopt.quantization.scales import KERAS_EPSILON, compute_scales
 from polyopt.quantization.scheme import Blocks, Integer
-
-BLOCK = 1 << 16
-"""Elements of a block, which stays in the cache from reading to rounding."""
 
 Host: TypeAlias = Any
 """A host array."""
@@ -80,8 +77,7 @@ def _magnitudes(x: Host, cut: Blocks, dtype: Any) -> tuple[Host, Host]:
 
     def largest(box: Box) -> Host:
         bits = np.ascontiguousarray(view[box[0]], dtype).view(unsigned)
-        np.bitwise_and(bits, rest, out=(kept := scratch("bits", bits.shape, unsigned)))
-        return np.max(kept, axis=axes, keepdims=True)
+        return np.max(np.bitwise_and(bits, rest), axis=axes, keepdims=True)
 
     most = np.zeros(cut.scales, unsigned)
     boxes = list(_boxes(cut))
@@ -117,7 +113,7 @@ def encode(
     def rounded(box: Box) -> None:
         where, scales = box
         block = view[where]
-        out = scratch("codes", block.shape, scale.dtype)
+        out = np.empty(block.shape, scale.dtype)
         rounder(block, scales, out)
         np.copyto(codes[where], out, casting="unsafe")
 

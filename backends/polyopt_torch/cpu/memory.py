@@ -13,8 +13,8 @@ import torch
 
 from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.array_table import ArrayTable
-from polyopt.backend.host.lift import disjoint
 from polyopt.backend.host.memory import Shapes
+from polyopt.backend.host.overlap import disjoint
 from polyopt.backend.host.threads import Team, openmp
 from polyopt_torch.cpu.array_table import count_changes, tensors
 from polyopt_torch.host_views import DTYPES, NAMES, host_view, tensor_view
@@ -56,6 +56,11 @@ class TorchMemory:
             for view, x in zip(views, like, strict=True)
         ]
 
+    def alike(
+        self, leaves: Sequence[torch.Tensor], shapes: Shapes, kinds: Sequence[Any], written: bool
+    ) -> bool:
+        return False
+
     def writable(self, leaves: Sequence[torch.Tensor]) -> bool:
         return True
 
@@ -89,7 +94,7 @@ class TorchMemory:
         # Autograd refuses a backward pass through a graph whose saved values have changed.
         count = count_changes() if numba_kernel.available() else None
         if count is not None:
-            count(list(leaves))
+            count(leaves if type(leaves) is list else list(leaves))
             return
         try:
             torch.autograd.graph.increment_version(leaves)

@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyopt.backend.host.lift import disjoint
-from polyopt.backend.host.numpy_kernel import scalar_values
+from polyopt.backend.generate import columns
+from polyopt.backend.host.numpy_kernel import ScalarValues
+from polyopt.backend.host.overlap import disjoint
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
 from polyopt_torch.gpu import triton_kernel
 from polyopt_torch.gpu.foreach import Foreach
 from polyopt_torch.gpu.pointers import Tables, addresses_of, alike, span, uploaded
-from polyopt_torch.gpu.triton_kernel import STORED, Column, Kernel
+from polyopt_torch.gpu.triton_kernel import STORED, Kernel
 from polyopt_torch.host_views import DTYPES
 
 _log = logging.getLogger("polyopt")
@@ -74,10 +75,7 @@ class DeviceLift:
 
     def __init__(self, program: Program, host: Lifted) -> None:
         self._program, self._host = program, host
-        self._written = tuple(name for name, _ in program.outputs)
-        self._replaced = tuple(n for n in self._written if n in program.arrays)
-        read = (n for n in program.arrays if n in program.used)
-        self._touched = tuple(dict.fromkeys((*read, *self._replaced)))
+        self._written, self._replaced, self._touched = program.written, program.replaced, program.touched
         self._seen: dict[str, Seen] = {}
         self._tables = Tables()
         self._without = lru_cache(maxsize=8)(self._make_without)
@@ -210,7 +208,7 @@ class DeviceLift:
         on_device, on_host = divided(scalars, device, DTYPES[dtype])
         program, foreach = self._without(frozenset(on_device))
         with np.errstate(all="ignore"):
-            values = scalar_values(program, on_host, dtype)
+            values = ScalarValues(program)(on_host, dtype)
         if group.regular and triton_kernel.usable(device):
             kernel = self._kernel(group.dtypes, dtype, donate, frozenset(on_device))
             if kernel is not None:
@@ -233,19 +231,19 @@ class DeviceLift:
     ) -> dict[str, Tensors] | None:
         """Return ``None``, and nothing written, where Triton can't build the kernel."""
         out: dict[str, Tensors] = {}
-        columns = []
+        starts = []
         for column in kernel.columns:
             if column.given:
-                columns.append(addresses[column.name])
+                starts.append(addresses[column.name])
                 continue
             like, made = arrays.get(column.name), column.storage
             out[column.name] = [
                 torch.empty_like(p, dtype=made, requires_grad=like is not None and like[i].requires_grad)
                 for i, p in enumerate(arrays["p"])
             ]
-            columns.append(addresses_of(out[column.name]))
+            starts.append(addresses_of(out[column.name]))
         with _on(device):
-            table = self._tables.get(kernel, device, sizes, np.stack(columns, axis=1))
+            table = self._tables.get(kernel, device, sizes, np.stack(starts, axis=1))
             numbers = uploaded(np.array([float(values[n]) for n in kernel.scalars] or [0.0], dtype), device)
             resident = [on_device[n] for n in kernel.resident]
             if len(table.chunks) and not kernel.launch(table, numbers, resident):
@@ -274,15 +272,11 @@ class DeviceLift:
         if program.inexact or not STORED.keys() >= set(dtypes):
             return None
         storage = dict(zip(self._touched, dtypes, strict=True))
-        in_place = set(self._replaced) if donate else set()
-        given = [n for n in self._touched if n in program.used or n in in_place]
-        made = [n for n in self._written if n not in in_place]
-        columns = [Column(n, storage[n], True, n in in_place) for n in given]
-        columns += [Column(n, storage.get(n, DTYPES[dtype]), False, True) for n in made]
+        found = columns(program, storage, DTYPES[dtype], donate)
         narrow = (torch.float16, torch.bfloat16)
-        if dtype == "float64" and any(c.written and c.storage in narrow for c in columns):
+        if dtype == "float64" and any(c.written and c.storage in narrow for c in found):
             return None  # rounded twice, by way of float32
-        return Kernel(program, dtype, tuple(columns), tuple(sorted(on_device)))
+        return Kernel(program, dtype, found, tuple(sorted(on_device)))
 
 
 def divided(

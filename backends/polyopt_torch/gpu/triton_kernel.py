@@ -15,16 +15,18 @@ import linecache
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from polyopt.backend.generate import Column, Names, statements
 from polyopt.core.trace import PREDICATES, Program
 
 if TYPE_CHECKING:
     from polyopt_torch.gpu.pointers import Table
+
+Columns: TypeAlias = tuple[Column[torch.dtype], ...]
 
 BLOCK = 1024
 """Elements that one block of threads computes."""
@@ -90,16 +92,6 @@ EXACT = frozenset({*_EXPRESSIONS, *_ROUNDED["float32"]})
 """Operations that the kernel knows, all of them in NumPy's bits."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """An array of every leaf: ``given`` by the caller, ``written``, or both: then in place."""
-
-    name: str
-    storage: torch.dtype
-    given: bool
-    written: bool
-
-
 @lru_cache(maxsize=1)
 def _triton() -> Any:
     try:
@@ -133,7 +125,7 @@ class Kernel:
     """
 
     def __init__(
-        self, program: Program, dtype: str, columns: tuple[Column, ...], resident: tuple[str, ...] = ()
+        self, program: Program, dtype: str, columns: Columns, resident: tuple[str, ...] = ()
     ) -> None:
         self.columns = columns
         self.given = tuple(c.name for c in columns if c.given)
@@ -193,7 +185,7 @@ def _give_up(reason: Exception) -> None:
 def _source(
     program: Program,
     dtype: str,
-    columns: tuple[Column, ...],
+    columns: Columns,
     scalars: tuple[str, ...],
     resident: tuple[str, ...],
 ) -> str:
@@ -201,11 +193,7 @@ def _source(
 
     It says all that the kernel depends on: equal sources are equal kernels.
     """
-    names: dict[str, str] = {}
-
-    def name(value: str) -> str:
-        return names.setdefault(value, f"x{len(names)}")
-
+    name = Names()
     predicates = {i.name for i in program.body if i.op in PREDICATES}
     arguments = "".join(f"r{k}, " for k in range(len(resident)))
     lines = [
@@ -235,19 +223,13 @@ def _source(
     return "\n".join(lines) + "\n"
 
 
-def _body(program: Program, dtype: str, columns: tuple[Column, ...], name: Any, mask: str) -> list[str]:
-    expressions = {**_EXPRESSIONS, **_ROUNDED[dtype]}
-    known = program.scalar_names
+def _body(program: Program, dtype: str, columns: Columns, name: Names, mask: str) -> list[str]:
     lines = [
         f"{name(column.name)} = tl.load(a{k} + lane{mask}).to(tl.{dtype})"
         for k, column in enumerate(columns)
         if column.given and column.name in program.used
     ]
-    lines += [
-        f"{name(i.name)} = {expressions[i.op].format(*(name(a) for a in i.args))}"
-        for i in program.body
-        if i.name not in known
-    ]
+    lines += statements(program, {**_EXPRESSIONS, **_ROUNDED[dtype]}, name)
     results = dict(program.outputs)
     for k, column in enumerate(columns):
         if column.written:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from polyopt.backend.host.array_table import ADDRESS, CONTIGUOUS, FIELDS, FLAGS, KIND, RANK, SIZE, WRITABLE
+from polyopt.backend.generate import columns
+from polyopt.backend.host.array_table import (
+    ADDRESS,
+    CONTIGUOUS,
+    FLAGS,
+    KIND,
+    RANK,
+    SAME,
+    SIZE,
+    WRITABLE,
+    Watch,
+)
 from polyopt.backend.host.memory import Surveyed
-from polyopt.backend.host.numba_kernel import STORED, Call, Column, Kernel, available, compile_kernel, rows
-from polyopt.backend.host.numpy_kernel import scalar_values
+from polyopt.backend.host.numba_kernel import STORED, Call, Kernel, available, rows
+from polyopt.backend.host.numpy_kernel import ScalarValues
+from polyopt.backend.host.overlap import NoOverlap
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
 from polyopt.core.trace import Program
@@ -22,7 +33,7 @@ from polyopt.core.trace import Program
 _log = logging.getLogger("polyopt")
 
 
-@dataclass(frozen=True)
+@dataclass
 class KernelPlan:
     """Hold what is known of a call's arrays: the kernel for them, and the table of each column."""
 
@@ -36,6 +47,16 @@ class KernelPlan:
     exact: bool
     """True if ``given`` is all of ``names`` in their order."""
     apart: NoOverlap
+    watch: Watch | None = None
+    """Holds later calls' arrays against ``facts``; made when there is one."""
+    checked: bool = True
+    """True if ``apart`` holds at the addresses that ``facts`` has."""
+    placed: bool = False
+    """True if ``call`` has those addresses."""
+
+    @property
+    def in_place(self) -> frozenset[str]:
+        return self.kernel.in_place
 
 
 class FusedLift:
@@ -43,11 +64,10 @@ class FusedLift:
 
     def __init__(self, program: Program, memory: Surveyed) -> None:
         self.program, self.memory = program, memory
-        self._written = tuple(name for name, _ in program.outputs)
-        replaced = (name for name in self._written if name in program.arrays)
-        self._touched = tuple(dict.fromkeys((*(n for n in program.arrays if n in program.used), *replaced)))
+        self._touched = program.touched
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
         self._constants = dict(program.constants)
+        self._scalars = ScalarValues(program)
         self._direct = frozenset((*program.scalars, *self._constants))
         self._inexact = program.inexact and f"no kernel can be generated for {', '.join(program.inexact)}"
         self._told: set[str] = set()
@@ -67,8 +87,8 @@ class FusedLift:
         survey = self.memory.survey() if self._touched else None
         if survey is None or not self.memory.plain():
             return None
-        columns = [x if isinstance(x := arrays[name], list) else list(x) for name in self._touched]
-        facts = survey.facts(columns)
+        lists = [x if isinstance(x := arrays[name], list) else list(x) for name in self._touched]
+        facts = survey.facts(lists)
         look = None if facts is None else self._understood(facts, dtype, donate)
         if look is None:
             self._tell(
@@ -80,22 +100,26 @@ class FusedLift:
         """Say once why an update is not one kernel."""
         if reason not in self._told:
             self._told.add(reason)
-            _log.debug(
-                "the update of %s is slower, not one compiled kernel: %s", ", ".join(self._written), reason
-            )
+            names = ", ".join(self.program.written)
+            _log.debug("the update of %s is slower, not one compiled kernel: %s", names, reason)
 
     def again(self, look: KernelPlan, arrays: Mapping[str, list[Array]]) -> bool:
         """Return True if these leaves are what ``look`` found but for their addresses.
 
         Which it takes over.
         """
-        survey = self.memory.survey()
-        return (
-            survey is not None
-            and survey.again([arrays[name] for name in look.names], look.facts)
-            and self.memory.plain()
-            and look.apart(look.facts)
-        )
+        if look.watch is None:
+            survey = self.memory.survey()
+            if survey is None:
+                return False
+            look.watch = survey.watch(look.facts)
+        found = look.watch([arrays[name] for name in look.names])
+        if found != SAME:
+            look.checked = look.placed = False
+        if not found or not self.memory.plain():
+            return False
+        look.checked = look.checked or look.apart(look.facts)
+        return look.checked
 
     def run(self, look: KernelPlan, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
         """Compute what was looked at."""
@@ -106,17 +130,29 @@ class FusedLift:
             shapes = tuple(tuple(x.shape) for x in arrays["p"])
             out[column.name] = self.memory.empty(shapes, column.storage, arrays.get(column.name))
             addresses = np.vstack([addresses, self._survey(out[column.name])])
-        values: Mapping[str, Any]
-        if self._direct.issuperset(kernel.scalars):
-            values = {**self._constants, **scalars} if self._constants else scalars
-        else:
-            with np.errstate(all="ignore"):
-                values = scalar_values(self.program, scalars, dtype)
-        look.call.run(addresses, values, self.memory.team())
+        look.call.place(addresses)
+        look.call.run(self._values(kernel, scalars, dtype), self.memory.team())
         for name in kernel.in_place:
             out[name] = list(arrays[name])
             self.memory.changed(out[name])
         return out
+
+    def rerun(
+        self, look: KernelPlan, arrays: Mapping[str, list[Array]], scalars: Scalars, dtype: str
+    ) -> None:
+        """Compute, all in place, what ``again`` has let pass."""
+        if not look.placed:
+            look.call.place(look.facts[:, :, ADDRESS] if look.exact else look.facts[look.given, :, ADDRESS])
+            look.placed = True
+        look.call.run(self._values(look.kernel, scalars, dtype), self.memory.team())
+        for name in look.kernel.in_place:
+            self.memory.changed(arrays[name])
+
+    def _values(self, kernel: Kernel, scalars: Scalars, dtype: str) -> Mapping[str, Any]:
+        if self._direct.issuperset(kernel.scalars):
+            return {**self._constants, **scalars} if self._constants else scalars
+        with np.errstate(all="ignore"):
+            return self._scalars(scalars, dtype)
 
     def _survey(self, leaves: list[Array]) -> Any:
         survey = self.memory.survey()
@@ -142,7 +178,7 @@ class FusedLift:
         rows_of: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         for column in given:
             rows_of[column.name in kernel.in_place].append((at[column.name], column.storage.itemsize))
-        apart = NoOverlap(rows_of[True], rows_of[False])
+        apart = NoOverlap(rows_of[True], rows_of[False], facts)
         if not apart(facts):
             return None
         return KernelPlan(
@@ -160,88 +196,4 @@ class FusedLift:
         storage = {n: kind for n, kind in found.items() if kind is not None and kind in STORED}
         if len(storage) < len(found):
             return None
-        in_place = set(self._written) & set(storage) if donate else set()
-        given = [n for n in self._touched if n in self.program.used or n in in_place]
-        made = [n for n in self._written if n not in in_place]
-        return Kernel(
-            self.program,
-            dtype,
-            (
-                *(Column(n, storage[n], True, n in in_place) for n in given),
-                *(Column(n, storage.get(n, np.dtype(dtype)), False, True) for n in made),
-            ),
-        )
-
-
-MEETS, FREE = 1, 2
-_APART = f"""
-def kernel(job):
-    facts, leaves = load(job), load(job + 8)
-    written, wrote, last = load(job + 16), load(job + 24), load(job + 32)
-    read, reads = load(job + 40), load(job + 48)
-    starts, stops, count = load(job + 56), load(job + 64), load(job + 72)
-    for k in range(wrote):
-        rows = facts + {8 * FIELDS} * leaves * load(written + 16 * k)
-        for leaf in range(leaves):
-            if load(rows + {8 * FIELDS} * leaf + {8 * ADDRESS}) != load(last + 8 * (k * leaves + leaf)):
-                return
-    for k in range(reads):
-        rows, width = facts + {8 * FIELDS} * leaves * load(read + 16 * k), load(read + 16 * k + 8)
-        for leaf in range(leaves):
-            row = rows + {8 * FIELDS} * leaf
-            first = load(row + {8 * ADDRESS})
-            end = first + load(row + {8 * SIZE}) * width
-            low, high = 0, count  # how many written ones start before this one ends
-            while low < high:
-                middle = (low + high) >> 1
-                if load(starts + 8 * middle) < end:
-                    low = middle + 1
-                else:
-                    high = middle
-            if low > 0 and load(stops + 8 * (low - 1)) > first and end > first:
-                store(job + 80, {MEETS})
-                return
-    store(job + 80, {FREE})
-"""
-
-
-class NoOverlap:
-    """True if arrays that are written share memory with no other; they are mostly where they were before.
-
-    Both kinds as pairs: their row in a survey, and the bytes of an element.
-    """
-
-    def __init__(self, written: list[tuple[int, int]], read: list[tuple[int, int]]) -> None:
-        self._written, self._read = (np.array(x, np.int64).reshape(-1, 2) for x in (written, read))
-        self._last = np.empty((len(written), 0), np.int64)
-        self._starts = self._stops = np.empty(0, np.int64)
-
-    def __call__(self, facts: Any) -> bool:
-        run = _compiled_apart()
-        for _ in range(2):
-            if self._last.shape[1] == facts.shape[1]:
-                arrays = (self._written, self._last, self._read, self._starts, self._stops)
-                written, last, read, starts, stops = (x.ctypes.data for x in arrays)
-                words = (facts.ctypes.data, facts.shape[1], written, len(self._written), last)
-                job = np.array((*words, read, len(self._read), starts, stops, len(self._starts), 0), np.int64)
-                run(job.ctypes.data)
-                if job[-1]:
-                    return bool(job[-1] == FREE)
-            if not self._sort(facts):
-                return False
-        return True
-
-    def _sort(self, facts: Any) -> bool:
-        """Take over where the written ones are; whether they are apart from each other."""
-        which = self._written[:, 0]
-        last = facts[which, :, ADDRESS]
-        starts, stops = last.ravel(), (last + facts[which, :, SIZE] * self._written[:, 1:]).ravel()
-        order = np.argsort(starts)
-        order = order[starts[order] < stops[order]]
-        self._last, self._starts, self._stops = last, starts[order], stops[order]
-        return not (self._starts[1:] < self._stops[:-1]).any()
-
-
-@lru_cache(maxsize=1)
-def _compiled_apart() -> Callable[[int], None]:
-    return ctypes.CFUNCTYPE(None, ctypes.c_size_t)(compile_kernel(_APART))
+        return Kernel(self.program, dtype, columns(self.program, storage, np.dtype(dtype), donate))

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from polyopt.backend.host.fused import FusedLift
+from polyopt.backend.host.in_place import InPlaceLift
 from polyopt.backend.host.memory import Memory, Shapes
-from polyopt.backend.host.numpy_kernel import BLOCK, Kernel, scalar_values
+from polyopt.backend.host.numpy_kernel import BLOCK, Kernel, ScalarValues
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
 from polyopt.core.trace import Program
@@ -72,13 +73,13 @@ class HostLift:
 
     def __init__(self, program: Program, memory: Memory) -> None:
         self.program, self.memory = program, memory
-        self._read = tuple(n for n in program.arrays if n in program.used)
-        self._written = tuple(name for name, _ in program.outputs)
-        self._replaced = tuple(n for n in self._written if n in program.arrays)
-        self._touched = tuple(dict.fromkeys((*self._read, *self._replaced)))
-        self._layout = lru_cache(maxsize=32)(self._make_layout)
+        self._read, self._written = program.read, program.written
+        self._replaced, self._touched = program.replaced, program.touched
+        self.layout = lru_cache(maxsize=32)(self._make_layout)
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
+        self._scalars = ScalarValues(program)
         self.fused = FusedLift(program, memory)
+        self.repeatable = (self.fused, InPlaceLift(self))
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
@@ -97,10 +98,10 @@ class HostLift:
             if donate and not self.memory.disjoint(targets, others):
                 return self._in_order(arrays, scalars, dtype)
         kinds = tuple([tuple([x.dtype for x in arrays[name]]) for name in self._touched])
-        layout = self._layout(shapes, kinds, dtype, donate)
+        layout = self.layout(shapes, kinds, dtype, donate)
         out: dict[str, list[Array]] = {name: [None] * len(shapes) for name in self._written}
         with np.errstate(all="ignore"):
-            values = scalar_values(self.program, scalars, dtype)
+            values = self._scalars(scalars, dtype)
             self._run_packs(layout, arrays, values, dtype, donate, out)
             for i, kernel in layout.alone:
                 leaf = {name: arrays[name][i] for name in self._touched}
@@ -129,7 +130,7 @@ class HostLift:
     ) -> None:
         if not layout.packs:
             return
-        kernel = self._kernel(tuple(np.dtype(dtype) for _ in self._touched), dtype, True)
+        kernel = self.packed_kernel(dtype)
         names = tuple(dict.fromkeys((*self._read, *self._written)))
         try:
             work = layout.pool.pop()
@@ -188,6 +189,10 @@ class HostLift:
 
     # What to run how
 
+    def packed_kernel(self, dtype: str) -> Kernel:
+        """Return the kernel for packs, which are in the compute dtype."""
+        return self._kernel(tuple(np.dtype(dtype) for _ in self._touched), dtype, True)
+
     def _make_layout(
         self, shapes: Shapes, kinds: tuple[tuple[Any, ...], ...], dtype: str, donate: bool
     ) -> Layout:
@@ -215,19 +220,3 @@ class HostLift:
 
     def _make_kernel(self, storage: tuple[np.dtype[Any], ...], dtype: str, in_place: bool) -> Kernel:
         return Kernel(self.program, dtype, dict(zip(self._touched, storage, strict=True)), in_place=in_place)
-
-
-def disjoint(targets: Any, others: Any) -> bool:
-    """Return True if no interval ``[start, stop)`` of ``targets`` meets another one or one of ``others``.
-
-    >>> disjoint([(0, 4), (8, 12)], [(4, 8)]), disjoint([(0, 4)], [(3, 5)])
-    (True, False)
-    """
-    mine, theirs = (np.array(x, np.int64).reshape(-1, 2) for x in (targets, others))
-    mine = mine[mine[:, 0] < mine[:, 1]]
-    theirs = theirs[theirs[:, 0] < theirs[:, 1]]
-    mine = mine[np.argsort(mine[:, 0])]
-    if (mine[1:, 0] < mine[:-1, 1]).any():
-        return False
-    before = np.searchsorted(mine[:, 0], theirs[:, 1])  # the targets that start before each one ends
-    return not (mine[before - 1, 1] > theirs[:, 0])[before > 0].any() if len(mine) else True

@@ -14,16 +14,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from polyopt.backend.generate import Column, Names, statements
 from polyopt.backend.host import threads
 from polyopt.backend.host.threads import HEAD, PREAMBLE, Team
 from polyopt.core.trace import PREDICATES, Program
 
 CHUNK = 1 << 14
 """Elements of a row at the most: what threads share out."""
+
+Columns: TypeAlias = tuple[Column[np.dtype[Any]], ...]
 
 STORED = frozenset(np.dtype(name) for name in ("float32", "float64"))
 """Dtypes that the kernel reads and writes; others are left to NumPy."""
@@ -60,16 +63,6 @@ EXPRESSIONS: Mapping[str, str] = {
     "subtract": "{0} - {1}",
     "where": "{1} if {0} else {2}",
 }
-
-
-@dataclass(frozen=True)
-class Column:
-    """An array of every leaf: ``given`` by the caller, ``written``, or both: then in place."""
-
-    name: str
-    storage: np.dtype[Any]
-    given: bool
-    written: bool
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,7 @@ def available() -> bool:
 class Kernel:
     """``program`` in the compute dtype ``dtype`` over ``columns``."""
 
-    def __init__(self, program: Program, dtype: str, columns: tuple[Column, ...]) -> None:
+    def __init__(self, program: Program, dtype: str, columns: Columns) -> None:
         self.columns = columns
         self.given = tuple(c.name for c in columns if c.given)
         self.in_place = frozenset(c.name for c in columns if c.given and c.written)
@@ -153,12 +146,15 @@ class Call:
         self._values = np.empty(len(kernel.scalars), kernel.dtype)
         self._calls: dict[tuple[Team, int], Callable[[], None]] = {}
 
-    def run(self, addresses: Any, scalars: Mapping[str, Any], team: Team) -> None:
-        """Compute all leaves. ``addresses``: for each column those of every leaf, int64."""
+    def place(self, addresses: Any) -> None:
+        """Take over where the leaves are. ``addresses``: for each column those of every leaf, int64."""
         if self._cut.whole:
             self._places[...] = addresses.T
         else:
             np.add(addresses[:, self._cut.leaf].T, self._offsets, out=self._places)
+
+    def run(self, scalars: Mapping[str, Any], team: Team) -> None:
+        """Compute all leaves."""
         self._values[:] = [float(scalars[name]) for name in self._kernel.scalars]
         parts = threads.parts(team, self._cut.total)
         call = self._calls.get((team, parts))
@@ -169,17 +165,12 @@ class Call:
         call()
 
 
-def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: tuple[str, ...]) -> str:
+def _source(program: Program, dtype: str, columns: Columns, scalars: tuple[str, ...]) -> str:
     """Write the kernel as Python source.
 
     It says all that the kernel depends on: equal sources are equal kernels.
     """
-    names: dict[str, str] = {}
-
-    def name(value: str) -> str:
-        return names.setdefault(value, f"x{len(names)}")
-
-    known = program.scalar_names
+    name = Names()
     predicates = {i.name for i in program.body if i.op in PREDICATES}
     lines = ["def kernel(job):", PREAMBLE.format(words=HEAD + 4).strip("\n")]
     lines.append(f"    table, scalars, bounds, parts = words[{HEAD}:]")
@@ -197,10 +188,7 @@ def _source(program: Program, dtype: str, columns: tuple[Column, ...], scalars: 
     for k, column in enumerate(columns):
         if column.given and column.name in program.used:
             lines.append(f"            {name(column.name)} = np.{dtype}(a{k}[i])")
-    for i in program.body:
-        if i.name not in known:
-            value = EXPRESSIONS[i.op].format(*(name(a) for a in i.args), t=f"np.{dtype}")
-            lines.append(f"            {name(i.name)} = {value}")
+    lines += [f"            {x}" for x in statements(program, EXPRESSIONS, name, t=f"np.{dtype}")]
     results = dict(program.outputs)
     for k, column in enumerate(columns):
         if column.written:

@@ -22,6 +22,9 @@ BLOCK = 1 << 14
 Value: TypeAlias = Any
 """A host array or scalar."""
 
+Call: TypeAlias = tuple[Callable[..., Any], tuple[Value, ...]]
+"""A function and its operands, the destination last."""
+
 _NAMES = {"abs": "absolute", "pow": "power", "round": "rint"}
 
 
@@ -44,17 +47,54 @@ def _function(op: str) -> Callable[..., Any]:
     return function
 
 
-def scalar_values(program: Program, scalars: Mapping[str, Any], dtype: str) -> dict[str, Value]:
-    """0-d arrays of the scalar inputs, cast to ``dtype``, and of all that depends on them alone."""
-    kind = np.dtype(dtype).type
-    values = {n: np.asarray(kind(scalars[n])) for n in program.scalars}
-    values |= {n: np.asarray(kind(v)) for n, v in program.constants}
-    for instruction in program.body:
-        if all(a in values for a in instruction.args):
-            args = [values[a] for a in instruction.args]
-            op = instruction.op
-            values[instruction.name] = np.asarray(np.where(*args) if op == "where" else _function(op)(*args))
-    return values
+class ScalarValues:
+    """Host scalars of the scalar inputs of ``program`` and of all that depends on them alone."""
+
+    def __init__(self, program: Program) -> None:
+        known = program.scalar_names
+        self._given, self._constants = program.scalars, program.constants
+        # Found once: a program has some thirty instructions, of which few are of scalars.
+        self._steps = [
+            (i.name, _select if i.op == "where" else _function(i.op), i.args)
+            for i in program.body
+            if i.name in known
+        ]
+
+    def __call__(self, scalars: Mapping[str, Any], dtype: str) -> dict[str, Value]:
+        """Return them by name, computed in ``dtype``."""
+        kind = np.dtype(dtype).type
+        values = {n: kind(scalars[n]) for n in self._given}
+        values |= {n: kind(v) for n, v in self._constants}
+        for name, function, args in self._steps:
+            values[name] = function(*[values[a] for a in args])
+        return values
+
+
+def _select(condition: Value, x1: Value, x2: Value) -> Value:
+    return x1 if condition else x2
+
+
+class ScalarCells:
+    """Keep ``ScalarValues`` in 0-d arrays that stay the same, so that calls can be bound to them."""
+
+    def __init__(self, program: Program, dtype: str) -> None:
+        self._given, self._dtype = program.scalars, dtype
+        self._find = ScalarValues(program)
+        self._derived = len(program.scalar_names) > len(program.scalars) + len(program.constants)
+        with np.errstate(all="ignore"):
+            values = self._find(dict.fromkeys(self._given, 1.0), dtype)
+        self.values: dict[str, Value] = {name: np.array(x) for name, x in values.items()}
+        """By name."""
+
+    def take(self, scalars: Mapping[str, Any]) -> None:
+        """Write the values of one update."""
+        values = self.values
+        if self._derived:
+            for name, x in self._find(scalars, self._dtype).items():
+                values[name][...] = x
+        else:
+            for name in self._given:
+                values[name][...] = scalars[name]
 
 
 def _dtypes(program: Program, dtype: str) -> dict[str, np.dtype[Any]]:
@@ -86,8 +126,7 @@ class Kernel:
     def __init__(
         self, program: Program, dtype: str, storage: Mapping[str, np.dtype[Any]], *, in_place: bool
     ) -> None:
-        self.inputs = tuple(n for n in program.arrays if n in program.used)
-        self.outputs = tuple(name for name, _ in program.outputs)
+        self.inputs, self.outputs = program.read, program.written
         self._scalars = tuple(sorted(program.scalar_names))
         self._compute = np.dtype(dtype)
         self._register_dtypes: list[np.dtype[Any]] = []
@@ -110,23 +149,40 @@ class Kernel:
         """Return the number of the register of a scalar."""
         return len(self.inputs) + len(self.outputs) + self._scalars.index(name)
 
+    def registers(self) -> list[Value]:
+        """New memory for what lies between inputs and outputs, for ``bound``."""
+        return [np.empty(BLOCK, dtype) for dtype in self._register_dtypes]
+
+    def bound(
+        self, arrays: Sequence[Value], scalars: Mapping[str, Value], registers: Sequence[Value]
+    ) -> list[Call]:
+        """The calls that compute outputs of at most ``BLOCK`` elements, for memory that stays where it is.
+
+        ``arrays`` as of ``run``; ``scalars`` are 0-d arrays.
+        """
+        n = len(arrays[0])
+        file = [*arrays, *[scalars[name] for name in self._scalars], *[r[:n] for r in registers]]
+        return [(function, tuple([file[i] for i in args])) for function, args in self._steps]
+
     def run(self, arrays: Sequence[Value], scalars: Mapping[str, Value]) -> None:
-        """Compute the outputs. ``arrays``: flat inputs, then flat outputs, all of one length."""
+        """Compute the outputs, where NumPy is told to ignore overflows and the like.
+
+        ``arrays``: flat inputs, then flat outputs, all of one length.
+        """
         try:
             file = self._files.pop()
         except IndexError:
-            file = [None] * self._fixed + [np.empty(BLOCK, d) for d in self._register_dtypes]
+            file = [None] * self._fixed + self.registers()
         n, registers = len(arrays[0]), file[self._fixed :]
-        file[len(arrays) : self._fixed] = [scalars[name] for name in self._scalars]
-        with np.errstate(all="ignore"):
-            for start in range(0, n, BLOCK):
-                stop = min(start + BLOCK, n)
-                if stop - start < BLOCK:
-                    file[self._fixed :] = [r[: stop - start] for r in registers]
-                for i, x in enumerate(arrays):
-                    file[i] = x[start:stop]
-                for function, args in self._steps:
-                    function(*[file[i] for i in args])
+        file[: self._fixed] = [*arrays, *[scalars[name] for name in self._scalars]]
+        for start in range(0, n, BLOCK):
+            stop = min(start + BLOCK, n)
+            if stop - start < BLOCK:
+                file[self._fixed :] = [r[: stop - start] for r in registers]
+            if n > BLOCK:
+                file[: len(arrays)] = [x[start:stop] for x in arrays]
+            for function, args in self._steps:
+                function(*[file[i] for i in args])
         file[: len(arrays)] = [None] * len(arrays)  # keep no caller's memory alive
         file[self._fixed :] = registers
         self._files.append(file)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import math
 import os
 import threading
 from _thread import LockType, allocate_lock, get_ident, start_new_thread
@@ -34,8 +33,8 @@ R = TypeVar("R")
 THREADED = 1 << 19
 """Elements of Python pieces from which a thread of its own is worth its while."""
 
-SCRATCH = 1 << 20
-"""Bytes of working memory up to which a thread keeps it."""
+BLOCK = 1 << 16
+"""Elements that one of Python's pieces takes together: what stays in the cache from reading to writing."""
 
 HEAD = 4
 """Words of a job that are the team's: first part, step, and two functions of OpenMP that tell them, or 0."""
@@ -342,25 +341,6 @@ _ALONE = _Alone()
 def _callable(kernel: int) -> Callable[[int], Any]:
     """Return the function at that address; it is called without the interpreter's lock."""
     return ctypes.CFUNCTYPE(None, ctypes.c_size_t)(kernel)
-
-
-def scratch(name: str, shape: Sequence[int], dtype: Any) -> Any:
-    """Return a host array to compute in: this thread's memory, until it asks by the same ``name`` again.
-
-    New memory for every block costs as much as the work: the system takes it back each time, and clears it.
-    """
-    kind = np.dtype(dtype)
-    size = math.prod(shape) * kind.itemsize
-    if size > SCRATCH:
-        return np.empty(shape, kind)
-    buffers: dict[str, Any] = _kept.__dict__
-    memory = buffers.get(name)
-    if memory is None or memory.nbytes < size:
-        memory = buffers[name] = np.empty(size, np.uint8)
-    return memory[:size].view(kind).reshape(shape)
-
-
-_kept = threading.local()
 
 
 _forked: list[bool] = []

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyopt.pruning.ranking import BLOCK, SAMPLE, keep_highest, keep_highest_in_rows
+from polyopt.backend.host.threads import BLOCK
+from polyopt.pruning.ranking import SAMPLE, keep_highest, keep_highest_in_rows
 from polyopt.testing import assert_same_bits
 
 SPECIAL = [0.0, -0.0, 1.0, np.inf, -np.inf]

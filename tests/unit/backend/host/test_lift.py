@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from polyopt import SGD, Adam, ClipByGlobalNorm, Optimizer, chain
 from polyopt.backend import registry
-from polyopt.backend.host.lift import SMALL, disjoint
+from polyopt.backend.host.lift import SMALL
 from polyopt.backend.host.numpy_kernel import BLOCK
 from polyopt.core.trace import Program, Symbol, Tracer
 from polyopt.testing import assert_same_bits
@@ -235,14 +235,3 @@ def test_optimizers_have_the_bits_of_op_by_op(backend: Any, dtype: str, rule: An
             assert_same_bits(p[path], runs[0][0][path], what=path)
             for name, values in slots.items():
                 assert_same_bits(values[path], runs[0][1][name][path], what=f"{name} of {path}")
-
-
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 6)), max_size=8), st.integers(0, 8))
-@settings(deadline=None)
-def test_disjoint_is_what_it_says(spans: list[tuple[int, int]], cut: int) -> None:
-    intervals = [(a, a + n) for a, n in spans]
-    targets, others = intervals[:cut], intervals[cut:]
-    used = [set(range(a, b)) for a, b in intervals]
-    first = len(targets)
-    meets = any(used[i] & used[j] for i in range(first) for j in range(len(used)) if i != j)
-    assert disjoint(targets, others) == (not meets)

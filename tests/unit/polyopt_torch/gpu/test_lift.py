@@ -20,6 +20,7 @@ import torch
 from helpers import gpu_runs
 
 from polyopt import Adam, Optimizer
+from polyopt.backend.generate import Column
 from polyopt.core.trace import BINARY, INEXACT, UNARY, Program, Symbol, Tracer
 from polyopt.engine import plan
 from polyopt.engine.lift import lifted
@@ -27,7 +28,7 @@ from polyopt.testing import assert_same_bits
 from polyopt_torch.gpu import lift as gpu_lift
 from polyopt_torch.gpu import triton_kernel
 from polyopt_torch.gpu.lift import DeviceLift
-from polyopt_torch.gpu.triton_kernel import EXACT, Column, Kernel
+from polyopt_torch.gpu.triton_kernel import EXACT, Kernel
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs triton, which comes with CUDA builds"
