@@ -10,10 +10,13 @@ from polyopt.core.errors import InputError, nearest
 from polyopt.core.rule import Stage, chain
 from polyopt.optim import OPTIMIZERS
 from polyopt.optim.clipping import ClipByGlobalNorm
+from polyopt.schedules import Cosine
 
 Framework = Literal["numpy", "torch", "optax", "keras"]
 LR = 1e-3
 MAX_NORM = 1.0
+ANNEALED = 100_000
+"""Steps over which a cosine brings the rate to 0."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,15 @@ class Algorithm:
     keras: tuple[str, Mapping[str, Any]] | None = None
     clips: bool = False
     """True if the gradients are first clipped by their global norm, at ``MAX_NORM``."""
+    anneals: bool = False
+    """True if the rate falls along a cosine, over ``ANNEALED`` steps."""
 
     def rule(self, framework: Framework = "numpy") -> Stage:
         """polyopt's rule, under the convention of ``framework`` where that has this algorithm."""
         known = framework != "numpy" and getattr(self, framework) is not None
         make: Any = OPTIMIZERS[self.polyopt]
-        rule: Stage = make(lr=LR, convention=framework if known else "paper", **self.settings)
+        lr = Cosine(LR, ANNEALED) if self.anneals else LR
+        rule: Stage = make(lr=lr, convention=framework if known else "paper", **self.settings)
         return chain(ClipByGlobalNorm(MAX_NORM), rule) if self.clips else rule
 
 
@@ -43,13 +49,14 @@ def _algorithms() -> dict[str, Algorithm]:
     nesterov = momentum | {"nesterov": True}
     centered = momentum | {"centered": True}
     amsgrad = {"amsgrad": True}
+    adam: dict[str, Any] = {"torch": ("Adam", {}), "optax": ("adam", {}), "keras": ("Adam", {})}
     adamw: dict[str, Any] = {
         "torch": ("AdamW", decay),
         "optax": ("adamw", decay),
         "keras": ("AdamW", decay),
     }
     found = (
-        Algorithm("adam", "adam", {}, ("Adam", {}), ("adam", {}), ("Adam", {})),
+        Algorithm("adam", "adam", **adam),
         Algorithm("adamw", "adamw", decay, **adamw),
         Algorithm("amsgrad", "adam", amsgrad, ("Adam", amsgrad), ("amsgrad", {}), ("Adam", amsgrad)),
         Algorithm("sgd", "sgd", {}, ("SGD", {}), ("sgd", {}), ("SGD", {})),
@@ -70,6 +77,7 @@ def _algorithms() -> dict[str, Algorithm]:
         Algorithm("nadam", "nadam", {}, ("NAdam", {}), ("nadam", {}), ("Nadam", {})),
         Algorithm("radam", "radam", {}, ("RAdam", {}), ("radam", {})),
         Algorithm("clip-adamw", "adamw", decay, **adamw, clips=True),
+        Algorithm("clip-adam-cosine", "adam", **adam, clips=True, anneals=True),
     )
     return {a.name: a for a in found}
 

@@ -18,6 +18,9 @@ TASKS = ("mlp", "small", "resnet50", "gpt2", "one64m")
 """The parameter sets that are reported."""
 MAIN = ("adam", "adamw")
 """The optimizers that have bounds beside their peers, and that are reported beside all of them."""
+MODELS = ("convnet", "perceptron")
+"""Models so small that a step costs what its driver costs."""
+CLIPPED = ("clip-adam-cosine",)
 KINDS = ("update", "train", "first", "memory", "scale")
 
 BOUNDS = {
@@ -29,8 +32,10 @@ BOUNDS = {
     ("small", "torch"): 0.15,
     ("small", "jax"): 0.20,
     ("small", "tensorflow"): 0.05,
+    ("convnet", "torch"): 1.0,
+    ("perceptron", "torch"): 1.0,
 }
-"""What Adam's and AdamW's update must reach beside the first peer."""
+"""What the update of Adam and AdamW, clipped and scheduled too, must reach beside the first peer."""
 FLOOR_BOUND = 1.3
 """What every update of a set that outgrows the caches must reach beside the floor of its own bytes."""
 FIRST_BOUND = 2.0
@@ -72,7 +77,7 @@ class Case:
         """The largest ratio to the first peer that is demanded."""
         if self.kind == "train":
             return 1.0 if self.task in NETS else 0.9
-        if self.kind == "update" and self.optimizer in MAIN:
+        if self.kind == "update" and (self.optimizer in MAIN or self.optimizer in CLIPPED):
             return BOUNDS.get((self.task, self.backend))
         return None
 
@@ -115,6 +120,9 @@ def _of(backend: str) -> Iterator[Case]:
                 quick=name == "adam" and task in quick,
                 keras=name == "adam" and task in quick,
             )
+    for task in MODELS:
+        for name in ("adam", *CLIPPED):
+            yield Case("update", task, name, backend, standard=on_host)
     for task in (*NETS, *TASKS, "tiny"):
         yield Case("train", task, "adam", backend, standard=task != "tiny")
     for kind, chosen in (("first", "small"), ("memory", "resnet50")):

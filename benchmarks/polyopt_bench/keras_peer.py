@@ -6,7 +6,7 @@ import os
 from functools import partial
 from typing import Any
 
-from polyopt_bench.algorithms import LR, MAX_NORM, Algorithm
+from polyopt_bench.algorithms import ANNEALED, LR, MAX_NORM, Algorithm
 from polyopt_bench.contender import Step
 from polyopt_bench.sets import Arrays, Shapes, arrays
 
@@ -27,7 +27,8 @@ def optimizer(way: Algorithm) -> Any:
     assert way.keras is not None
     name, settings = way.keras
     clip = {"global_clipnorm": MAX_NORM} if way.clips else {}
-    return getattr(keras.optimizers, name)(LR, **settings, **clip)
+    rate = keras.optimizers.schedules.CosineDecay(LR, ANNEALED) if way.anneals else LR
+    return getattr(keras.optimizers, name)(rate, **settings, **clip)
 
 
 def variables(host: Arrays) -> dict[str, Any]:

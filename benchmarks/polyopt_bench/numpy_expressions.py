@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from polyopt_bench.algorithms import LR, MAX_NORM, Algorithm
+from polyopt_bench.algorithms import ANNEALED, LR, MAX_NORM, Algorithm
 
 Arrays = Sequence[Any]
 Leaf = Callable[[int, Any, Any, list[Any]], None]
@@ -47,9 +48,13 @@ def moments(p: Any, g: Any, s: list[Any]) -> tuple[Any, Any]:
     return m, v
 
 
-def adam(t: int, p: Any, g: Any, s: list[Any]) -> None:
+def adam(t: int, p: Any, g: Any, s: list[Any], lr: float = LR) -> None:
     m, v = moments(p, g, s)
-    p -= LR / (1 - B1**t) * m / (np.sqrt(v) / float(np.sqrt(1 - B2**t)) + EPS)
+    p -= lr / (1 - B1**t) * m / (np.sqrt(v) / float(np.sqrt(1 - B2**t)) + EPS)
+
+
+def adam_cosine(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    adam(t, p, g, s, LR * (1 + math.cos(math.pi * min((t - 1) / ANNEALED, 1))) / 2)
 
 
 def adamw(t: int, p: Any, g: Any, s: list[Any]) -> None:
@@ -139,6 +144,7 @@ def radam(t: int, p: Any, g: Any, s: list[Any]) -> None:
 
 LEAVES: dict[str, tuple[Leaf, int]] = {
     "adam": (adam, 2),
+    "adam-cosine": (adam_cosine, 2),
     "adamw": (adamw, 2),
     "amsgrad": (amsgrad, 3),
     "sgd": (sgd, 0),

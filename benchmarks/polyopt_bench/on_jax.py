@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from polyopt_bench.algorithms import LR, MAX_NORM, Algorithm, algorithm
+from polyopt_bench.algorithms import ANNEALED, LR, MAX_NORM, Algorithm, algorithm
 from polyopt_bench.contender import PEER_OF, Contender, Step
 from polyopt_bench.sets import Arrays, Shapes, arrays, shapes
 from polyopt_bench.workload import NETS, TARGET, Network, cheap, network, task_shapes
@@ -93,7 +93,8 @@ def transformation(way: Algorithm) -> Any:
 
     assert way.optax is not None
     name, settings = way.optax
-    made = getattr(optax, name)(LR, **settings)
+    rate = optax.cosine_decay_schedule(LR, ANNEALED) if way.anneals else LR
+    made = getattr(optax, name)(rate, **settings)
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), made) if way.clips else made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polyopt_bench.algorithms import MAX_NORM, Algorithm, algorithm
+from polyopt_bench.algorithms import ANNEALED, MAX_NORM, Algorithm, algorithm
 from polyopt_bench.contender import PEER_OF, Contender, Step
 from polyopt_bench.sets import Shapes, arrays, shapes
 from polyopt_bench.workload import NETS, TARGET, Network, cheap, network, task_shapes
@@ -97,10 +97,13 @@ def _optimizer(params: list[Any], way: Algorithm, form: str) -> Step:
     step: Callable[[], Any] = optimizer.step
     if not way.clips:
         return step
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ANNEALED) if way.anneals else None
 
     def clip_and_step() -> None:
         torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
         step()
+        if cosine is not None:
+            cosine.step()
 
     return clip_and_step
 

@@ -116,8 +116,28 @@ def gpt2() -> Shapes:
     return found
 
 
+def convnet() -> Shapes:
+    """Two convolutions and two dense layers for 28 x 28 pixels, PyTorch's way around: 40,000 parameters.
+
+    >>> size(convnet())
+    38872
+    """
+    return {
+        "conv1.weight": (16, 1, 3, 3),
+        "conv1.bias": (16,),
+        "conv2.weight": (32, 16, 3, 3),
+        "conv2.bias": (32,),
+        "fc1.weight": (42, 800),
+        "fc1.bias": (42,),
+        "fc2.weight": (10, 42),
+        "fc2.bias": (10,),
+    }
+
+
 SETS: dict[str, Callable[[], Shapes]] = {
     "tiny": lambda: {"weight": (8, 8), "bias": (8,)},
+    "convnet": convnet,
+    "perceptron": lambda: mlp(64, 256, 10),
     "mlp": lambda: mlp(784, 512, 512, 10),
     "small": lambda: {f"{i}.weight": (32, 32) for i in range(1000)},
     "resnet50": resnet50,

@@ -108,6 +108,29 @@ def root_sum_squares(xp: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
     return xp.sqrt(total), scale
 
 
+def settled_at_once(total: Any) -> bool:
+    """Return True if a sum of squares, a host scalar, gives ``root_sum_squares`` its root at the scale 1.
+
+    Parameters
+    ----------
+    total
+        The sum of the squares as they are, of NumPy's float32 or float64.
+
+    Returns
+    -------
+    bool
+        False where squares may have vanished, overflowed, or where an element is inf or NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> settled_at_once(np.float32(4.0)), settled_at_once(np.float32(0.0))
+    (True, False)
+    """
+    low, high = _ORDINARY["float64" if total.itemsize == 8 else "float32"]
+    return bool(2.0**low <= total <= 2.0**high)
+
+
 def finite(xp: Any, arrays: Sequence[Array]) -> Array:
     """A 0-d bool: whether no element of the arrays, at least one, of any floating dtypes, is inf or NaN."""
     kinds: list[Any] = []

@@ -19,7 +19,8 @@ from polyopt.core.ops import Array
 from polyopt.core.rule import Global, Leafwise
 from polyopt.core.trace import Program
 from polyopt.core.tree import Flat
-from polyopt.engine.execution import Execution, Group, Resolve
+from polyopt.engine.execution import Execution, Group
+from polyopt.engine.hyperparameters import Resolve
 from polyopt.engine.leafwise import leafwise
 from polyopt.engine.outcome import select
 from polyopt.engine.plan import Part, Plan, Segment, program

@@ -13,16 +13,14 @@ from polyopt.backend.evaluate import cast
 from polyopt.backend.protocol import Backend
 from polyopt.core.errors import InputError
 from polyopt.core.ops import FLOATING, Array
-from polyopt.core.rule import Global, Leafwise, Rule
+from polyopt.core.rule import Global, Leafwise
 from polyopt.core.tree import Flat
 from polyopt.engine.checks import check_coefficients, check_hyperparameters, make_infinite
 from polyopt.engine.gradient_pass import GradientPass, KnownNorm
+from polyopt.engine.hyperparameters import Resolve
 from polyopt.engine.leafwise import leafwise
 from polyopt.engine.lift import TracedScalars, lifted
 from polyopt.engine.plan import Part, Plan, Segment, program
-
-Resolve = Callable[[str, Rule, Any, Any], SimpleNamespace]
-"""``resolve(key, rule, xp, step)``: a rule's hyperparameters at ``step``, schedules evaluated."""
 
 
 def compute_dtype(dtype: str) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import is_
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from polyopt.backend.evaluate import cast
 from polyopt.backend.protocol import Backend
+from polyopt.core.errors import InputError, NonFiniteError
 from polyopt.core.ops import Array
 from polyopt.core.reductions import root_sum_squares
 from polyopt.engine.lift import all_finite
+
+Policy: TypeAlias = Literal["propagate", "skip", "raise"]
 
 
 class GradientPass:
@@ -40,6 +43,48 @@ class GradientPass:
         if self._norm is None or dtype != self._dtype or len(leaves) != len(self._leaves):
             return None
         return self._norm if all(map(is_, leaves, self._leaves)) else None
+
+
+def verdict(
+    reading: GradientPass | None, policy: Policy, paths: Sequence[str], g: Sequence[Array | None]
+) -> Any:
+    """Return whether the gradients that ``reading`` reads are finite, if that is asked.
+
+    Parameters
+    ----------
+    reading
+        The pass; ``None`` where nothing is asked.
+    policy
+        ``"raise"`` raises where they aren't.
+    paths, g
+        All gradients with their names, for the error.
+
+    Returns
+    -------
+    bool, Array or None
+        ``None``: not asked; ``True``/``False``: known; a traced bool: not known yet.
+
+    Raises
+    ------
+    NonFiniteError
+        It names the first leaf with an inf or a NaN.
+    InputError
+        For ``"raise"`` where the gradients are traced.
+    """
+    if reading is None:
+        return None
+    flag, backend = reading.finite(), reading.backend
+    if backend.is_traced(flag):
+        if policy == "raise":
+            raise InputError('nonfinite="raise" can\'t look at values inside a traced function; use "skip"')
+        return flag
+    if bool(flag):
+        return True
+    if policy == "raise":
+        present = ((path, x) for path, x in zip(paths, g, strict=True) if x is not None)
+        bad = next(path for path, x in present if not bool(all_finite(backend, [x])))
+        raise NonFiniteError(f"the gradient of {bad!r} holds inf or NaN; nothing was changed")
+    return False
 
 
 @lru_cache(maxsize=16)

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
-import polyopt.core.scalars as host
 from polyopt.backend import registry
 from polyopt.backend.evaluate import full_like
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
-from polyopt.core.errors import InputError, NonFiniteError
+from polyopt.core.errors import InputError
 from polyopt.core.opaque import opaque
 from polyopt.core.ops import FLOATING, Array
-from polyopt.core.rule import Chain, Partition, Rule, Stage, check_scheduled, rules_of
-from polyopt.core.schedule import for_traced_step
+from polyopt.core.rule import Chain, Partition, Rule, Stage
 from polyopt.core.tree import Tree
 from polyopt.engine import accumulate, repeat_step
 from polyopt.engine.checks import (
@@ -30,18 +27,16 @@ from polyopt.engine.checks import (
     check_slots,
     check_state,
 )
-from polyopt.engine.execution import Execution, Resolve, compute_dtype
-from polyopt.engine.gradient_pass import GradientPass
-from polyopt.engine.lift import all_finite, initial
+from polyopt.engine.execution import Execution, compute_dtype
+from polyopt.engine.gradient_pass import GradientPass, Policy, verdict
+from polyopt.engine.hyperparameters import Hyperparameters, Resolve
+from polyopt.engine.lift import initial
 from polyopt.engine.outcome import select, write_back
 from polyopt.engine.plan import Plan, plan
 from polyopt.engine.repeat_step import CachedStep
-from polyopt.schedules import Measured, Schedule
 
 State: TypeAlias = dict[str, Any]
 """``{"step": int, "missed": {path: int}, "slots": {slot: {path: array}}, …}``: plain data, see ``init``."""
-
-Policy: TypeAlias = Literal["propagate", "skip", "raise"]
 
 
 class Optimizer:
@@ -103,6 +98,7 @@ class Optimizer:
         """Make what is kept from step to step."""
         self._plan = lru_cache(maxsize=16)(partial(plan, self.rule))
         self._replay: CachedStep | None = None
+        self._hyperparameters = Hyperparameters(self.rule)
         self._unchanged = UnchangedVariables()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,7 +133,7 @@ class Optimizer:
         state: State = {"step": 0, "missed": {}, "slots": slots}
         if self.accumulate > 1:
             state |= {"micro_step": 0, "accumulated": dict.fromkeys(slots.get("grad_accumulator", {}), 0)}
-        observed = {name: schedule.initial_state() for name, schedule in self._measured()}
+        observed = self._hyperparameters.initial()
         return state | ({"observed": observed} if observed else {})
 
     @opaque
@@ -230,43 +226,13 @@ class Optimizer:
 
         A plateau waits for a ``"metric"``, a ``RateByReportedSize`` for a ``"size"``.
         """
-        told = {
-            name: schedule.observe(state["observed"][name], float(value))
-            for name, schedule in self._measured()
-            if schedule.awaits == what
-        }
-        return state | ({"observed": state["observed"] | told} if told else {})
+        return self._hyperparameters.observe(state, value, what)
 
     def hyperparameters(self, state: State) -> dict[str, float]:
         """``{"lr": value}`` at the coming update; names are qualified by position inside a composition."""
-        values: dict[str, float] = {}
-        for key, rule in rules_of(self.rule):
-            resolved = self._resolve(key, rule, host, int(state["step"]), state)
-            values |= {f"{key}{name}": float(value) for name, value in vars(resolved).items()}
-        return values
+        return self._hyperparameters.by_name(state)
 
     # How it runs
-
-    def _measured(self) -> list[tuple[str, Measured]]:
-        return [
-            (f"{key}{name}", value)
-            for key, rule in rules_of(self.rule)
-            for name, value in rule.hyperparameters().items()
-            if isinstance(value, Measured)
-        ]
-
-    def _resolve(self, key: str, rule: Rule, xp: Any, step: Any, state: State) -> SimpleNamespace:
-        values = rule.hyperparameters()
-        for name, value in values.items():
-            if type(value) is float:
-                continue
-            if isinstance(value, Measured):
-                values[name] = value.current(state["observed"][f"{key}{name}"], xp, step)
-            elif isinstance(value, Schedule):
-                values[name] = (value if xp is host else for_traced_step(value)).value(xp, step)
-            if isinstance(values[name], float) and values[name] is not value:
-                check_scheduled(rule, name, values[name], step)
-        return SimpleNamespace(**values)
 
     def _run(
         self, params: Tree, grads: Tree, state: State, output: str, *, donate: bool
@@ -286,7 +252,7 @@ class Optimizer:
         if output == "p" and not donate:
             self._unchanged.check(backend, flat, state)
         reading = self._read(backend, flat, g)
-        ok = self._finite(reading, flat.paths, g)
+        ok = verdict(reading, self.nonfinite, flat.paths, g)
         if ok is False:
             return flat.unflatten(unchanged), state
         execution = Execution(backend, flat, state, self.resolver(state), self.compiled, reading)
@@ -305,7 +271,8 @@ class Optimizer:
             leaves = write_back(backend, flat.leaves, leaves)
             new = new | {"slots": write_back(backend, state["slots"], new["slots"])}
         if give and output == "p" and self.accumulate == 1 and self.compiled:
-            self._replay = repeat_step.record(backend, params, flat, g, execution.groups, new)
+            finite = self.nonfinite != "propagate"
+            self._replay = repeat_step.record(backend, params, flat, g, execution.groups, new, finite)
         if output == "p" and not donate:
             self._unchanged.remember(backend, flat, leaves, state["step"])
         return flat.unflatten(leaves), new
@@ -318,18 +285,20 @@ class Optimizer:
             ready = last.ready(params, grads, state)
             if ready is None:
                 return None
-            backend, flat = last.backend, ready.flat
-            reading = self._read(backend, flat, ready.g)
-            if self._finite(reading, flat.paths, ready.g) is False:
+            if last.alone:
+                return params, last.run(ready, state, None)
+            backend, flat, g = last.backend, last.flat(ready), last.gradients(ready)
+            reading = self._read(backend, flat, g)
+            if verdict(reading, self.nonfinite, flat.paths, g) is False:
                 return params, state
             execution = Execution(backend, flat, state, self.resolver(state), self.compiled, reading)
-            return params, last.run(ready, execution)
+            return params, last.run(ready, state, execution)
         finally:
             last.lock.release()
 
     def resolver(self, state: State) -> Resolve:
         """Return what gives a rule's hyperparameters at a step, ``state`` having what schedules were told."""
-        return lambda key, rule, xp, step: self._resolve(key, rule, xp, step, state)
+        return self._hyperparameters.resolver(state)
 
     def _accumulated(
         self,
@@ -381,25 +350,6 @@ class Optimizer:
             kinds = {p.dtype: p for p, x in zip(flat.leaves, g, strict=True) if x is not None}
             norm = "float64" if "float64" in map(backend.dtype_name, kinds.values()) else "float32"
         return GradientPass(backend, [x for x in g if x is not None], norm, self.compiled)
-
-    def _finite(self, reading: GradientPass | None, paths: Sequence[str], g: Sequence[Array | None]) -> Any:
-        """``None``: not asked; ``True``/``False``: known; a traced bool: not known yet."""
-        if reading is None:
-            return None
-        flag, backend = reading.finite(), reading.backend
-        if backend.is_traced(flag):
-            if self.nonfinite == "raise":
-                raise InputError(
-                    'nonfinite="raise" can\'t look at values inside a traced function; use "skip"'
-                )
-            return flag
-        if bool(flag):
-            return True
-        if self.nonfinite == "raise":
-            present = ((path, x) for path, x in zip(paths, g, strict=True) if x is not None)
-            bad = next(path for path, x in present if not bool(all_finite(backend, [x])))
-            raise NonFiniteError(f"the gradient of {bad!r} holds inf or NaN; nothing was changed")
-        return False
 
 
 @opaque

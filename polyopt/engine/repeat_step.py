@@ -12,13 +12,18 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from polyopt.backend.host.fused import FusedLift, KernelPlan
 from polyopt.backend.protocol import Backend
 from polyopt.core.ops import Array
+from polyopt.core.rule import Global
 from polyopt.core.tree import Flat, Tree, flatten
 from polyopt.engine.execution import Execution, Group
+from polyopt.engine.host_norm import HostNorm, measured
+from polyopt.engine.hyperparameters import PartScalars
 from polyopt.engine.lift import lifted
 from polyopt.engine.plan import Segment, program
 
@@ -60,6 +65,9 @@ def _picker(positions: Sequence[int], total: int) -> Callable[[list[Any]], list[
     return lambda values: list(pick(values))
 
 
+Pick: TypeAlias = Callable[[list[Any]], list[Any]]
+
+
 @dataclass(frozen=True)
 class CachedGroup:
     """A group of leaves of the update before, and how to find its arrays again."""
@@ -69,26 +77,48 @@ class CachedGroup:
     dtype: str
     lift: FusedLift
     look: KernelPlan
-    scalars: tuple[str, ...]
-    pick: Callable[[list[Any]], list[Any]]
+    parts: list[PartScalars]
+    paths: list[str]
+    pick: Pick
     """From the leaves of a tree."""
-    slots: dict[str, Callable[[list[Any]], list[Any]]]
+    slots: dict[str, Pick]
     """From the values of each slot that has the leaf's shape."""
-    numbers: dict[str, Callable[[list[Any]], list[Any]]]
+    numbers: dict[str, Pick]
     """From those of each scalar slot."""
 
 
-@dataclass(frozen=True)
-class CachedArrays:
-    """The arrays of an update that is like the one kept."""
+Arrays: TypeAlias = dict[str, list[Array]]
 
-    flat: Flat
+
+@dataclass(frozen=True)
+class Ready:
+    """An update that is like the one kept."""
+
+    p: list[Array]
+    """In the container's order, as ``g``."""
     g: list[Array]
-    groups: list[tuple[CachedGroup, dict[str, list[Array]], Group]]
+    groups: list[tuple[CachedGroup, Arrays, dict[str, Any]]]
+    """Each with its arrays and its scalar slots."""
+    measured: dict[str, dict[str, Any]] | None
+    """By each global rule, if that could be found on the host."""
 
 
 class CachedStep:
-    """The structure of one update, to be used by one thread at a time."""
+    """The structure of one update, to be used by one thread at a time.
+
+    Parameters
+    ----------
+    backend, flat, places
+        Where, the leaves (their names count, not their values) and their order in their container.
+    slots
+        The leaves of each slot, in its order.
+    kept
+        The groups.
+    norm
+        Finds on the host what is measured and that all is finite, where that is asked for.
+    finite
+        True if an update is only made with gradients that are finite.
+    """
 
     def __init__(
         self,
@@ -97,19 +127,40 @@ class CachedStep:
         places: LeafOrder,
         slots: dict[str, list[str]],
         kept: list[CachedGroup],
+        norm: HostNorm | None,
+        *,
+        finite: bool,
     ) -> None:
         self.backend, self.lock = backend, threading.Lock()
-        self._paths, self._structure = flat.paths, flat.structure
+        self.paths, self._structure = flat.paths, flat.structure
         self._places, self._slots, self._kept = places, slots, kept
         self._in_order = _picker(places.order(flat), len(flat.leaves))
+        self._head = _head(kept)
+        self._norm, self._on_host = norm, norm is not None or not (finite or _awaiting(kept))
+        self._stale = True
 
-    def ready(self, params: Tree, grads: Tree, state: dict[str, Any]) -> CachedArrays | None:
+    @property
+    def alone(self) -> bool:
+        """True if ``ready`` finds all that an update needs beside its arrays."""
+        return self._on_host
+
+    def flat(self, ready: Ready) -> Flat:
+        """Return the leaves in the order of their names."""
+        return Flat(self.paths, self._in_order(ready.p), self._structure)
+
+    def gradients(self, ready: Ready) -> list[Array]:
+        """Return the gradients in the order of their names."""
+        return self._in_order(ready.g)
+
+    def ready(self, params: Tree, grads: Tree, state: dict[str, Any]) -> Ready | None:
         """Return what ``run`` takes, if this update is like the one kept. Nothing is changed."""
-        p, g = self._places.leaves(params), self._places.leaves(grads)
-        slots = state.get("slots", {})
         step = state.get("step")
-        if p is None or g is None or state.get("missed") != {} or type(step) is not int or step < 0:
+        if state.get("missed") != {} or type(step) is not int or step < 0:
             return None
+        p, g = self._places.leaves(params), self._places.leaves(grads)
+        if p is None or g is None:
+            return None
+        slots = state.get("slots", {})
         values: dict[str, list[Any]] = {}
         for name, keys in self._slots.items():
             if list(slots.get(name, ())) != keys:
@@ -117,35 +168,85 @@ class CachedStep:
             values[name] = list(slots[name].values())
         groups = []
         for kept in self._kept:
-            own = {name: set(pick(values[name])) for name, pick in kept.numbers.items()}
-            if any(len(x) != 1 for x in own.values()):
-                return None
             arrays = {"g": kept.pick(g), "p": kept.pick(p)}
-            arrays |= {name: pick(values[name]) for name, pick in kept.slots.items()}
+            for name, pick in kept.slots.items():
+                arrays[name] = pick(values[name])
+            numbers: dict[str, Any] = {}
+            for name, pick in kept.numbers.items():
+                own = set(pick(values[name]))
+                if len(own) != 1:
+                    return None
+                numbers[name] = own.pop()
             if not kept.lift.again(kept.look, arrays):
+                self._stale = True
                 return None
-            numbers = {name: x.pop() for name, x in own.items()}
-            group = Group(kept.pipeline, kept.indices, kept.dtype, 0, numbers, arrays["g"])
-            groups.append((kept, arrays, group))
-        return CachedArrays(Flat(self._paths, self._in_order(p), self._structure), self._in_order(g), groups)
+            self._stale = self._stale or not kept.look.placed
+            groups.append((kept, arrays, numbers))
+        if self._norm is None:
+            return Ready(p, g, groups, None)
+        found = self._measure(step, state)
+        return None if found is None else Ready(p, g, groups, found)
 
-    def run(self, ready: CachedArrays, execution: Execution) -> dict[str, Any]:
-        """Update the arrays in place and give the next state."""
-        execution.measure_heads([group for _, _, group in ready.groups])
-        slots = execution.state["slots"]
+    def _measure(self, step: int, state: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+        """Return what is measured; ``None`` where it, or that all is finite, must be found the long way."""
+        assert self._norm is not None
+        total = self._norm(moved=self._stale)
+        self._stale = False
+        if not total < float("inf"):
+            return None
+        if self._head is None:
+            return {}
+        part = self._kept[0].parts[0]
+        found = measured(self._head, total, part.hyperparameters(step, state))
+        return None if found is None else {part.key: found}
+
+    def run(self, ready: Ready, state: dict[str, Any], execution: Execution | None) -> dict[str, Any]:
+        """Update the arrays in place and give the next state.
+
+        Parameters
+        ----------
+        ready
+            As of ``ready``.
+        state
+            The state before.
+        execution
+            What measures the long way, where the step is not ``alone``.
+        """
+        step, found = state["step"], ready.measured
+        if found is None:
+            found = {} if execution is None else self._measured_by(execution, ready)
         # All of them before anything is written: one that is refused changes nothing.
-        coefficients = [execution.scalars(group, kept.pipeline[0]) for kept, _, group in ready.groups]
-        for (kept, arrays, group), own in zip(ready.groups, coefficients, strict=True):
-            scalars = own | execution.measured_for(kept.pipeline[0])
-            wanted = {n: scalars[n] for n in kept.scalars}
-            for name, x in wanted.items():
-                if not isinstance(x, int | float):
-                    wanted[name] = float(self.backend.to_numpy(x))
-            kept.lift.run(kept.look, arrays, wanted, group.dtype)
-            for name, new in group.results.items():
-                paths = [self._paths[i] for i in group.indices]
-                slots = slots | {name: slots[name] | dict(zip(paths, new, strict=True))}
-        return execution.state | {"step": execution.next_step(), "slots": slots}
+        scalars = []
+        new: dict[str, dict[str, Any]] = {}
+        for kept, _, numbers in ready.groups:
+            own: dict[str, Any] = {}
+            results: dict[str, Any] = {}
+            for part in kept.parts:
+                own |= part.at(step, state, numbers, kept.paths[0], results)
+                if part.key in found:
+                    own |= {f"{part.key}{n}": x for n, x in found[part.key].items()}
+            scalars.append(own)
+            for name, x in results.items():
+                new.setdefault(name, {}).update(dict.fromkeys(kept.paths, x))
+        for (kept, arrays, _), own in zip(ready.groups, scalars, strict=True):
+            kept.lift.rerun(kept.look, arrays, own, kept.dtype)
+        slots = state["slots"]
+        if new:
+            slots = slots | {name: slots[name] | values for name, values in new.items()}
+        return state | {"step": step + 1, "slots": slots}
+
+    def _measured_by(self, execution: Execution, ready: Ready) -> dict[str, dict[str, Any]]:
+        execution.measure_heads(
+            [
+                Group(kept.pipeline, kept.indices, kept.dtype, 0, numbers, arrays["g"])
+                for kept, arrays, numbers in ready.groups
+            ]
+        )
+        to_numpy = self.backend.to_numpy
+        return {
+            key: {n: x if isinstance(x, int | float) else float(to_numpy(x)) for n, x in values.items()}
+            for key, values in execution.measured.items()
+        }
 
 
 def record(
@@ -155,6 +256,7 @@ def record(
     g: Sequence[Array | None],
     groups: list[Group],
     state: dict[str, Any],
+    finite: bool,
 ) -> CachedStep | None:
     """Return what to keep of an update in place that left ``state``.
 
@@ -168,7 +270,30 @@ def record(
     kept = [x for x in found if x is not None]
     if not kept or len(kept) < len(found):
         return None
-    return CachedStep(backend, flat, places, slots, kept)
+    norm = _norm(kept, state) if finite or _awaiting(kept) else None
+    return CachedStep(backend, flat, places, slots, kept, norm, finite=finite)
+
+
+def _awaiting(kept: Sequence[CachedGroup]) -> bool:
+    return any(group.pipeline[0].awaits for group in kept)
+
+
+def _head(kept: Sequence[CachedGroup]) -> Global | None:
+    """Return the global rule that all leaves come to first."""
+    heads = {group.pipeline[0].parts[0].key: group.pipeline[0].awaits for group in kept}
+    return heads.popitem()[1] if len(heads) == 1 else None
+
+
+def _norm(kept: Sequence[CachedGroup], state: dict[str, Any]) -> HostNorm | None:
+    """Return what finds the norm on the host, if that is all that is to be measured."""
+    head = _head(kept)
+    if _awaiting(kept):
+        if head is None or not head.NORM_ALONE:
+            return None
+        h = kept[0].parts[0].hyperparameters(state["step"], state)
+        if measured(head, np.dtype(kept[0].dtype).type(1.0), h) is None:
+            return None
+    return HostNorm.of([(group.lift, group.look, group.indices) for group in kept])
 
 
 def _keep(
@@ -181,14 +306,17 @@ def _keep(
 ) -> CachedGroup | None:
     if len(group.pipeline) != 1 or group.pipeline[0].leafwise:
         return None
-    code = program(group.pipeline[0].parts, "p")
+    parts = group.pipeline[0].parts
+    code = program(parts, "p")
     lift = getattr(lifted(backend, code, True), "fused", None)
-    if not isinstance(lift, FusedLift):
+    given = (x for part in parts for x in part.rule.hyperparameters().values())
+    traced = any(backend.is_array(x) and backend.is_traced(x) for x in given)
+    if not isinstance(lift, FusedLift) or traced:
         return None
     arrays = {"g": [g[i] for i in group.indices], "p": [flat.leaves[i] for i in group.indices]}
     pickers: dict[str, dict[str, Any]] = {"like": {}, "scalar": {}}
     written = {"p"}
-    for name, slot in (names for part in group.pipeline[0].parts for names in part.names):
+    for name, slot in (names for part in parts for names in part.names):
         at = {path: i for i, path in enumerate(slots[name])}
         positions = [at[flat.paths[i]] for i in group.indices]
         pickers[slot.shape][name] = _picker(positions, len(at))
@@ -205,7 +333,8 @@ def _keep(
         group.dtype,
         lift,
         look,
-        code.scalars,
+        [PartScalars(part, group.dtype) for part in parts],
+        [flat.paths[i] for i in group.indices],
         pick,
         pickers["like"],
         pickers["scalar"],

@@ -21,9 +21,11 @@ from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.array_table import (
     CONTIGUOUS,
     MOST_AXES,
+    MOVED,
     STRIDED,
     WRITABLE,
     Survey,
+    Watch,
     dlpack_survey,
     lists_are_read,
     tried,
@@ -199,11 +201,18 @@ class TensorSurvey:
             found = found if found is not None and _positive(columns) else None
         return found
 
-    def again(self, columns: Sequence[list[Any]], facts: Any) -> bool:
-        if self._direct is not None and self._direct.again(columns, facts):
-            return True
-        other = exchanged()
-        return other is not None and other.again(columns, facts) and _positive(columns)
+    def watch(self, facts: Any) -> Watch:
+        direct = None if self._direct is None else self._direct.watch(facts)
+
+        def survey(columns: Sequence[list[Any]]) -> int:
+            if direct is not None and (found := direct(columns)):
+                return found
+            other = exchanged()
+            # What gave up half-way has some of the new addresses: that they moved is not seen any more.
+            read = other is not None and other.watch(facts)(columns) and _positive(columns)
+            return MOVED if read else 0
+
+        return survey
 
 
 def _positive(columns: Sequence[list[Any]]) -> bool:
@@ -234,10 +243,11 @@ def count_changes() -> Callable[[list[torch.Tensor]], None] | None:
     if at is None or direct() is None or not lists_are_read():
         return None
     run = ctypes.PYFUNCTYPE(None, ctypes.c_size_t)(numba_kernel.compile_kernel(_CHANGED))
+    words = ctypes.c_int64 * 4
 
     def changed(leaves: list[torch.Tensor]) -> None:
-        job = np.array((id(leaves), len(leaves), at.tensor, at.storage + 24), np.int64)
-        run(job.ctypes.data)
+        job = words(id(leaves), len(leaves), at.tensor, at.storage + 24)
+        run(ctypes.addressof(job))
 
     with torch.inference_mode():
         frozen = torch.ones(1)

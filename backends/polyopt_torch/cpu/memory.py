@@ -89,7 +89,7 @@ class TorchMemory:
         # Autograd refuses a backward pass through a graph whose saved values have changed.
         count = count_changes() if numba_kernel.available() else None
         if count is not None:
-            count(list(leaves))
+            count(leaves if type(leaves) is list else list(leaves))
             return
         try:
             torch.autograd.graph.increment_version(leaves)

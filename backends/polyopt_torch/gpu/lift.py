@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from polyopt.backend.host.lift import disjoint
-from polyopt.backend.host.numpy_kernel import scalar_values
+from polyopt.backend.host.numpy_kernel import ScalarValues
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
 from polyopt_torch.gpu import triton_kernel
@@ -206,7 +206,7 @@ class DeviceLift:
         on_device, on_host = divided(scalars, device, DTYPES[dtype])
         program, foreach = self._without(frozenset(on_device))
         with np.errstate(all="ignore"):
-            values = scalar_values(program, on_host, dtype)
+            values = ScalarValues(program)(on_host, dtype)
         if group.regular and triton_kernel.usable(device):
             kernel = self._kernel(group.dtypes, dtype, donate, frozenset(on_device))
             if kernel is not None:

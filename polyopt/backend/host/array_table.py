@@ -12,7 +12,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from textwrap import indent
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,9 @@ CONTIGUOUS, WRITABLE = 1, 2
 MOST_AXES = 8
 FIELDS = SHAPE + MOST_AXES
 
+SAME, MOVED = 1, 2
+"""What a watch finds: the same kinds of arrays where they were, or elsewhere; 0 for any others."""
+
 BLOCK = 512
 """Arrays that are read together: what is known of them fits the caches."""
 
@@ -33,6 +36,7 @@ def kernel(job):
     facts, known, scratch, constants = load(job + 32), load(job + 40), load(job + 48), load(job + 56)
     type0, type1 = load(job + 64), load(job + 72)
     places = scratch + {8 * MOST_AXES}
+    found = {SAME}
 #CONSTANTS#
     for column in range(columns):
         objects = load(lists + 8 * column)
@@ -65,6 +69,8 @@ def kernel(job):
                     for k in range(rank):
                         if load(row + {8 * SHAPE} + 8 * k) != load(shape + 8 * k):
                             return
+                    if load(row + {8 * ADDRESS}) != data:
+                        found = {MOVED}
                 else:
                     store(row + {8 * SIZE}, size)
                     store(row + {8 * KIND}, kind)
@@ -74,7 +80,7 @@ def kernel(job):
                         store(row + {8 * SHAPE} + 8 * k, load(shape + 8 * k) if k < rank else 0)
                 store(row + {8 * ADDRESS}, data)
             first = last
-    store(job + 80, 1)
+    store(job + 80, found)
 """
 
 NUMPY = f"""
@@ -110,12 +116,17 @@ STRIDED = f"""
 DLPACK = DLPACK.replace("#STRIDED#", STRIDED.strip("\n"))
 
 
+Watch: TypeAlias = Callable[[Sequence[list[Any]]], int]
+"""Holds columns of leaves against the facts that it was made for, whose addresses it brings up to date:
+``SAME``, ``MOVED``, or 0 where they are others. For one thread at a time."""
+
+
 class ArrayTable(Protocol):
     """Read a table of facts about lists of arrays: see ``Survey``."""
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None: ...
 
-    def again(self, columns: Sequence[list[Any]], facts: Any) -> bool: ...
+    def watch(self, facts: Any) -> Watch: ...
 
 
 class Survey:
@@ -152,31 +163,34 @@ class Survey:
         The columns are lists of one length.
         """
         facts = np.empty((len(columns), len(columns[0]), FIELDS), np.int64)
-        return facts if self._survey(columns, facts, False) else None
+        return facts if self._prepared(facts, False)(columns) else None
 
-    def again(self, columns: Sequence[list[Any]], facts: Any) -> bool:
-        """Return True if the leaves are what ``facts`` say but for their addresses.
+    def watch(self, facts: Any) -> Watch:
+        """Return what holds other leaves against ``facts``: all is prepared that doesn't depend on them."""
+        return self._prepared(facts, True)
 
-        Which are brought up to date.
-        """
-        return self._survey(columns, facts, True)
+    def _prepared(self, facts: Any, known: bool) -> Watch:
+        run, count, by_list = self._run, facts.shape[1], lists_are_read()
+        lists = (ctypes.c_int64 * len(facts))()
+        scratch, constants = np.empty(MOST_AXES + BLOCK, np.int64), self._constants
+        places = (facts.ctypes.data, known, scratch.ctypes.data, constants.ctypes.data)
+        words = (ctypes.addressof(lists), len(facts), count, by_list, *places, *self._types, 0)
+        job = (ctypes.c_int64 * len(words))(*words)
+        where, last = ctypes.addressof(job), len(words) - 1
 
-    def _survey(self, columns: Sequence[list[Any]], facts: Any, known: bool) -> bool:
-        for leaves in columns:
-            if type(leaves) is not list or len(leaves) != facts.shape[1]:
-                return False
-        by_list = lists_are_read()
-        if by_list:
-            lists = np.array([id(leaves) for leaves in columns])
-        else:
-            items = np.array([id(x) for leaves in columns for x in leaves], np.int64)
-            lists = items.ctypes.data + np.arange(len(columns)) * (8 * facts.shape[1])
-        scratch = np.empty(MOST_AXES + BLOCK, np.int64)
-        places = (facts.ctypes.data, known, scratch.ctypes.data, self._constants.ctypes.data)
-        words = (lists.ctypes.data, len(columns), facts.shape[1], by_list, *places, *self._types, 0)
-        job = np.array(words, np.int64)
-        self._run(job.ctypes.data)
-        return bool(job[-1])
+        def survey(columns: Sequence[list[Any]], kept: Any = (facts, scratch, constants)) -> int:
+            for i, leaves in enumerate(columns):
+                if type(leaves) is not list or len(leaves) != count:
+                    return 0
+                lists[i] = id(leaves)
+            if not by_list:
+                items = np.array([id(x) for leaves in columns for x in leaves], np.int64)
+                lists[:] = [items.ctypes.data + 8 * count * i for i in range(len(columns))]
+            job[last] = 0
+            run(where)
+            return job[last]
+
+        return survey
 
 
 def numpy_survey() -> Survey | None:

@@ -10,16 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from polyopt.backend.host.array_table import ADDRESS, CONTIGUOUS, FIELDS, FLAGS, KIND, RANK, SIZE, WRITABLE
+from polyopt.backend.host.array_table import (
+    ADDRESS,
+    CONTIGUOUS,
+    FIELDS,
+    FLAGS,
+    KIND,
+    RANK,
+    SAME,
+    SIZE,
+    WRITABLE,
+    Watch,
+)
 from polyopt.backend.host.memory import Surveyed
 from polyopt.backend.host.numba_kernel import STORED, Call, Column, Kernel, compile_kernel, rows, supported
-from polyopt.backend.host.numpy_kernel import scalar_values
+from polyopt.backend.host.numpy_kernel import ScalarValues
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
 from polyopt.core.trace import Program
 
 
-@dataclass(frozen=True)
+@dataclass
 class KernelPlan:
     """Hold what is known of a call's arrays: the kernel for them, and the table of each column."""
 
@@ -33,6 +44,12 @@ class KernelPlan:
     exact: bool
     """True if ``given`` is all of ``names`` in their order."""
     apart: NoOverlap
+    watch: Watch | None = None
+    """Holds later calls' arrays against ``facts``; made when there is one."""
+    checked: bool = True
+    """True if ``apart`` holds at the addresses that ``facts`` has."""
+    placed: bool = False
+    """True if ``call`` has those addresses."""
 
 
 class FusedLift:
@@ -45,6 +62,7 @@ class FusedLift:
         self._touched = tuple(dict.fromkeys((*(n for n in program.arrays if n in program.used), *replaced)))
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
         self._constants = dict(program.constants)
+        self._scalars = ScalarValues(program)
         self._direct = frozenset((*program.scalars, *self._constants))
 
     def __call__(
@@ -68,13 +86,18 @@ class FusedLift:
 
         Which it takes over.
         """
-        survey = self.memory.survey()
-        return (
-            survey is not None
-            and survey.again([arrays[name] for name in look.names], look.facts)
-            and self.memory.plain()
-            and look.apart(look.facts)
-        )
+        if look.watch is None:
+            survey = self.memory.survey()
+            if survey is None:
+                return False
+            look.watch = survey.watch(look.facts)
+        found = look.watch([arrays[name] for name in look.names])
+        if found != SAME:
+            look.checked = look.placed = False
+        if not found or not self.memory.plain():
+            return False
+        look.checked = look.checked or look.apart(look.facts)
+        return look.checked
 
     def run(self, look: KernelPlan, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
         """Compute what was looked at."""
@@ -85,17 +108,29 @@ class FusedLift:
             shapes = tuple(tuple(x.shape) for x in arrays["p"])
             out[column.name] = self.memory.empty(shapes, column.storage, arrays.get(column.name))
             addresses = np.vstack([addresses, self._survey(out[column.name])])
-        values: Mapping[str, Any]
-        if self._direct.issuperset(kernel.scalars):
-            values = {**self._constants, **scalars} if self._constants else scalars
-        else:
-            with np.errstate(all="ignore"):
-                values = scalar_values(self.program, scalars, dtype)
-        look.call.run(addresses, values, self.memory.team())
+        look.call.place(addresses)
+        look.call.run(self._values(kernel, scalars, dtype), self.memory.team())
         for name in kernel.in_place:
             out[name] = list(arrays[name])
             self.memory.changed(out[name])
         return out
+
+    def rerun(
+        self, look: KernelPlan, arrays: Mapping[str, list[Array]], scalars: Scalars, dtype: str
+    ) -> None:
+        """Compute, all in place, what ``again`` has let pass."""
+        if not look.placed:
+            look.call.place(look.facts[:, :, ADDRESS] if look.exact else look.facts[look.given, :, ADDRESS])
+            look.placed = True
+        look.call.run(self._values(look.kernel, scalars, dtype), self.memory.team())
+        for name in look.kernel.in_place:
+            self.memory.changed(arrays[name])
+
+    def _values(self, kernel: Kernel, scalars: Scalars, dtype: str) -> Mapping[str, Any]:
+        if self._direct.issuperset(kernel.scalars):
+            return {**self._constants, **scalars} if self._constants else scalars
+        with np.errstate(all="ignore"):
+            return self._scalars(scalars, dtype)
 
     def _survey(self, leaves: list[Array]) -> Any:
         survey = self.memory.survey()

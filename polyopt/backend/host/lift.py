@@ -18,7 +18,7 @@ import numpy as np
 
 from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.host.memory import Memory, Shapes
-from polyopt.backend.host.numpy_kernel import BLOCK, Kernel, scalar_values
+from polyopt.backend.host.numpy_kernel import BLOCK, Kernel, ScalarValues
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
 from polyopt.core.trace import Program
@@ -76,6 +76,7 @@ class HostLift:
         self._touched = tuple(dict.fromkeys((*self._read, *self._replaced)))
         self._layout = lru_cache(maxsize=32)(self._make_layout)
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
+        self._scalars = ScalarValues(program)
         self.fused = FusedLift(program, memory)
 
     def __call__(
@@ -97,7 +98,7 @@ class HostLift:
         layout = self._layout(shapes, kinds, dtype, donate)
         out: dict[str, list[Array]] = {name: [None] * len(shapes) for name in self._written}
         with np.errstate(all="ignore"):
-            values = scalar_values(self.program, scalars, dtype)
+            values = self._scalars(scalars, dtype)
             self._run_packs(layout, arrays, values, dtype, donate, out)
             for i, kernel in layout.alone:
                 leaf = {name: arrays[name][i] for name in self._touched}

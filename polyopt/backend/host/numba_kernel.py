@@ -168,12 +168,15 @@ class Call:
         self._values = np.empty(len(kernel.scalars), kernel.dtype)
         self._calls: dict[tuple[Team, int], Callable[[], None]] = {}
 
-    def run(self, addresses: Any, scalars: Mapping[str, Any], team: Team) -> None:
-        """Compute all leaves. ``addresses``: for each column those of every leaf, int64."""
+    def place(self, addresses: Any) -> None:
+        """Take over where the leaves are. ``addresses``: for each column those of every leaf, int64."""
         if self._cut.whole:
             self._places[...] = addresses.T
         else:
             np.add(addresses[:, self._cut.leaf].T, self._offsets, out=self._places)
+
+    def run(self, scalars: Mapping[str, Any], team: Team) -> None:
+        """Compute all leaves."""
         self._values[:] = [float(scalars[name]) for name in self._kernel.scalars]
         parts = threads.parts(team, self._cut.total)
         call = self._calls.get((team, parts))

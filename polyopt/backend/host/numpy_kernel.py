@@ -53,17 +53,31 @@ def scalar_names(program: Program) -> frozenset[str]:
     return frozenset(known)
 
 
-def scalar_values(program: Program, scalars: Mapping[str, Any], dtype: str) -> dict[str, Value]:
-    """0-d arrays of the scalar inputs, cast to ``dtype``, and of all that depends on them alone."""
-    kind = np.dtype(dtype).type
-    values = {n: np.asarray(kind(scalars[n])) for n in program.scalars}
-    values |= {n: np.asarray(kind(v)) for n, v in program.constants}
-    for instruction in program.body:
-        if all(a in values for a in instruction.args):
-            args = [values[a] for a in instruction.args]
-            op = instruction.op
-            values[instruction.name] = np.asarray(np.where(*args) if op == "where" else _function(op)(*args))
-    return values
+class ScalarValues:
+    """Host scalars of the scalar inputs of ``program`` and of all that depends on them alone."""
+
+    def __init__(self, program: Program) -> None:
+        known = scalar_names(program)
+        self._given, self._constants = program.scalars, program.constants
+        # Found once: a program has some thirty instructions, of which few are of scalars.
+        self._steps = [
+            (i.name, _select if i.op == "where" else _function(i.op), i.args)
+            for i in program.body
+            if i.name in known
+        ]
+
+    def __call__(self, scalars: Mapping[str, Any], dtype: str) -> dict[str, Value]:
+        """Return them by name, computed in ``dtype``."""
+        kind = np.dtype(dtype).type
+        values = {n: kind(scalars[n]) for n in self._given}
+        values |= {n: kind(v) for n, v in self._constants}
+        for name, function, args in self._steps:
+            values[name] = function(*[values[a] for a in args])
+        return values
+
+
+def _select(condition: Value, x1: Value, x2: Value) -> Value:
+    return x1 if condition else x2
 
 
 def _dtypes(program: Program, dtype: str) -> dict[str, np.dtype[Any]]:

@@ -211,22 +211,58 @@ def sum_squares(memory: Memory, arrays: Sequence[Array], scale: Any) -> Any | No
     layout = _layout(np.ascontiguousarray(facts[:, SIZE]).tobytes())
     if layout.results == 0:
         return dtype.type(0)
-    return _run(layout, facts[:, ADDRESS], dtype, float(scale), memory.team())
+    return SumSquares(layout, dtype)(facts[:, ADDRESS], float(scale), memory.team())
 
 
-def _run(layout: Layout, addresses: Any, dtype: np.dtype[Any], scale: float, team: Team) -> Any:
-    table, pieces = layout.table.copy(), layout.pieces.copy()
-    alone = layout.leaf >= 0
-    table[alone, 0] = addresses[layout.leaf[alone]]
-    pieces[:, 0] = addresses[layout.member]
-    fold, finish = _functions(dtype.name)
-    out, factor = np.empty(layout.results, dtype), np.full(1, scale, dtype)
-    total = int(layout.weights[-1])
-    parts = threads.parts(team, total)
-    ends = np.searchsorted(layout.weights, np.arange(1, parts) * (total / parts))
-    bounds = np.array([0, *ends, len(table)], np.int64)
-    arrays = (table, pieces, factor, out, bounds)
-    places = [x.ctypes.data for x in arrays]
-    words = (*places[:2], len(pieces), *places[2:4], len(out), places[4], parts)
-    threads.call(team, fold, words, parts)()
-    return dtype.type(finish(out, np.empty_like(out)))
+class SumSquares:
+    """The sum of the squares of arrays that are cut as ``layout`` says; for one thread at a time."""
+
+    def __init__(self, layout: Layout, dtype: np.dtype[Any]) -> None:
+        self._layout, self._dtype = layout, dtype
+        self._fold, self._finish = _functions(dtype.name)
+        self._table, self._pieces = layout.table.copy(), layout.pieces.copy()
+        self._alone = layout.leaf >= 0
+        self._of_alone = layout.leaf[self._alone]
+        self._out, self._spare = np.empty((2, layout.results), dtype)
+        self._scale = np.empty(1, dtype)
+        self._calls: dict[tuple[Team, int], Callable[[], None]] = {}
+
+    def __call__(self, addresses: Any, scale: float, team: Team) -> Any:
+        """Return the sum for arrays at these ``addresses`` times ``scale``, as a scalar of their dtype."""
+        self.place(addresses)
+        return self.run(scale, team)
+
+    def place(self, addresses: Any) -> None:
+        """Take over where the arrays are."""
+        self._table[self._alone, 0] = addresses[self._of_alone]
+        self._pieces[:, 0] = addresses[self._layout.member]
+
+    def run(self, scale: float, team: Team) -> Any:
+        """Return the sum for arrays that lie where they did."""
+        self._scale[0] = scale
+        total = int(self._layout.weights[-1])
+        parts = threads.parts(team, total)
+        call = self._calls.get((team, parts))
+        if call is None:
+            call = self._calls[team, parts] = self._call(team, parts, total)
+        call()
+        return self._dtype.type(self._finish(self._out, self._spare))
+
+    def _call(self, team: Team, parts: int, total: int) -> Callable[[], None]:
+        ends = np.searchsorted(self._layout.weights, np.arange(1, parts) * (total / parts))
+        bounds = np.array([0, *ends, len(self._table)], np.int64)
+        arrays = (self._table, self._pieces, self._scale, self._out, bounds)
+        places = [x.ctypes.data for x in arrays]
+        words = (*places[:2], len(self._pieces), *places[2:4], len(self._out), places[4], parts)
+        call = threads.call(team, self._fold, words, parts)
+
+        def run(kept: Any = bounds) -> None:
+            call()
+
+        return run
+
+
+def of_sizes(sizes: Any, dtype: np.dtype[Any]) -> SumSquares | None:
+    """Return what sums over arrays of ``sizes``, int64; ``None`` where they have no elements."""
+    layout = _layout(sizes.tobytes())
+    return SumSquares(layout, dtype) if layout.results else None

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from polyopt import SGD, Adam, ClipByGlobalNorm, Exponential, NAdam, Optimizer, chain, partition
+from polyopt import SGD, Adam, ClipByGlobalNorm, Cosine, Exponential, NAdam, Optimizer, chain, partition
 from polyopt.backend import registry
 from polyopt.core.errors import InputError, NonFiniteError
+from polyopt.core.reductions import root_sum_squares
+from polyopt.core.rule import Global, hyper
+from polyopt.engine import optimizer
 from polyopt.engine.repeat_step import CachedStep
 from polyopt.testing import assert_same_bits
 
@@ -22,6 +26,13 @@ HOSTS = [registry.by_name("numpy"), registry.by_name("torch")]
 RULES: dict[str, Callable[[], Any]] = {
     "adam": lambda: Adam(lr=Exponential(0.1, 0.5, steps=2)),
     "clipped": lambda: chain(ClipByGlobalNorm(0.5), Adam(lr=0.1)),
+    "clipped and scheduled": lambda: chain(
+        ClipByGlobalNorm(Cosine(0.5, 10, end=0.1)), Adam(lr=Cosine(0.1, 10), b1=0.5, convention="keras")
+    ),
+    "clipped, two groups": lambda: chain(
+        ClipByGlobalNorm(0.5, convention="torch"),
+        partition({"b": SGD(lr=Cosine(0.1, 9), momentum=0.9), ".*": NAdam(lr=0.1)}),
+    ),
     "scalar slots": lambda: NAdam(lr=0.1),
     "two groups": lambda: partition({"b": SGD(lr=0.1, momentum=0.9), ".*": NAdam(lr=0.1)}),
     "frozen": lambda: partition({"b": None, ".*": Adam(lr=0.1)}),
@@ -77,7 +88,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Taken:
 def test_the_short_way_has_the_bits_of_the_long_one(
     backend: Any, rule: str, container: str, short: Taken
 ) -> None:
-    if container == "list" and rule in ("two groups", "frozen"):
+    if container == "list" and rule in ("two groups", "clipped, two groups", "frozen"):
         container = "flat"
     wrap = CONTAINERS[container]
     results = []
@@ -192,6 +203,81 @@ def test_bad_gradients_change_nothing(backend: Any, nonfinite: Any) -> None:
         assert after["step"] == state["step"] == 3
     for n, x in before.items():
         assert_same_bits(params[n], x, what=n)
+
+
+SCALES = {
+    "ordinary": 1.0,
+    "zero": 0.0,
+    "vanishing": 1e-30,
+    "overflowing": 1e30,
+    "barely": 1e-38,
+    "inf": np.inf,
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("policy", ["propagate", "skip"])
+@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+def test_a_norm_of_any_size_has_the_bits_of_the_long_way(backend: Any, policy: Any, scale: str) -> None:
+    """The host finds the norm by itself where it is ordinary; one step is like the others but for it."""
+
+    def make(i: int) -> dict[str, Any]:
+        with np.errstate(all="ignore"):
+            factor = np.float32(SCALES[scale] if i == 4 else 1.0)
+            return {
+                n: backend.from_numpy(backend.to_numpy(x) * factor) for n, x in arrays(backend, i).items()
+            }
+
+    results = []
+    for donate in (False, True):
+        opt = Optimizer(chain(ClipByGlobalNorm(0.5), SGD(lr=0.1, momentum=0.9)), nonfinite=policy)
+        results.append(runs(opt, make, arrays(backend, 0), donate))
+    (p, s), (q, t) = results
+    assert s["step"] == t["step"]
+    for name, x in p.items():
+        assert_same_bits(q[name], x, what=name)
+        slot = "momentum_buffer"
+        assert_same_bits(t["slots"][slot][name], s["slots"][slot][name], what=f"{slot} of {name}")
+
+
+@pytest.mark.parametrize("policy", ["propagate", "skip", "raise"])
+@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+def test_nothing_is_measured_by_the_framework_again(
+    backend: Any, policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a clipped step costs on a small model is its norm, if a framework's scalars compute it."""
+    rule = chain(ClipByGlobalNorm(0.5), Adam(lr=Cosine(0.1, 10)))
+    opt = Optimizer(rule, nonfinite=policy)
+    params, state = runs(opt, lambda i: arrays(backend, i), arrays(backend, 0), True, steps=2)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the repeated step made an Execution")
+
+    monkeypatch.setattr(optimizer, "Execution", refuse)
+    _, state = opt.step(params, arrays(backend, 5), state, donate=True)
+    assert state["step"] == 3
+
+
+def test_a_measurement_out_of_inexact_operations_is_left_to_the_framework(short: Taken) -> None:
+    @dataclass(frozen=True)
+    class Softened(Global):
+        NORM_ALONE = True
+        lr: float = hyper(0.1)
+
+        def measure(self, xp: Any, leaves: Any, c: Any) -> dict[str, Any]:
+            root, scale = root_sum_squares(xp, leaves)
+            return {"size": xp.exp(xp.negative(xp.divide(root, scale)))}
+
+        def leaf(self, xp: Any, g: Any, p: Any, slots: Any, c: Any) -> Any:
+            return -c.lr * c.size * g, {}
+
+    results = []
+    for donate in (False, True):
+        opt = Optimizer(Softened())
+        results.append(runs(opt, lambda i: arrays(HOSTS[0], i), arrays(HOSTS[0], 0), donate))
+    assert short.count == 4
+    for name, x in results[0][0].items():
+        assert_same_bits(results[1][0][name], x, what=name)
 
 
 def test_it_holds_no_array() -> None:

@@ -74,6 +74,7 @@ def test_arrays_are_the_same_for_the_same_seed() -> None:
         ("nadam", 28),
         ("radam", 28),
         ("clip-adamw", 32),
+        ("clip-adam-cosine", 32),
         ("amsgrad", 36),
         ("rmsprop-centered", 36),
     ],
@@ -213,6 +214,8 @@ def test_what_must_be_reached() -> None:
     assert cases.case("update/small/adam/tensorflow").bound == 0.05
     assert cases.case("update/small/radam/tensorflow").bound is None
     assert cases.case("update/resnet50/radam/tensorflow").floor_bound == 1.3
+    assert cases.case("update/convnet/clip-adam-cosine/torch").bound == 1.0
+    assert cases.case("update/convnet/clip-adam-cosine/numpy").bound is None
     assert cases.case("train/mlp-large/adam/torch").bound == 1.0
     assert cases.case("train/gpt2/adam/torch").bound == 0.9
 

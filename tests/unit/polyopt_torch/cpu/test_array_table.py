@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 import polyopt as po
-from polyopt.backend.host.array_table import ADDRESS, FLAGS, KIND, SHAPE, SIZE
+from polyopt.backend.host.array_table import ADDRESS, FLAGS, KIND, SAME, SHAPE, SIZE
 from polyopt.testing import assert_same_bits
 
 torch = pytest.importorskip("torch")
@@ -56,8 +56,9 @@ def test_both_readers_find_the_same() -> None:
         assert row[SHAPE] == k
         assert row[FLAGS] & 1 == many[k].is_contiguous()
     assert len(set(facts[0, :, KIND])) == 1
-    assert direct.again([many, many[::-1]], facts)
-    assert not direct.again([many[::-1], many], facts)
+    watch = direct.watch(facts)
+    assert watch([many, many[::-1]]) == SAME
+    assert watch([many[::-1], many]) == 0
 
 
 @pytest.mark.parametrize("known", [True, False])
