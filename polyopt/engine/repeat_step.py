@@ -15,6 +15,7 @@ from operator import itemgetter
 from typing import Any
 
 from polyopt.backend.host.fused import FusedLift, KernelPlan
+from polyopt.backend.host.numba_kernel import available
 from polyopt.backend.protocol import Backend
 from polyopt.core.ops import Array
 from polyopt.core.tree import Flat, Tree, flatten
@@ -160,6 +161,8 @@ def record(
 
     ``None`` where it can't be repeated so.
     """
+    if not available():  # no kernel, so nothing of this would be used
+        return None
     slots = {name: list(values) for name, values in state["slots"].items()}
     if state["missed"] or type(state["step"]) is not int or any(x is None for x in flat.leaves):
         return None
