@@ -111,6 +111,26 @@ def test_values_lie_in_the_space_and_the_best_is_written(tmp_path: Path) -> None
     assert study.ranked()[0] == study.best
 
 
+@pytest.mark.parametrize(
+    ("key", "axis", "grid"),
+    [
+        ("train.epochs", {"low": 1, "high": 4, "step": 2}, {1, 3, 4}),
+        ("optimizer.momentum", {"low": 0.1, "high": 0.9, "step": 0.3}, {0.1, 0.4, 0.7, 0.9}),
+        ("optimizer.momentum", {"low": 0.0, "high": 0.9, "step": 0.3}, {0.0, 0.3, 0.6, 0.9}),
+    ],
+)
+def test_both_ends_of_a_range_are_tried_whatever_the_step(
+    key: str, axis: dict[str, Any], grid: set[float], tmp_path: Path
+) -> None:
+    """The documented values, all of them, and no warning of Optuna's; also when it is gone on with."""
+    found = recipe({key: axis}, prune=False)
+    tune(found, backend="numpy", out=tmp_path, trials=6)
+    study = tune(found, backend="numpy", out=tmp_path, trials=24, resume=True)
+    assert {trial.values[key] for trial in study.trials} == grid
+    whole = tune(found, backend="numpy", trials=24)
+    assert without_times(study) == without_times(whole)
+
+
 def test_a_loss_is_made_small() -> None:
     study = tune(recipe(task="regression"), backend="numpy", trials=4)
     assert study.metric == "loss"
