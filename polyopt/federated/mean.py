@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,12 @@ def fedavg(server: Tree, clients: Sequence[Client]) -> Tree:
     round_ = gather(server, clients, "fedavg")
     n = weights(round_.clients, "fedavg")
     total = math.fsum(n)
+    shares = [x / total for x in n]
     means = {}
     for i, column in round_.columns():
         with np.errstate(over="ignore", invalid="ignore"):
             mean = _sum(n, column) / total
-        means[i] = without_overflow(mean, lambda i=i: _sum([x / total for x in n], round_.column(i)))
+        means[i] = without_overflow(mean, partial(_sum, shares, round_.column(i)))
     return round_.finished(means, "fedavg")
 
 

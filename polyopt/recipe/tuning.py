@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeAlias
@@ -258,7 +258,7 @@ class Tune(Section):
     """Keys of the recipe, dotted and in quotes, and where their values may lie."""
 
 
-def check_space(tune: Tune, build: Callable[[Mapping[str, Any]], Any]) -> None:
+def check_space(tune: Tune, build: Callable[[Mapping[str, Any]], Any]) -> Iterator[Problem]:
     """See that ``build({key: value})``, a recipe, takes the ends of each range and every choice.
 
     Where one needs another (Nesterov's momentum a momentum), it must do so with the first or the last values
@@ -275,7 +275,8 @@ def check_space(tune: Tune, build: Callable[[Mapping[str, Any]], Any]) -> None:
                 except InputError as e:
                     problem = problem or e
             else:
-                raise Problem(("tune", "space", key), f": {problem}") from None
+                yield Problem(("tune", "space", key), f": {problem}")
+                break
 
 
 def assigned(table: Any, key: str, value: Any) -> Any:

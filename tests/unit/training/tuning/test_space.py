@@ -99,7 +99,7 @@ def test_what_is_wrong_with_a_space_is_said_in_one_line(case: str) -> None:
     key, axis, message = AXES[case]
     with pytest.raises(InputError, match=message) as caught:
         recipe({key: axis})
-    assert str(caught.value).startswith(f"tune.space.{key}")
+    assert f"tune.space.{key}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
