@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from polyopt.backend.evaluate import cast, evaluate_leaves
+from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
@@ -47,8 +48,12 @@ class TensorFlowLift:
     def __init__(self, backend: TensorFlowBackend, program: Program) -> None:
         self._backend, self._program = backend, program
         self.fused = FusedLift(program, TensorFlowMemory())
-        self.repeatable = (self.fused,)
         self._compiled_for = lru_cache(maxsize=4)(self._compile)
+
+    @property
+    def repeatable(self) -> tuple[FusedLift, ...]:
+        """Return the compiled kernel, where there is one."""
+        return (self.fused,) if numba_kernel.available() else ()
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False

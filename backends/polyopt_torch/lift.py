@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from polyopt.backend.evaluate import evaluate_leaves
+from polyopt.backend.host import numba_kernel
+from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.host.lift import HostLift
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
@@ -33,8 +35,12 @@ class TorchLift:
         self._backend, self._program = backend, program
         self._host = HostLift(program, TorchMemory())
         self.fused = self._host.fused
-        self.repeatable = (self.fused,)
         self._device = DeviceLift(program, self)
+
+    @property
+    def repeatable(self) -> tuple[FusedLift, ...]:
+        """Return the compiled kernel, where there is one."""
+        return (self.fused,) if numba_kernel.available() else ()
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False

@@ -25,12 +25,13 @@ PICTURE = "curve.png"
 def train(request: RunRequest, as_json: bool) -> int:
     """Train, draw the curve and show what came out, phase by phase; 1 where the loss ends in NaN or inf."""
     from polyopt import training
+    from polyopt.training.loop import Terminated, terminable
 
     files = (training.CHECKPOINT, training.HISTORY, training.RECIPE, training.MODEL, PICTURE)
-    recipe, backend, out = request.start(files)
+    recipe, backend, out, goes_on = request.start(files, training.run_folder.stillborn)
     made = 0
     try:
-        with progress(f"{recipe.name} on {backend}, into {out}") as show:
+        with terminable(), progress(f"{recipe.name} on {backend}, into {out}") as show:
 
             def on_event(event: Event) -> None:
                 nonlocal made
@@ -42,13 +43,11 @@ def train(request: RunRequest, as_json: bool) -> int:
                 backend=backend,
                 device=request.device,
                 out=out,
-                resume=request.resume,
+                resume=goes_on,
                 on_event=on_event,
             )
     except KeyboardInterrupt as e:
         output.complain(_interrupted(out / training.CHECKPOINT))
-        from polyopt.training.loop import Terminated
-
         return 143 if isinstance(e, Terminated) else 130
     remark = folder.draw(_curve, out / PICTURE, recipe, result)
     if remark:

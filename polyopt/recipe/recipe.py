@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -18,14 +18,11 @@ from polyopt.models.networks import MLP
 from polyopt.recipe import text
 from polyopt.recipe.component import Component
 from polyopt.recipe.datasets import TASKS
-from polyopt.recipe.distillation import Angle, Attention, Distance, Distil, Hint
 from polyopt.recipe.federated import Federated
-from polyopt.recipe.finetuning import Finetune, L2sp, Lora, Unfreeze
+from polyopt.recipe.mistakes import explained
 from polyopt.recipe.models import MODELS, AnyModel, fitting
-from polyopt.recipe.phases import ClipWeights, DataChanges, Phase, check_names
-from polyopt.recipe.problems import Problem, one_line
-from polyopt.recipe.pruning import Prune
-from polyopt.recipe.quantization import Activations, Quantize
+from polyopt.recipe.phases import Phase, check_names
+from polyopt.recipe.problems import Problem, Problems
 from polyopt.recipe.sections import (
     MAX_INTEGER,
     AverageTable,
@@ -39,7 +36,7 @@ from polyopt.recipe.sections import (
     Seed,
     _tuple,
 )
-from polyopt.recipe.train import BatchSizes, Noise, Train
+from polyopt.recipe.train import BatchSizes, Train
 from polyopt.recipe.tuning import Tune, assigned, check_space
 
 if TYPE_CHECKING:
@@ -53,7 +50,7 @@ class Recipe(Section):
     """Hold everything that decides the numbers of a run; immutable, the same as TOML, JSON, dict and object.
 
     Read one with ``load``, ``parse`` or ``from_dict``: they raise
-    ``InputError`` with one line that names the key, what was found and the remedy.
+    ``InputError`` with one line that names, for each mistake, the key, what was found and the remedy.
 
     Parameters
     ----------
@@ -114,12 +111,21 @@ class Recipe(Section):
             return table
         data, loss = table.get("data"), table.get("loss", {})
         name = data.get("name") if isinstance(data, Mapping) else None
-        if isinstance(name, str) and name in TASKS and isinstance(loss, Mapping):
-            return {**table, "loss": {"name": default_loss(TASKS[name]), **loss}}
+        if isinstance(loss, Mapping):
+            # Where the data are not known, something is said of them, and nothing of the loss.
+            task = TASKS[name] if isinstance(name, str) and name in TASKS else "classification"
+            return {**table, "loss": {"name": default_loss(task), **loss}}
         return table
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
+        # What doesn't fit here makes the checks that build other recipes of this one fail too.
+        for checks in ((self._model_and_loss,), (self._sizes, self._phases), (self._search,)):
+            if problems := [problem for check in checks for problem in check()]:
+                raise Problems(problems)
+        return self
+
+    def _model_and_loss(self) -> Iterator[Problem]:
         task = self.task
         able = fitting(self.data.name, task)
         if self.model.name not in able:
@@ -129,48 +135,53 @@ class Recipe(Section):
                 if does
                 else f"does no {task}, which {self.data.name!r} is for"
             )
-            raise Problem(
+            yield Problem(
                 ("model", "name"),
                 f" = {self.model.name!r} {why}; expected one of {', '.join(map(repr, able))}",
             )
         if self.loss.name != default_loss(task):
-            raise Problem(
+            yield Problem(
                 ("loss", "name"),
                 f" = {self.loss.name!r} is not for {task}; expected {default_loss(task)!r}, or leave it out",
             )
-        if self.tune is not None:
-            if self.tune.metric == "accuracy" and task == "regression":
-                raise Problem(("tune", "metric"), " = 'accuracy': a regression has none; expected 'loss'")
-            check_space(self.tune, self.tuned)
+
+    def _search(self) -> Iterator[Problem]:
+        if self.tune is None:
+            return
+        if self.tune.metric == "accuracy" and self.task == "regression":
+            yield Problem(("tune", "metric"), " = 'accuracy': a regression has none; expected 'loss'")
+        yield from check_space(self.tune, self.tuned)
+
+    def _sizes(self) -> Iterator[Problem]:
         if isinstance(self.train.batch_size, BatchSizes):
             try:
                 self.build_optimizer()
             except InputError as e:
-                raise Problem(("train", "batch_size", "scaling"), f": {e}") from None
-        check_names(self.phase)
-        for i in range(len(self.phase)):
+                yield Problem(("train", "batch_size", "scaling"), f": {e}")
+
+    def _phases(self) -> Iterator[Problem]:
+        yield from check_names(self.phase)
+        for i, phase in enumerate(self.phase):
             try:
                 found = self.of_phase(i + 1)
             except InputError as e:
-                raise Problem(("phase", i), f": {e}") from None
-            if self.phase[i].distil is not None and found.task != "classification":
-                raise Problem(("phase", i, "distil"), f": {found.data.name!r} has no classes to distil")
-            self._federates(i, found)
-        return self
+                yield Problem(("phase", i), f": {e}")
+                continue
+            if phase.distil is not None and found.task != "classification":
+                yield Problem(("phase", i, "distil"), f": {found.data.name!r} has no classes to distil")
+            if phase.federated is not None:
+                yield from self._federated(i, phase.federated, found)
 
-    def _federates(self, i: int, found: Recipe) -> None:
+    def _federated(self, i: int, federated: Federated, found: Recipe) -> Iterator[Problem]:
         """``found`` is the phase as a recipe of its own."""
-        federated = self.phase[i].federated
-        if federated is None:
-            return
         if self.ema is not None:
-            raise Problem(
+            yield Problem(
                 ("phase", i, "federated"),
                 ": [ema] averages the weights of one run, and there is one for each client and round; leave "
                 "one of the two out",
             )
         if federated.split != "iid" and found.task != "classification":
-            raise Problem(
+            yield Problem(
                 ("phase", i, "federated", "split"),
                 f" = {federated.split!r}: {found.data.name!r} has no classes; expected 'iid'",
             )
@@ -248,7 +259,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(table)
         except ValidationError as e:
-            raise one_line(e, _fields_of) from None
+            raise explained(e, cls, table) from None
 
     # Writing
 
@@ -538,41 +549,3 @@ def _spare(phase: dict[str, Any]) -> None:
     unfreeze = phase.get("finetune", {}).get("unfreeze", {})
     if not unfreeze.get("layers", True):
         del unfreeze["layers"]
-
-
-_TABLES: dict[tuple[str, ...], type[Section]] = {
-    (): Recipe,
-    ("data",): Data,
-    ("model",): Model,
-    ("loss",): Loss,
-    ("partition",): Part,
-    ("train",): Train,
-    ("train", "batch_size"): BatchSizes,
-    ("train", "batch_size", "noise"): Noise,
-    ("tune",): Tune,
-    ("phase",): Phase,
-    ("phase", "data"): DataChanges,
-    ("phase", "train"): Train,
-    ("phase", "train", "batch_size"): BatchSizes,
-    ("phase", "train", "batch_size", "noise"): Noise,
-    ("phase", "finetune"): Finetune,
-    ("phase", "finetune", "unfreeze"): Unfreeze,
-    ("phase", "finetune", "lora"): Lora,
-    ("phase", "finetune", "l2sp"): L2sp,
-    ("phase", "clip_weights"): ClipWeights,
-    ("phase", "prune"): Prune,
-    ("phase", "quantize"): Quantize,
-    ("phase", "quantize", "activations"): Activations,
-    ("phase", "distil"): Distil,
-    ("phase", "distil", "model"): Model,
-    ("phase", "distil", "hint"): Hint,
-    ("phase", "distil", "attention"): Attention,
-    ("phase", "distil", "distance"): Distance,
-    ("phase", "distil", "angle"): Angle,
-    ("phase", "federated"): Federated,
-}
-
-
-def _fields_of(key: Sequence[str | int]) -> list[str]:
-    names = tuple(part for part in key if isinstance(part, str))
-    return list(_TABLES[names].model_fields) if names in _TABLES else []

@@ -123,6 +123,20 @@ class Folder:
         return History(loss, tests, size)
 
 
+def stillborn(folder: Path) -> bool:
+    """Return True if a run began in ``folder`` and ended before it had saved anything.
+
+    A recipe there that no run wrote is the user's own: it is not to be replaced unasked.
+    """
+    if any((folder / name).exists() for name in (CHECKPOINT, MODEL, PHASES)):
+        return False
+    try:
+        text = read_bounded(folder / RECIPE, MAX_HISTORY, "recipe").decode()
+        return Recipe.parse(text).to_toml() == text
+    except (InputError, UnicodeDecodeError):
+        return False
+
+
 def forget_phases(path: Path) -> None:
     """Take away what an earlier run's phases would be resumed from."""
     for old in path.glob(f"{PHASES}/*/{CHECKPOINT}"):
