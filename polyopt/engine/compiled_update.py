@@ -19,6 +19,7 @@ from polyopt.core.ops import Array
 from polyopt.core.rule import Global, Leafwise
 from polyopt.core.trace import Program
 from polyopt.core.tree import Flat
+from polyopt.engine.contract import measured, unknown_coefficient
 from polyopt.engine.execution import Execution, Group
 from polyopt.engine.hyperparameters import Resolve
 from polyopt.engine.leafwise import leafwise
@@ -192,7 +193,7 @@ class _Trace:
         rule = action.part.rule
         assert isinstance(rule, Global)
         leaves = [cast(self.backend, self.updates[path], action.dtype) for path in paths]
-        found = rule.measure(self.backend.ops, leaves, SimpleNamespace(**values))
+        found = measured(rule, self.backend.ops, leaves, SimpleNamespace(**values))
         self.measured[action.part.key] = found
 
     def run(self, action: Run, paths: list[str], values: dict[str, Array], dtype: str) -> None:
@@ -213,15 +214,23 @@ class _Trace:
                 arrays = {"g": out.pop("update"), "p": arrays["p"]}
                 out |= self._elementwise(action.code, arrays, values, dtype)
         else:
-            out = self._elementwise(action.code, arrays, values, dtype)
+            out = self._elementwise(action.code, arrays, values, dtype, action.segment.parts)
         target = self.params if action.output == "p" else self.updates
         target.update(zip(paths, out.pop(action.output), strict=True))
         for name, leaves in out.items():
             self.slots[name].update(zip(paths, leaves, strict=True))
 
     def _elementwise(
-        self, code: Program, arrays: dict[str, Any], values: dict[str, Array], dtype: str
+        self,
+        code: Program,
+        arrays: dict[str, Any],
+        values: dict[str, Array],
+        dtype: str,
+        parts: tuple[Part, ...] = (),
     ) -> dict[str, list[Array]]:
+        for name in code.scalars:
+            if name not in values:
+                unknown_coefficient([(part.key, part.rule) for part in parts], name, values)
         return evaluate_leaves(self.backend, self.backend.ops, code, arrays, values, dtype)
 
     def _leafwise(

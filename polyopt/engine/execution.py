@@ -11,11 +11,12 @@ from typing import Any
 import polyopt.core.scalars as host
 from polyopt.backend.evaluate import cast
 from polyopt.backend.protocol import Backend
-from polyopt.core.errors import InputError
+from polyopt.core.errors import InputError, PolyoptError
 from polyopt.core.ops import FLOATING, Array
 from polyopt.core.rule import Global, Leafwise
 from polyopt.core.tree import Flat
 from polyopt.engine.checks import check_coefficients, check_hyperparameters, make_infinite
+from polyopt.engine.contract import explain_coefficients, measured, unknown_coefficient
 from polyopt.engine.gradient_pass import GradientPass, KnownNorm
 from polyopt.engine.hyperparameters import Resolve
 from polyopt.engine.leafwise import leafwise
@@ -157,7 +158,10 @@ class Execution:
         else:
             code = program(segment.parts, output)
         lift = lifted(self.backend, code, self.compiled)
-        wanted = {name: scalars[name] for name in code.scalars}
+        try:
+            wanted = {name: scalars[name] for name in code.scalars}
+        except KeyError as e:
+            unknown_coefficient([(x.key, x.rule) for x in segment.parts], str(e.args[0]), scalars)
         outputs = lift(arrays, wanted, group.dtype, donate=donate)
         group.updates = outputs.pop(output)
         group.results |= outputs
@@ -214,12 +218,18 @@ class Execution:
         t = step + 1 - missed
         own = {slot.name: name for name, slot in part.names if slot.shape == "scalar"}
         vars(h).update({slot: group.scalar_slots[name] for slot, name in own.items()})
-        values = part.rule.coefficients(xp, t, h)
-        if xp is host:
-            check_coefficients(
-                part.rule, vars(h), values, group.dtype, step, self.flat.paths[group.indices[0]]
-            )
-        group.results |= {name: [values[slot]] * len(group.indices) for slot, name in own.items()}
+        values: Any = None
+        try:
+            values = part.rule.coefficients(xp, t, h)
+            if xp is host:
+                check_coefficients(
+                    part.rule, vars(h), values, group.dtype, step, self.flat.paths[group.indices[0]]
+                )
+            group.results |= {name: [values[slot]] * len(group.indices) for slot, name in own.items()}
+        except PolyoptError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            explain_coefficients(part.rule, values, own, e)
         return {f"{part.key}{n}": v for n, v in values.items()}
 
     def hyperparameters(self, part: Part, dtype: str) -> tuple[Any, Any, SimpleNamespace]:
@@ -313,7 +323,7 @@ def _measurement(backend: Backend, part: Part, dtype: str, compiled: bool) -> Ca
         xp: Any, leaves: Sequence[Array], c: dict[str, Array], known: tuple[Array, Array] | None
     ) -> dict[str, Array]:
         xp = xp if known is None else KnownNorm(xp, known)
-        return rule.measure(xp, [cast(backend, x, dtype) for x in leaves], SimpleNamespace(**c))
+        return measured(rule, xp, [cast(backend, x, dtype) for x in leaves], SimpleNamespace(**c))
 
     if not compiled:
         return lambda leaves, c, known: measure(backend.ops, leaves, c, known)
