@@ -94,8 +94,7 @@ class NumpyMemory:
         for x, shape, kind in zip(leaves, shapes, kinds, strict=True):
             if type(x) is not np.ndarray or x.shape != shape or x.dtype is not kind:
                 return False
-            flags = x.flags
-            if not flags.c_contiguous or (written and not flags.writeable):
+            if not (x.flags.carray if written else x.flags.c_contiguous):
                 return False
         return True
 
