@@ -8,7 +8,7 @@ its paces.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from polyopt.core.ops import Array, Device, DType, Ops
 from polyopt.core.trace import Program
@@ -19,6 +19,9 @@ API_VERSION: Final = 1
 LossFunction: TypeAlias = Callable[..., Array]
 """``loss(xp, params, *args) -> 0-d array``, written against ``xp``."""
 
+Arrays: TypeAlias = Mapping[str, Sequence[Array]]
+Scalars: TypeAlias = Mapping[str, Any]
+
 Lifted: TypeAlias = Callable[..., dict[str, list[Array]]]
 """``lifted(arrays, scalars, dtype, donate=False) -> outputs``: a ``Program`` over leaves.
 
@@ -28,6 +31,26 @@ Lifted: TypeAlias = Callable[..., dict[str, list[Array]]]
 - outputs: ``{output name: one array per leaf}``; an output named like an input has that input's dtype (and,
   with ``donate=True``, may or does replace its memory), any other has ``dtype``.
 """
+
+
+@runtime_checkable
+class Repeatable(Protocol):
+    """Run a lifted program again over leaves like those before, without finding out anew what they are.
+
+    A ``Lifted`` may have one as its attribute ``fused``: repeated steps then go through it.
+    """
+
+    def look(self, arrays: Arrays, dtype: str, donate: bool) -> Any:
+        """Return what is to be known of these leaves; ``None`` where it can't run them."""
+
+    def again(self, look: Any, arrays: Mapping[str, list[Array]]) -> bool:
+        """Return True if these leaves are like those of ``look``."""
+
+    def rerun(
+        self, look: Any, arrays: Mapping[str, list[Array]], scalars: Scalars, dtype: str
+    ) -> dict[str, list[Array]] | None:
+        """Run over what ``again`` has let pass: all in place, or it gives the new arrays by their names."""
+
 
 Update: TypeAlias = Callable[..., Any]
 """``update(xp, arrays, gradients, vectors) -> outputs``: the part of a whole step that follows the gradients.
@@ -152,7 +175,3 @@ def check_api(backend: Backend) -> None:
             f"backend {backend.name!r} has api_version {backend.api_version}; "
             f"this polyopt needs {API_VERSION}"
         )
-
-
-Arrays: TypeAlias = Mapping[str, Sequence[Array]]
-Scalars: TypeAlias = Mapping[str, Any]
