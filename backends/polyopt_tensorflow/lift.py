@@ -24,9 +24,6 @@ from polyopt_tensorflow.packing import Packing
 if TYPE_CHECKING:
     from polyopt_tensorflow.backend import TensorFlowBackend
 
-FRESH = 256
-"""Leaves up to which new tensors are made for the kernel one by one, at some microseconds each."""
-
 _BITS = {"float32": tf.int32, "float64": tf.int64}
 
 
@@ -62,7 +59,7 @@ class TensorFlowLift:
         if not tf.executing_eagerly():
             return _op_by_op(self._backend, self._program, arrays, scalars, dtype, donate)
         look = self.fused.look(arrays, dtype, donate)
-        if look is None and donate and len(arrays["p"]) <= FRESH:
+        if look is None and donate:
             # What shares its memory is not written into; from the next step on it is the kernel's own.
             look = self.fused.look(arrays, dtype, False)
         if look is not None:

@@ -19,6 +19,9 @@ API_VERSION: Final = 1
 LossFunction: TypeAlias = Callable[..., Array]
 """``loss(xp, params, *args) -> 0-d array``, written against ``xp``."""
 
+Arrays: TypeAlias = Mapping[str, Sequence[Array]]
+Scalars: TypeAlias = Mapping[str, Any]
+
 Lifted: TypeAlias = Callable[..., dict[str, list[Array]]]
 """``lifted(arrays, scalars, dtype, donate=False) -> outputs``: a ``Program`` over leaves.
 
@@ -28,21 +31,6 @@ Lifted: TypeAlias = Callable[..., dict[str, list[Array]]]
 - outputs: ``{output name: one array per leaf}``; an output named like an input has that input's dtype (and,
   with ``donate=True``, may or does replace its memory), any other has ``dtype``.
 """
-
-Update: TypeAlias = Callable[..., Any]
-"""``update(xp, arrays, gradients, vectors) -> outputs``: the part of a whole step that follows the gradients.
-
-- ``arrays``: nested dicts of arrays; ``arrays["params"]`` are what the loss is differentiated by.
-- ``vectors``: ``{dtype: 1-d array}`` of scalars; the last element of each is 0, unknown to the compiler.
-- outputs: nested dicts; ``outputs["arrays"]`` is like ``arrays``.
-"""
-
-WholeStep: TypeAlias = Callable[..., tuple[Array, Any]]
-"""``step(arrays, vectors, args) -> (loss, outputs)``; gives up ``arrays``. ``vectors`` are host arrays."""
-
-
-Arrays: TypeAlias = Mapping[str, Sequence[Array]]
-Scalars: TypeAlias = Mapping[str, Any]
 
 
 class Repeatable(Protocol):
@@ -60,8 +48,25 @@ class Repeatable(Protocol):
     def again(self, look: Any, arrays: Mapping[str, list[Array]]) -> bool:
         """Return True if these leaves are what ``look`` was made for, but for where they are."""
 
-    def rerun(self, look: Any, arrays: Mapping[str, list[Array]], scalars: Scalars, dtype: str) -> None:
-        """Compute, all in place, what ``again`` has let pass; ``scalars`` may hold more than it takes."""
+    def rerun(
+        self, look: Any, arrays: Mapping[str, list[Array]], scalars: Scalars, dtype: str
+    ) -> dict[str, list[Array]] | None:
+        """Compute what ``again`` has let pass: all in place, or give the new arrays by their names.
+
+        ``scalars`` may hold more than it takes.
+        """
+
+
+Update: TypeAlias = Callable[..., Any]
+"""``update(xp, arrays, gradients, vectors) -> outputs``: the part of a whole step that follows the gradients.
+
+- ``arrays``: nested dicts of arrays; ``arrays["params"]`` are what the loss is differentiated by.
+- ``vectors``: ``{dtype: 1-d array}`` of scalars; the last element of each is 0, unknown to the compiler.
+- outputs: nested dicts; ``outputs["arrays"]`` is like ``arrays``.
+"""
+
+WholeStep: TypeAlias = Callable[..., tuple[Array, Any]]
+"""``step(arrays, vectors, args) -> (loss, outputs)``; gives up ``arrays``. ``vectors`` are host arrays."""
 
 
 class Backend(Protocol):

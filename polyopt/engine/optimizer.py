@@ -358,13 +358,13 @@ class Optimizer(CheckedKeywords):
             if ready is None:
                 return None
             if last.alone:
-                return params, last.run(ready, state, None)
+                return last.run(params, ready, state, None)
             backend, flat, g = last.backend, last.flat(ready), last.gradients(ready)
             reading = self._read(backend, flat, g)
             if verdict(reading, self.nonfinite, flat.paths, g) is False:
                 return params, state
             execution = Execution(backend, flat, state, self.resolver(state), self.compiled, reading)
-            return params, last.run(ready, state, execution)
+            return last.run(params, ready, state, execution)
         finally:
             last.lock.release()
 

@@ -1,9 +1,10 @@
 """An update like the one before: leaves that are given up at each step are not grouped anew each time.
 
-To name, check and group a thousand leaves takes longer than to update them. So the structure of an in-place
-update in host memory is kept: which leaf stands where in the trees, what goes through which kernel. The
-next one is held against it by a ``Repeatable``, which looks at every array's type, dtype, shape and memory:
-whatever differs, the update goes the long way, which also knows how to complain.
+To name, check and group a thousand leaves takes longer than to update them. So the structure of an update
+is kept: which leaf stands where in the trees, what goes through which kernel. The next one is held against it
+by a ``Repeatable``, which looks at every array's type, dtype and shape (and memory on the host): whatever
+differs, the update goes the long way, which also knows how to complain. In host memory the arrays are changed
+in place; where arrays are immutable (JAX), new ones take their places in new containers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from polyopt.backend.host.fused import FusedLift
+from polyopt.backend.host.in_place import InPlaceLift
 from polyopt.backend.protocol import Backend, Repeatable
 from polyopt.core.ops import Array
 from polyopt.core.rule import Global
@@ -48,6 +50,12 @@ class LeafOrder:
         flat = flatten(tree)
         return flat.leaves if flat.structure == self.structure else None
 
+    def tree(self, leaves: list[Any]) -> Tree:
+        """Return a container of such leaves."""
+        if self.keys is not None:
+            return dict(zip(self.keys, leaves, strict=True))
+        return Flat((), leaves, self.structure).unflatten(leaves)
+
     def order(self, flat: Flat) -> list[int]:
         """For each leaf of ``flat`` its position in ``leaves``."""
         if self.keys is None:
@@ -67,6 +75,21 @@ def _picker(positions: Sequence[int], total: int) -> Callable[[list[Any]], list[
 
 
 Pick: TypeAlias = Callable[[list[Any]], list[Any]]
+Put: TypeAlias = Callable[[list[Any], list[Any]], list[Any]]
+
+
+def _putter(positions: Sequence[int], total: int) -> Put:
+    """Gives a list of ``total`` with new elements at ``positions``."""
+    if list(positions) == list(range(total)):
+        return lambda values, new: new
+
+    def put(values: list[Any], new: list[Any]) -> list[Any]:
+        values = list(values)
+        for i, x in zip(positions, new, strict=True):
+            values[i] = x
+        return values
+
+    return put
 
 
 @dataclass(frozen=True)
@@ -86,6 +109,8 @@ class CachedGroup:
     """From the values of each slot that has the leaf's shape."""
     numbers: dict[str, Pick]
     """From those of each scalar slot."""
+    puts: dict[str, Put]
+    """Put new arrays where those of ``pick`` (as ``"p"``) and ``slots`` were."""
 
 
 Arrays: TypeAlias = dict[str, list[Array]]
@@ -100,6 +125,8 @@ class Ready:
     g: list[Array]
     groups: list[tuple[CachedGroup, Arrays, dict[str, Any]]]
     """Each with its arrays and its scalar slots."""
+    slots: dict[str, list[Any]]
+    """The values of each slot in its order."""
     measured: dict[str, dict[str, Any]] | None
     """By each global rule, if that could be found on the host."""
 
@@ -159,7 +186,7 @@ class CachedStep:
         if state.get("missed") != {} or type(step) is not int or step < 0:
             return None
         p, g = self._places.leaves(params), self._places.leaves(grads)
-        if p is None or g is None:
+        if p is None or g is None or (len(self._kept) > 1 and len(set(map(id, p))) < len(p)):
             return None
         slots = state.get("slots", {})
         values: dict[str, list[Any]] = {}
@@ -185,9 +212,9 @@ class CachedStep:
                 self._stale = self._stale or not kept.look.placed
             groups.append((kept, arrays, numbers))
         if self._norm is None:
-            return Ready(p, g, groups, None)
+            return Ready(p, g, groups, values, None)
         found = self._measure(step, state)
-        return None if found is None else Ready(p, g, groups, found)
+        return None if found is None else Ready(p, g, groups, values, found)
 
     def _measure(self, step: int, state: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
         """Return what is measured; ``None`` where it, or that all is finite, must be found the long way."""
@@ -202,11 +229,15 @@ class CachedStep:
         found = measured(self._head, total, part.hyperparameters(step, state))
         return None if found is None else {part.key: found}
 
-    def run(self, ready: Ready, state: dict[str, Any], execution: Execution | None) -> dict[str, Any]:
-        """Update the arrays in place and give the next state.
+    def run(
+        self, params: Tree, ready: Ready, state: dict[str, Any], execution: Execution | None
+    ) -> tuple[Tree, dict[str, Any]]:
+        """Update the arrays, in place where they can be, and give the next parameters and state.
 
         Parameters
         ----------
+        params
+            The container that is updated in place.
         ready
             As of ``ready``.
         state
@@ -230,12 +261,20 @@ class CachedStep:
             scalars.append(own)
             for name, x in results.items():
                 new.setdefault(name, {}).update(dict.fromkeys(kept.paths, x))
-        for (kept, arrays, _), own in zip(ready.groups, scalars, strict=True):
-            kept.lift.rerun(kept.look, arrays, own, kept.dtype)
         slots = state["slots"]
         if new:
             slots = slots | {name: slots[name] | values for name, values in new.items()}
-        return state | {"step": step + 1, "slots": slots}
+        columns = {"p": ready.p, **ready.slots}
+        replaced: set[str] = set()
+        for (kept, arrays, _), own in zip(ready.groups, scalars, strict=True):
+            for name, x in (kept.lift.rerun(kept.look, arrays, own, kept.dtype) or {}).items():
+                columns[name] = kept.puts[name](columns[name], x)
+                replaced.add(name)
+        if replaced:
+            params = self._places.tree(columns["p"])
+            made = {n: dict(zip(self._slots[n], columns[n], strict=True)) for n in replaced - {"p"}}
+            slots = slots | made
+        return params, state | {"step": step + 1, "slots": slots}
 
     def _measured_by(self, execution: Execution, ready: Ready) -> dict[str, dict[str, Any]]:
         execution.measure_heads(
@@ -244,6 +283,8 @@ class CachedStep:
                 for kept, arrays, numbers in ready.groups
             ]
         )
+        if not isinstance(self._kept[0].lift, FusedLift | InPlaceLift):
+            return execution.measured
         to_numpy = self.backend.to_numpy
         return {
             key: {n: x if isinstance(x, int | float) else float(to_numpy(x)) for n, x in values.items()}
@@ -324,7 +365,8 @@ def _keep(
         return None
     arrays = {"g": [g[i] for i in group.indices], "p": [flat.leaves[i] for i in group.indices]}
     pickers: dict[str, dict[str, Any]] = {"like": {}, "scalar": {}}
-    written = {"p"}
+    at_leaves = [order[i] for i in group.indices]
+    puts, written = {"p": _putter(at_leaves, len(order))}, {"p"}
     for name, slot in (names for part in parts for names in part.names):
         at = {path: i for i, path in enumerate(slots[name])}
         positions = [at[flat.paths[i]] for i in group.indices]
@@ -332,6 +374,7 @@ def _keep(
         if slot.shape == "like":
             arrays[name] = [slots[name][flat.paths[i]] for i in group.indices]
             written |= set() if slot.constant else {name}
+            puts[name] = _putter(positions, len(at))
     for lift in _lifts(backend, group):
         look = lift.look(arrays, group.dtype, True)
         if look is not None:
@@ -340,7 +383,6 @@ def _keep(
         return None
     if not look.in_place.issuperset(written):
         return None
-    pick = _picker([order[i] for i in group.indices], len(order))
     return CachedGroup(
         group.pipeline,
         group.indices,
@@ -349,7 +391,8 @@ def _keep(
         look,
         [PartScalars(part, group.dtype) for part in parts],
         [flat.paths[i] for i in group.indices],
-        pick,
+        _picker(at_leaves, len(order)),
         pickers["like"],
         pickers["scalar"],
+        puts,
     )

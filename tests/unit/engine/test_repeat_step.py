@@ -19,11 +19,13 @@ from polyopt.core.reductions import root_sum_squares
 from polyopt.core.rule import Global, hyper
 from polyopt.engine import optimizer
 from polyopt.engine.repeat_step import CachedStep, LeafOrder
-from polyopt.testing import assert_same_bits
+from polyopt.testing import assert_close, assert_same_bits
 
 pytest.importorskip("numba")
 
 HOSTS = [registry.by_name("numpy"), registry.by_name("torch")]
+REPEATING = [*HOSTS, registry.by_name("jax")]
+"""JAX' arrays are replaced, not changed."""
 RULES: dict[str, Callable[[], Any]] = {
     "adam": lambda: Adam(lr=Exponential(0.1, 0.5, steps=2)),
     "clipped": lambda: chain(ClipByGlobalNorm(0.5), Adam(lr=0.1)),
@@ -85,7 +87,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Taken:
 
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", REPEATING, ids=lambda b: b.name)
 def test_the_short_way_has_the_bits_of_the_long_one(
     backend: Any, rule: str, container: str, short: Taken
 ) -> None:
@@ -104,6 +106,7 @@ def test_the_short_way_has_the_bits_of_the_long_one(
     expected, structure = optree.tree_flatten(p)
     got, same = optree.tree_flatten(q)
     assert structure == same
+    assert not isinstance(p, dict) or list(p) == list(q)
     for x, y in zip(got, expected, strict=True):
         assert_same_bits(x, y, what=f"{rule}: parameters")
     assert t["step"] == s["step"] == 5
@@ -116,7 +119,7 @@ def test_the_short_way_has_the_bits_of_the_long_one(
                 assert_same_bits(t["slots"][name][path], x, what=f"{rule}: {name} of {path}")
 
 
-@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", REPEATING, ids=lambda b: b.name)
 def test_a_leaf_without_a_gradient_goes_the_long_way(backend: Any, short: Taken) -> None:
     opt = Optimizer(Adam(lr=0.1))
     params = arrays(backend, 0)
@@ -131,7 +134,7 @@ def test_a_leaf_without_a_gradient_goes_the_long_way(backend: Any, short: Taken)
     assert_same_bits(params["b"], before, what="b")
 
 
-@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", REPEATING, ids=lambda b: b.name)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -190,7 +193,7 @@ def test_arrays_that_moved_are_found_again(short: Taken) -> None:
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
-@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", REPEATING, ids=lambda b: b.name)
 def test_bad_gradients_change_nothing(backend: Any, nonfinite: Any) -> None:
     opt = Optimizer(Adam(lr=0.1), nonfinite=nonfinite)
     params, state = runs(opt, lambda i: arrays(backend, i), arrays(backend, 0), True, steps=3)
@@ -218,7 +221,7 @@ SCALES = {
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("policy", ["propagate", "skip"])
-@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", REPEATING, ids=lambda b: b.name)
 def test_a_norm_of_any_size_has_the_bits_of_the_long_way(backend: Any, policy: Any, scale: str) -> None:
     """The host finds the norm by itself where it is ordinary; one step is like the others but for it."""
 
@@ -281,11 +284,64 @@ def test_a_measurement_out_of_inexact_operations_is_left_to_the_framework(short:
         assert_same_bits(results[1][0][name], x, what=name)
 
 
-def test_it_holds_no_array() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p, g, s: g.__setitem__("w", g["w"].astype("float16")),
+        lambda p, g, s: p.__setitem__("w", p["w"].astype("float16")),
+        lambda p, g, s: g.__setitem__("w", p["w"]),
+        lambda p, g, s: s["slots"]["exp_avg"].__setitem__("b", s["slots"]["exp_avg_sq"]["b"]),
+    ],
+)
+def test_what_differs_on_jax_has_the_long_ways_outcome(change: Any, short: Taken) -> None:
+    """Another dtype, a parameter as its own gradient, a shared slot."""
+    jax = REPEATING[-1]
+    outcomes = []
+    for forget in (True, False):
+        opt = Optimizer(Adam(lr=0.1))
+        params, state = runs(opt, lambda i: arrays(jax, i), arrays(jax, 0), True, steps=2)
+        grads = arrays(jax, 7)
+        change(params, grads, state)
+        short.count = 0
+        if forget:
+            opt._replay = None
+        outcomes.append(opt.step(params, grads, state, donate=True))
+        assert short.count == 0
+    for name, x in outcomes[0][0].items():
+        assert_same_bits(outcomes[1][0][name], x, what=name)
+
+
+@pytest.mark.parametrize("backend", REPEATING, ids=lambda b: b.name)
+def test_one_array_at_two_paths_is_refused_again(backend: Any) -> None:
+    """In two groups too, each of which sees one of them alone."""
+    opt = Optimizer(partition({"b": SGD(lr=0.1), ".*": Adam(lr=0.1)}))
+    make = lambda i: {n: arrays(backend, i)["w"] for n in ("a", "b")}  # noqa: E731
+    params, state = runs(opt, make, make(0), True, steps=3)
+    params["a"] = params["b"]
+    with pytest.raises(InputError, match="'a' and 'b' are the same array"):
+        opt.step(params, make(5), state, donate=True)
+
+
+def test_a_step_that_is_traced_goes_the_long_way(short: Taken) -> None:
+    import jax
+
+    backend, opt = REPEATING[-1], Optimizer(SGD(lr=0.5))
+    params, state = runs(opt, lambda i: arrays(backend, i), arrays(backend, 0), True, steps=2)
+    grads = arrays(backend, 5)
+    expected, _ = opt.step(params, grads, state)
+    assert short.count == 1
+    traced = jax.jit(lambda p, g: opt.step(p, g, state, donate=True)[0])(params, grads)
+    assert short.count == 1
+    for name, x in expected.items():
+        assert_close(traced[name], x, rtol=1e-6, because="inside a user's jit products are contracted")
+
+
+@pytest.mark.parametrize("backend", [HOSTS[0], REPEATING[-1]], ids=lambda b: b.name)
+def test_it_holds_no_array(backend: Any) -> None:
     import weakref
 
     opt = Optimizer(Adam(lr=0.1))
-    params, _ = runs(opt, lambda i: arrays(HOSTS[0], i), arrays(HOSTS[0], 0), True, steps=3)
+    params, _ = runs(opt, lambda i: arrays(backend, i), arrays(backend, 0), True, steps=3)
     assert opt._replay is not None
     seen = weakref.ref(params["w"])
     del params

@@ -88,6 +88,17 @@ def test_memory_of_numpy_is_not_written() -> None:
     assert_same_bits(moved, np.full((256, 16), -0.5, np.float32))
 
 
+def test_many_tensors_that_share_memory_are_not_compiled_one_by_one() -> None:
+    """XLA took minutes for a thousand leaves of many shapes, at the first step."""
+    from polyopt_tensorflow.lift import TensorFlowLift
+
+    shared = [np.ones((64, 1 + i % 7), np.float32) for i in range(300)]
+    with mock.patch.object(TensorFlowLift, "_by_xla", side_effect=AssertionError("compiled by XLA")):
+        moved = stepped({f"{i}": tf.constant(x) for i, x in enumerate(shared)}, times=2)
+    assert_same_bits(moved["6"], np.zeros((64, 7), np.float32))
+    assert_same_bits(shared[6], np.ones((64, 7), np.float32))
+
+
 def test_a_cached_scalar_is_not_written() -> None:
     """TensorFlow hands out one handle for equal Python numbers."""
     given, twin = tf.constant(2.0), tf.constant(2.0)
