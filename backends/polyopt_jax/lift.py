@@ -72,6 +72,7 @@ class JaxLift:
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
     ) -> dict[str, list[Any]]:
+        """Compute the program over all leaves, in one call for each batch."""
         if _traced(chain(*arrays.values(), scalars.values())):
             return _op_by_op(self._backend, self._program, arrays, scalars, dtype, donate)
         if donate:
@@ -133,7 +134,7 @@ class JaxLift:
         return outputs
 
     def _parted(self, arrays: Arrays, donate: bool) -> tuple[Arrays, Arrays]:
-        """What is given up, and the rest."""
+        """Part the arrays in those that are given up, and the rest."""
         replaced = self._outputs if donate else ()
         return {n: x for n, x in arrays.items() if n in replaced}, {
             n: x for n, x in arrays.items() if n not in replaced

@@ -261,7 +261,7 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]], *, numbers: int)
 
 
 def _explained(text: str) -> str:
-    """The text, and beneath it what the mark of a doubtful ratio means if one stands there."""
+    """Add what the mark of a doubtful ratio means, if ``text`` has one."""
     return f"{text}\n\n{EXPLANATION}" if DOUBT in text else text
 
 

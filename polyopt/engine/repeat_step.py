@@ -79,7 +79,7 @@ Put: TypeAlias = Callable[[list[Any], list[Any]], list[Any]]
 
 
 def _putter(positions: Sequence[int], total: int) -> Put:
-    """Gives a list of ``total`` with new elements at ``positions``."""
+    """Make a function that gives a list of ``total`` with new elements at ``positions``."""
     if list(positions) == list(range(total)):
         return lambda values, new: new
 

@@ -76,7 +76,7 @@ class Round:
         return values
 
     def finished(self, values: dict[int, Any], owner: str) -> Tree:
-        """Put ``values[leaf]`` in the server's tree, rounded once to its dtypes, on its framework and devices.
+        """Put ``values[leaf]`` in the server's tree, rounded once to its dtypes, on its devices.
 
         Raises
         ------

@@ -61,7 +61,7 @@ def explained(error: ValidationError, section: type[BaseModel], table: Mapping[s
 
 
 def fields_of(section: type[BaseModel], key: Sequence[str | int]) -> list[str]:
-    """The keys that the table at ``key`` may have; none where it is no table of fixed keys."""
+    """Return the keys that the table at ``key`` may have; none where it is no table of fixed keys."""
     current: type[BaseModel] | None = section
     for part in key:
         if current is not None and isinstance(part, str):
@@ -78,12 +78,12 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _touch(a: Key, b: Key) -> bool:
-    """True if one of two places lies within the other."""
+    """Return True if one of two places lies within the other."""
     return a[: len(b)] == b or b[: len(a)] == a
 
 
 def _follows(problem: Problem, changed: set[Key], taken: set[Key]) -> bool:
-    """True if ``problem`` may come from the mending.
+    """Return True if ``problem`` may come from the mending.
 
     A key that belongs to a choice which is another now; beside one that was taken out, a key that is missing;
     and what a table says of one of its own keys for a table within it.

@@ -68,7 +68,7 @@ class Range:
         return None if self.step is None else self.steps_to(self.high)
 
     def after(self, steps: int) -> int | float:
-        """The value so many steps above ``low``, ``high`` at most.
+        """Return the value so many steps above ``low``, ``high`` at most.
 
         >>> [Range(1, 10, step=4).after(i) for i in range(4)], Range(0.0, 1.0, step=0.3).after(3)
         ([1, 5, 9, 10], 0.9)
@@ -108,7 +108,7 @@ class Choices:
 
 
 def _exact(number: int | float) -> Fraction:
-    """The decimal that was written: 0.1 is a tenth, which the nearest float is not."""
+    """Return the decimal that was written: 0.1 is a tenth, which the nearest float is not."""
     return Fraction(str(number))
 
 

@@ -22,27 +22,32 @@ logical_not, isnan, isinf, isfinite, sqrt = np.logical_not, np.isnan, np.isinf, 
 
 
 def where(condition: Any, x1: Any, x2: Any, /) -> Any:
+    """Return ``x1`` where the condition holds, else ``x2``."""
     return x1 if condition else x2
 
 
 def maximum(x1: Any, x2: Any, /) -> Any:
-    """NaN if one is, and of equals the second, as the arrays' own."""
+    """Return the larger one: NaN if one is, and of equals the second, as the arrays' own."""
     return x1 if x1 > x2 or x1 != x1 else x2
 
 
 def minimum(x1: Any, x2: Any, /) -> Any:
+    """Return the smaller one: NaN if one is, and of equals the second, as the arrays' own."""
     return x1 if x1 < x2 or x1 != x1 else x2
 
 
 def full_like(x: Any, value: float, /) -> Any:
+    """Return ``value`` in the dtype of ``x``."""
     return x.dtype.type(value)
 
 
 def ones_like(x: Any, /) -> Any:
+    """Return 1 in the dtype of ``x``."""
     return x.dtype.type(1.0)
 
 
 def zeros_like(x: Any, /) -> Any:
+    """Return 0 in the dtype of ``x``."""
     return x.dtype.type(0.0)
 
 
