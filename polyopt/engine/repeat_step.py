@@ -44,7 +44,7 @@ class LeafOrder:
         return flat.leaves if flat.structure == self.structure else None
 
     def order(self, flat: Flat) -> list[int]:
-        """For each leaf of ``flat`` its position in ``leaves``."""
+        """Return for each leaf of ``flat`` its position in ``leaves``."""
         if self.keys is None:
             return list(range(len(flat.leaves)))
         at = {str(key): i for i, key in enumerate(self.keys)}
