@@ -191,7 +191,7 @@ def batches(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def _over_leaves(backend: JaxBackend, program: Program, dtype: str) -> Callable[..., Any]:
-    """``program`` over a list of leaves, as what ``jax.jit`` compiles."""
+    """Return ``program`` over a list of leaves, as what ``jax.jit`` compiles."""
 
     @jax.jit  # traced once for all leaves of a kind; XLA inlines it
     def leaf(arrays: Mapping[str, Any], values: Mapping[str, Any], zero: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Case:
 
     @property
     def bound(self) -> float | None:
-        """The largest ratio to the first peer that is demanded."""
+        """Return the largest ratio to the first peer that is demanded."""
         if self.kind == "train":
             return 1.0 if self.task in NETS else 0.9
         if self.kind == "update" and (self.optimizer in MAIN or self.optimizer in CLIPPED):
@@ -85,13 +85,13 @@ class Case:
 
     @property
     def floor_bound(self) -> float | None:
-        """The largest ratio to the bandwidth floor that is demanded."""
+        """Return the largest ratio to the bandwidth floor that is demanded."""
         return FLOOR_BOUND if self.kind == "update" and self.task == "resnet50" else None
 
 
 @lru_cache(maxsize=1)
 def cases() -> tuple[Case, ...]:
-    """All of them, in the order in which they are measured."""
+    """Return all of them, in the order in which they are measured."""
     return tuple(case for backend in BACKENDS for case in _of(backend))
 
 

@@ -91,7 +91,7 @@ def _ratios(path: Path, rows: Sequence[Row], tasks: Sequence[str], title: str) -
 
 
 def floor(path: Path, rows: Sequence[Row]) -> bool:
-    """Every optimizer on ResNet-50's shapes as a multiple of the floor of its own bytes."""
+    """Draw every optimizer on ResNet-50's shapes as a multiple of the floor of its own bytes."""
     mine = [r for r in standard(rows, "update") if r["case"] == "resnet50" and r["floor_ratio"]]
     names = list(dict.fromkeys(r["optimizer"] for r in mine))
     if not mine:

@@ -218,7 +218,7 @@ def _growth(rows: Sequence[Row]) -> str:
 
 
 def missed(results: Results) -> list[str]:
-    """One line for each figure that is above what is demanded."""
+    """Write one line for each figure that is above what is demanded."""
     found = []
     for row in results["rows"]:
         name = f"{row['kind']} {row['case']} {row['optimizer']}, {LABEL[row['backend']]}, {row['ours']}"

@@ -76,11 +76,11 @@ class Backend(Protocol):
     api_version: int
 
     def __hash__(self) -> int:
-        """By identity: there is one object a framework."""
+        """Hash by identity: there is one object a framework."""
 
     @property
     def ops(self) -> Ops:
-        """The array operations: a module."""
+        """Return the array operations: a module."""
 
     def versions(self) -> dict[str, str]:
         """Return ``{package: version}`` of the framework and what decides its numbers."""

@@ -114,7 +114,7 @@ class CompiledUpdate:
         return tuple((tuple(names), g.dtype) for names, g in zip(self._names, self._groups, strict=True))
 
     def scalar_slots(self, state: Mapping[str, Any]) -> list[dict[str, float]]:
-        """For each group its scalar slots in ``state``."""
+        """Return for each group its scalar slots in ``state``."""
         return [
             {name: float(state["slots"][name][names[0]]) for name in group.scalar_slots}
             for group, names in zip(self._groups, self._names, strict=True)

@@ -52,7 +52,7 @@ class Group:
 
     @property
     def segment(self) -> Segment | None:
-        """The segment that comes next."""
+        """Return the segment that comes next."""
         return self.pipeline[self.done] if self.done < len(self.pipeline) else None
 
 
@@ -279,7 +279,7 @@ class Execution:
         self.measured[part.key] = _measurement(self.backend, part, dtype, self.compiled)(leaves, c, known)
 
     def next_step(self) -> Any:
-        """One more; a traced counter stays at its dtype's largest value rather than wrap around."""
+        """Count one more; a traced counter stays at its dtype's largest value rather than wrap around."""
         if isinstance(self.step, int):
             return self.step + 1
         xp = self.backend.ops

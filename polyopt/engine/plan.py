@@ -59,7 +59,7 @@ class Segment:
 
     @property
     def awaits(self) -> Global | None:
-        """The rule whose measurement this segment starts with."""
+        """Return the rule whose measurement this segment starts with."""
         head = self.parts[0].rule
         return head if isinstance(head, Global) else None
 
@@ -145,7 +145,7 @@ def _hashable(value: Any) -> Hashable:
 
 
 def _rules_at(stage: Stage | None, path: str, key: str, used: set[str]) -> list[tuple[str, Rule]] | None:
-    """``[(key, rule)]`` for the leaf at ``path``; ``None`` where a partition freezes it."""
+    """Return ``[(key, rule)]`` for the leaf at ``path``; ``None`` where a partition freezes it."""
     if stage is None:
         return None
     if isinstance(stage, Rule):
@@ -192,9 +192,11 @@ class _Coefficients:
 
 @lru_cache(maxsize=512)
 def program(parts: tuple[Part, ...], output: str) -> Program:
-    """One program for all of ``parts``. ``output``: ``"update"``, or ``"p"`` for the new parameter.
+    """Make one program for all of ``parts``.
 
     A scalar's name in the program is its part's key followed by the coefficient's name.
+
+    ``output``: ``"update"``, or ``"p"`` for the new parameter.
     """
     tracer = LeafTracer()
     update: Any

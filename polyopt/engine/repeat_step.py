@@ -57,7 +57,7 @@ class LeafOrder:
         return Flat((), leaves, self.structure).unflatten(leaves)
 
     def order(self, flat: Flat) -> list[int]:
-        """For each leaf of ``flat`` its position in ``leaves``."""
+        """Return for each leaf of ``flat`` its position in ``leaves``."""
         if self.keys is None:
             return list(range(len(flat.leaves)))
         at = {str(key): i for i, key in enumerate(self.keys)}

@@ -38,7 +38,7 @@ def within(key: str | int, problem: Problem) -> Problem:
 
 
 def shown(value: Any) -> str:
-    """``value`` for an error: on one line and short."""
+    """Show ``value`` in an error: on one line and short."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -359,7 +359,7 @@ class Recipe(Section):
 
     @property
     def task(self) -> str:
-        """``"classification"`` or ``"regression"``: what the data are for."""
+        """Return ``"classification"`` or ``"regression"``: what the data are for."""
         return TASKS[self.data.name]
 
     def of_phase(self, number: int) -> Recipe:

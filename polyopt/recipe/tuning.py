@@ -81,7 +81,7 @@ class Range:
         return math.ceil((_exact(value) - _exact(self.low)) / _exact(self.step or 1))
 
     def table(self) -> dict[str, Any]:
-        """As it stands in a recipe."""
+        """Return it as it stands in a recipe."""
         found: dict[str, Any] = {"low": self.low, "high": self.high}
         return (
             found | ({"log": True} if self.log else {}) | ({} if self.step is None else {"step": self.step})
@@ -95,7 +95,7 @@ class Choices:
     values: tuple[Any, ...]
 
     def ends(self) -> tuple[Any, ...]:
-        """All of them: the recipe must take each."""
+        """Return all of them: the recipe must take each."""
         return self.values
 
     def holds(self, value: Any) -> bool:
@@ -103,7 +103,7 @@ class Choices:
         return any(type(x) is type(value) and x == value for x in self.values)
 
     def table(self) -> dict[str, Any]:
-        """As it stands in a recipe."""
+        """Return it as it stands in a recipe."""
         return {"choices": [list(v) if isinstance(v, tuple) else v for v in self.values]}
 
 

@@ -139,7 +139,7 @@ class DeviceLift:
         return groups
 
     def _kinds(self, name: str, leaves: Sequence[torch.Tensor], sizes: tuple[int, ...]) -> Kind | list[Kind]:
-        """One kind where all are of it, contiguous and of the right sizes, else the kind of each.
+        """Return one kind where all are of it, contiguous and of the right sizes, else the kind of each.
 
         A tensor that was seen before is asked again only for what can change without its address.
         """

@@ -137,7 +137,7 @@ class Kernel:
 
     @cached_property
     def function(self) -> Any:
-        """The kernel as Triton has it: ``function[grid](table, chunks, scalars, *resident, ALIGNED)``."""
+        """Return the kernel as Triton has it: ``function[grid](table, chunks, scalars, …)``."""
         return _compiled(self.source, len(self.resident))
 
     def launch(self, table: Table, scalars: torch.Tensor, resident: list[torch.Tensor]) -> bool:

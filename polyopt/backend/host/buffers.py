@@ -94,8 +94,10 @@ def _memory(size: int) -> Host:
 
 
 def copied(x: Any, dtype: Any = None) -> Host:
-    """``np.array(x, dtype)``, the caller's alone; aligned and in C order where it is large.
+    """Return ``np.array(x, dtype)``, the caller's alone; aligned and in C order where it is large.
 
+    Examples
+    --------
     >>> copied([1, 2], np.float32).tolist()
     [1.0, 2.0]
     """
@@ -108,7 +110,7 @@ def copied(x: Any, dtype: Any = None) -> Host:
 
 
 def donate_host_array(backend: Backend, fresh: Host, like: Array) -> Array:
-    """``fresh`` as an array of ``backend`` on the device of ``like``, without a copy where that can be.
+    """Put ``fresh`` on ``backend`` and the device of ``like``, without a copy where that can be.
 
     ``fresh`` is contiguous, and given up: nobody else holds it or its memory, and it is never written again.
     A backend that can take such an array has a method ``adopt(x)``, which gives one on the CPU; it is

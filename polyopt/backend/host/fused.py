@@ -75,7 +75,7 @@ class FusedLift:
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool
     ) -> dict[str, list[Array]] | None:
-        """``None`` where leaves are of mixed or other dtypes, in pieces, not writable or share memory."""
+        """Run the kernel; ``None`` for leaves of mixed or other dtypes, in pieces, or that share memory."""
         look = self.look(arrays, dtype, donate)
         return None if look is None else self.run(look, arrays, scalars, dtype)
 

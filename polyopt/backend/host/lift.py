@@ -89,7 +89,7 @@ class HostLift:
         return self.in_blocks(arrays, scalars, dtype, donate) if fused is None else fused
 
     def in_blocks(self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool) -> dict[str, list[Array]]:
-        """By NumPy: what the compiled kernel can't take."""
+        """Compute by NumPy what the compiled kernel can't take."""
         shapes = tuple([tuple(x.shape) for x in arrays["p"]])
         if donate:
             targets = [x for name in self._replaced for x in arrays[name]]

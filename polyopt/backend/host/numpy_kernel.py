@@ -40,7 +40,7 @@ def _copy(x: Value, out: Value) -> None:
 
 
 def _function(op: str) -> Callable[..., Any]:
-    """``f(*operands, out)``."""
+    """Return ``f(*operands, out)``."""
     function: Callable[..., Any] = _where if op == "where" else getattr(np, _NAMES.get(op, op))
     if op in ("maximum", "minimum"):  # NumPy 2.4 deprecates their positional ``out``
         return lambda x1, x2, out=None: function(x1, x2, out=out)
@@ -231,7 +231,7 @@ class _Compiler:
         return steps
 
     def _direct(self) -> dict[str, str]:
-        """``{value: output}`` for values computed straight into an output's memory."""
+        """Return ``{value: output}`` for values computed straight into an output's memory."""
         made = {instruction.name: k for k, instruction in enumerate(self.body)}
         direct: dict[str, str] = {}
         for name, value in self.program.outputs:
