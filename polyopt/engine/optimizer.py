@@ -217,6 +217,7 @@ class Optimizer(CheckedKeywords):
                 return done
         return self._run(params, grads, state, "p", donate=donate)
 
+    @opaque
     def flush(self, params: Tree, state: State, *, donate: bool = False) -> tuple[Tree, State]:
         """Make an update of the gradients that are held back, if there are any: the last of a run.
 

@@ -64,6 +64,7 @@ class TrainStep(CheckedKeywords):
         self.loss, self.optimizer, self.gradient = loss, optimizer, gradient
         self._made: dict[Hashable, Any] = {}
 
+    @opaque
     def init(self, params: Tree) -> TrainState:
         """Begin with ``params``, which are copied, and a fresh state.
 
@@ -79,6 +80,7 @@ class TrainStep(CheckedKeywords):
         """
         return self._carry(params, None)
 
+    @opaque
     def load(self, params: Tree, state: State) -> TrainState:
         """Go on from parameters and a state by path, which are copied.
 
@@ -133,6 +135,7 @@ class TrainStep(CheckedKeywords):
             )
         return carry, carry.way.step(carry, args)
 
+    @opaque
     def unload(self, carry: TrainState, *, copy: bool = True) -> tuple[Tree, State]:
         """Return ``(params, state)`` by path, as ``Optimizer.step`` has them: what a checkpoint holds.
 
@@ -151,6 +154,7 @@ class TrainStep(CheckedKeywords):
         params, state = carry.way.by_path(carry)
         return (copied(carry.backend, params), copied(carry.backend, state)) if copy else (params, state)
 
+    @opaque
     def flush(self, carry: TrainState) -> TrainState:
         """Make an update of the gradients that the optimizer holds back, if it does: the last of a run.
 
@@ -168,6 +172,7 @@ class TrainStep(CheckedKeywords):
             carry.params, carry.state = self.optimizer.flush(carry.params, carry.state, donate=True)
         return carry
 
+    @opaque
     def observe(self, carry: TrainState, value: float, what: str = "metric") -> TrainState:
         """Report ``value`` to the schedules that wait for ``what``, as ``Optimizer.observe`` does.
 
