@@ -24,7 +24,7 @@ from safetensors import safe_open
 
 from polyopt.backend.host.buffers import ALIGNMENT, aligned
 from polyopt.core.errors import CheckpointError, InputError
-from polyopt.core.files import replacing
+from polyopt.core.files import replacing, shown_path
 
 MAX_NAME = 4096
 DIGEST = hashlib.sha256().digest_size * 2
@@ -113,13 +113,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
                     return _tensors(held, layout), metadata.get("polyopt", "")
     except OSError as e:
         raise CheckpointError(
-            f"{file}: can't read this checkpoint: {(e.strerror or str(e)).lower()}"
+            f"{shown_path(path)}: can't read this checkpoint: {(e.strerror or str(e)).lower()}"
         ) from None
     except MemoryError:
-        raise CheckpointError(f"{file}: can't read this checkpoint: not enough memory") from None
+        raise CheckpointError(f"{shown_path(path)}: can't read this checkpoint: not enough memory") from None
     except Exception as e:  # SafetensorError, or what NumPy raises over an absurd shape or a dtype it lacks
         reason = str(e)[:300].encode("unicode_escape").decode()
-        raise CheckpointError(f"{file}: not a sound checkpoint: {reason}") from None
+        raise CheckpointError(f"{shown_path(path)}: not a sound checkpoint: {reason}") from None
 
 
 def _layout(file: Path) -> tuple[dict[str, str], dict[str, tuple[tuple[int, ...], Any]]]:

@@ -18,6 +18,7 @@ from polyopt.checkpoint.container import LABELS, Source, as_bytes, read, write
 from polyopt.checkpoint.encoding import decode, encode, parse_json
 from polyopt.core import tree
 from polyopt.core.errors import CheckpointError, InputError, nearest
+from polyopt.core.files import shown_path
 from polyopt.core.tree import Tree
 
 VERSION = 1
@@ -142,7 +143,7 @@ def load(
             _check(_entries(state), _entries(state_like), "state")
         meta = decode(body["meta"], _no_tensor)
     except CheckpointError as e:
-        raise CheckpointError(f"{os.fspath(path)}: {e}") from None
+        raise CheckpointError(f"{shown_path(path)}: {e}") from None
     if target is not None:
         del params, state  # so that each host array goes as soon as its place is taken
         donate_arrays(tensors, target, device=device)
