@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from polyopt.backend import registry
+from polyopt.backend.host.buffers import donate_host_array
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
 from polyopt.core.errors import InputError
@@ -55,3 +58,39 @@ def convert(values: Tree, backend: str | Backend, *, device: str | None = None) 
             raise InputError(f"leaf {path!r}: {e}") from e
 
     return flat.unflatten(one(path, x) for path, x in zip(flat.paths, flat.leaves, strict=True))
+
+
+def donate_arrays(arrays: dict[str, Any], backend: Backend, *, device: str | None = None) -> None:
+    """Move host arrays to ``backend``, each in its place in ``arrays``, in the memory they have if it can be.
+
+    They are given up: nobody else holds them or their memory. What has to be copied is copied one array at a
+    time, so that no more than one lies in memory twice.
+
+    Parameters
+    ----------
+    arrays
+        C-contiguous host arrays by name; afterwards ``backend``'s.
+    backend
+        Whose arrays they become.
+    device
+        Where they go: by default where ``backend`` puts new arrays.
+
+    Raises
+    ------
+    InputError
+        Naming the array, where the framework lacks its dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> arrays = {"w": np.ones(2)}
+    >>> donate_arrays(arrays, registry.by_name("numpy"))
+    >>> arrays
+    {'w': array([1., 1.])}
+    """
+    place = backend.from_numpy(np.zeros((), np.float32), dtype="float32", device=device)
+    for name in arrays:
+        try:
+            arrays[name] = donate_host_array(backend, arrays[name], place)
+        except InputError as e:
+            raise InputError(f"leaf {name!r}: {e}") from e

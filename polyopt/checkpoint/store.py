@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from polyopt.backend import registry
-from polyopt.backend.convert import convert
+from polyopt.backend.convert import donate_arrays
 from polyopt.backend.protocol import Backend
-from polyopt.checkpoint.container import LABELS, as_bytes, read, write
+from polyopt.checkpoint.container import LABELS, Source, as_bytes, read, write
 from polyopt.checkpoint.encoding import decode, encode, parse_json
 from polyopt.core import tree
 from polyopt.core.errors import CheckpointError, InputError, nearest
+from polyopt.core.files import shown_path
 from polyopt.core.tree import Tree
 
 VERSION = 1
@@ -79,12 +81,12 @@ def save(
     >>> list(checkpoint.params), checkpoint.state["step"], checkpoint.meta["epoch"]
     (['layer.weight'], 0, 7)
     """
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Source] = {}
 
     def store(key: str, x: Any) -> None:
         if key in tensors:
             raise InputError(f"checkpoint: two arrays have the key {key!r}")
-        tensors[key] = _storable(key, x)
+        tensors[key] = _source(key, x)
 
     for name, leaf in tree.named(params).items():
         store(f"params/{name}", leaf)
@@ -97,9 +99,13 @@ def save(
         "state": None if state is None else encode(_state_first(state), (), store),
         "meta": encode(meta or {}, ("meta",), no_array),
     }
-    body["tensors"] = {key: _describe(x) for key, x in sorted(tensors.items())}
-    text = json.dumps(body, separators=(",", ":"))
-    write(path, tensors, f"{hashlib.sha256(text.encode()).hexdigest()} {text}")
+
+    def text(digests: Mapping[str, str]) -> str:
+        body["tensors"] = {key: _describe(x, digests[key]) for key, x in sorted(tensors.items())}
+        own = json.dumps(body, separators=(",", ":"))
+        return f"{hashlib.sha256(own.encode()).hexdigest()} {own}"
+
+    write(path, tensors, text)
 
 
 def load(
@@ -144,37 +150,42 @@ def load(
     >>> found.params["w"].tolist(), found.meta
     ([1.0, 1.0], {'epoch': 3})
     """
+    target = _target(like, backend)
     tensors, text = read(path)
     try:
         body = _body(text, tensors)
-        params = {k.removeprefix("params/"): x for k, x in tensors.items() if k.startswith("params/")}
-        used = {f"params/{name}" for name in params}
-
-        def fetch(key: str) -> Any:
-            if key in used or key not in tensors:
-                raise CheckpointError(f"its state refers to tensor {key!r}, which it can't")
-            used.add(key)
-            return tensors[key]
-
-        state = None if body["state"] is None else decode(body["state"], fetch)
-        meta = decode(body["meta"], _no_tensor)
-        if len(used) != len(tensors):
-            raise CheckpointError(f"tensor {next(k for k in tensors if k not in used)!r} belongs to nothing")
+        params, state = _sorted(body, tensors)
         if like is not None:
             _check(params, tree.named(like), "parameter")
         if state_like is not None:
             if state is None:
                 raise CheckpointError("it holds no optimizer state")
             _check(_entries(state), _entries(state_like), "state")
+        meta = decode(body["meta"], _no_tensor)
     except CheckpointError as e:
-        raise CheckpointError(f"{os.fspath(path)}: {e}") from None
-    target = _target(like, backend)
-    found: Tree = params
-    if like is not None:
-        found = tree.rename(like, params)
+        raise CheckpointError(f"{shown_path(path)}: {e}") from None
     if target is not None:
-        found, state = convert(found, target, device=device), convert(state, target, device=device)
-    return Checkpoint(found, state, meta)
+        del params, state  # so that each host array goes as soon as its place is taken
+        donate_arrays(tensors, target, device=device)
+        params, state = _sorted(body, tensors)
+    return Checkpoint(params if like is None else tree.rename(like, params), state, meta)
+
+
+def _sorted(body: dict[str, Any], tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the parameters by path, and the state with its arrays; every tensor belongs to one of them."""
+    params = {k.removeprefix("params/"): x for k, x in tensors.items() if k.startswith("params/")}
+    used = {f"params/{name}" for name in params}
+
+    def fetch(key: str) -> Any:
+        if key in used or key not in tensors:
+            raise CheckpointError(f"its state refers to tensor {key!r}, which it can't")
+        used.add(key)
+        return tensors[key]
+
+    state = None if body["state"] is None else decode(body["state"], fetch)
+    if len(used) != len(tensors):
+        raise CheckpointError(f"tensor {next(k for k in tensors if k not in used)!r} belongs to nothing")
+    return params, state
 
 
 def _target(like: Tree, backend: str | Backend | None) -> Backend | None:
@@ -184,18 +195,24 @@ def _target(like: Tree, backend: str | Backend | None) -> Backend | None:
     return registry.of(*leaves) if leaves else None
 
 
-def _storable(key: str, x: Any) -> Any:
+def _source(key: str, x: Any) -> Source:
+    """Return what is to be written of an array; nothing is copied to the host yet."""
     try:
-        array = np.ascontiguousarray(registry.of(x).to_numpy(x)).reshape(tuple(x.shape))
+        backend = registry.of(x)
+        name, shape = backend.dtype_name(x), tuple(x.shape)
     except InputError:
         raise InputError(
             f"checkpoint: {key!r} is {type(x).__name__}; expected an array or plain data"
         ) from None
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    if array.dtype not in LABELS:
-        known = ", ".join(str(d) for d in LABELS)
-        raise InputError(f"checkpoint: {key!r} has dtype {array.dtype}; expected one of {known}")
-    return array
+    known = {str(dtype): dtype for dtype in LABELS}
+    if name not in known:
+        raise InputError(f"checkpoint: {key!r} has dtype {name}; expected one of {', '.join(known)}")
+
+    def host() -> Any:
+        array = np.ascontiguousarray(backend.to_numpy(x)).reshape(shape)
+        return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+    return Source(known[name], shape, host)
 
 
 def _state_first(state: dict[str, Any]) -> dict[str, Any]:
@@ -204,8 +221,7 @@ def _state_first(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def _describe(x: Any) -> dict[str, Any]:
-    digest = hashlib.sha256(as_bytes(x)).hexdigest()
+def _describe(x: Any, digest: str) -> dict[str, Any]:
     return {"dtype": LABELS[x.dtype], "shape": list(x.shape), "sha256": digest}
 
 
@@ -224,7 +240,7 @@ def _body(checked: str, tensors: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError("its header lacks tensors, state or meta")
     _same_names(set(tensors), set(body["tensors"]), "tensor")
     for key, x in tensors.items():
-        if _describe(x) != body["tensors"][key]:
+        if _describe(x, hashlib.sha256(as_bytes(x)).hexdigest()) != body["tensors"][key]:
             raise CheckpointError(f"tensor {key!r} is corrupt: its checksum, shape or dtype differs")
     return body
 

@@ -282,6 +282,7 @@ class CheckedKeywords:
     """
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        """Make an instance, if its class takes such arguments."""
         if keywords:
             valid = _arguments(cls)
             for name in keywords:

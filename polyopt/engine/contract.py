@@ -300,7 +300,7 @@ def _kind(x: Any) -> str:
 
 
 class LeafTracer(Tracer):
-    """Records an elementwise leaf function, and refuses what would be rounded unlike elsewhere."""
+    """Record an elementwise leaf function, and refuse what would be rounded unlike elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,9 +314,11 @@ class LeafTracer(Tracer):
         return Symbol(self, qualified)
 
     def power(self, x: Any, y: Any) -> Symbol:
+        """Refuse ``x ** y``."""
         raise RuleError("** is not rounded alike everywhere; write g * g for a square, else xp.pow(x, y)")
 
     def emit(self, op: str, *operands: Any) -> Symbol:
+        """Record an operation; refuse a sum or a difference that the host would compute more exactly."""
         made = super().emit(op, *operands)
         written = [self._written(x) for x in operands]
         if all(written) and any(isinstance(x, Symbol) for x in operands):

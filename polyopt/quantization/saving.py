@@ -185,13 +185,12 @@ def load(
     >>> load(file)["w"].codes.tolist()
     [[127, 127], [127, 127]]
     """
-    found = checkpoint.load(path)
-    ours = found.meta.get(META)
-    if not isinstance(ours, dict):
-        raise CheckpointError(f"{os.fspath(path)}: a checkpoint, but not of quantized weights")
     try:
-        arrays = found.params if backend is None else convert(found.params, backend, device=device)
-        return from_arrays(arrays, ours, like)
+        found = checkpoint.load(path, backend=backend, device=device)
+        ours = found.meta.get(META)
+        if not isinstance(ours, dict):
+            raise CheckpointError(f"{os.fspath(path)}: a checkpoint, but not of quantized weights")
+        return from_arrays(found.params, ours, like)
     except InputError as e:
         raise CheckpointError(f"{os.fspath(path)}: {e}") from None
 

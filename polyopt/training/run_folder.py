@@ -12,7 +12,7 @@ from typing import Any
 
 from polyopt import checkpoint
 from polyopt.core.errors import CheckpointError, InputError
-from polyopt.core.files import read_bounded, write_atomic
+from polyopt.core.files import read_bounded, remove_leftovers, write_atomic
 from polyopt.engine.batches.plan import Cursor
 from polyopt.recipe import Recipe
 from polyopt.recipe.problems import shown
@@ -68,10 +68,13 @@ class Folder:
         if not self.checkpoint.exists():
             raise InputError(f"{self.checkpoint}: no checkpoint to resume from; start without resume")
         try:
+            for name in (CHECKPOINT, HISTORY, RECIPE, MODEL):
+                remove_leftovers(self.path / name)
             found = checkpoint.load(self.checkpoint, backend=None)
             self._check_recipe(found.meta.get("recipe"))
             server = None if engine.federation is None else (found.state or {})[KEPT]
             fresh = engine.start(int(found.meta["step"]))
+            del found  # it may be large, and is read once more
             found = checkpoint.load(
                 self.checkpoint, fresh.params, engine.backend, engine.device, state_like=fresh.state
             )
@@ -166,6 +169,8 @@ def read_figures(path: Path) -> dict[str, tuple[float, float | None, float]]:
     What is tested again would give the same, on the same backend.
     """
     file = path / RESULTS
+    for name in (RESULTS, MODEL):
+        remove_leftovers(path / name)
     if not file.exists():
         return {}
     try:

@@ -30,16 +30,21 @@ Host: TypeAlias = Any
 """A host array."""
 
 
-def aligned(shape: Sequence[int], dtype: Any) -> Host:
-    """A new contiguous host array, its values undefined, that begins at a multiple of ``ALIGNMENT``.
+def aligned(shape: Sequence[int], dtype: Any, boundary: int | None = None) -> Host:
+    """Make a contiguous host array, its values undefined, that begins at a multiple of ``ALIGNMENT``.
+
+    A large one lies in huge pages, unless ``boundary`` is what it begins at a multiple of.
 
     >>> aligned((2, 3), np.float32).ctypes.data % ALIGNMENT
     0
     """
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    boundary = ALIGNMENT if size < HUGE else HUGE
-    memory = _memory(size + boundary)
+    if boundary is None:
+        boundary = ALIGNMENT if size < HUGE else HUGE
+        memory = _memory(size + boundary)
+    else:
+        memory = np.empty(size + boundary, np.uint8)
     start = -memory.ctypes.data % boundary
     return memory[start : start + size].view(kind).reshape(shape)
 

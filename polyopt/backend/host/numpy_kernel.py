@@ -156,7 +156,7 @@ class Kernel:
     def bound(
         self, arrays: Sequence[Value], scalars: Mapping[str, Value], registers: Sequence[Value]
     ) -> list[Call]:
-        """Make the calls that compute outputs of at most ``BLOCK`` elements, for memory that stays where it is.
+        """Make the calls for outputs of at most ``BLOCK`` elements, in memory that stays where it is.
 
         ``arrays`` as of ``run``; ``scalars`` are 0-d arrays.
         """

@@ -9,6 +9,8 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from safetensors.numpy import load_file
 from polyopt import Adam, Optimizer, checkpoint
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
-from polyopt.core.errors import CheckpointError, InputError
+from polyopt.core.errors import BackendError, CheckpointError, InputError
 from polyopt.testing import assert_same_bits
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -384,3 +386,56 @@ def test_damage_is_noticed_or_harmless(tmp_path: Path, data: st.DataObject) -> N
 def test_any_plain_data_comes_back(tmp_path: Path, meta: dict[str, Any]) -> None:
     checkpoint.save(tmp_path / "x", {}, None, meta)
     assert repr(checkpoint.load(tmp_path / "x").meta) == repr(meta)
+
+
+PEAK = """
+import sys
+from polyopt import checkpoint
+from polyopt.backend import registry
+
+path, name, what = sys.argv[1:]
+backend, xp = registry.by_name(name), registry.by_name(name).ops
+small, size = path + ".small", 6 * 4_000_000 * 4
+
+
+def value(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
+
+
+if what == "load":
+    checkpoint.load(small, backend=name)  # what is imported or made ready at the first use
+    before = value("VmRSS:")
+    found = checkpoint.load(path, backend=name)
+else:
+    turned = {k: xp.permute_dims(x, (1, 0)) for k, x in checkpoint.load(path, backend=name).params.items()}
+    checkpoint.save(small, {"w": next(iter(turned.values()))})
+    before = value("VmRSS:")
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    checkpoint.save(path + ".again", turned)
+print((value("VmHWM:") - before) / size)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
+@pytest.mark.parametrize(("what", "most"), [("load", 1.1), ("save", 0.3)])
+def test_memory_at_the_peak(tmp_path: Path, backend: Backend, what: str, most: float) -> None:
+    """Loading takes the arrays alone, each in memory once; saving at most a copy of one of them, of six."""
+    params = {f"{i}": np.full((4_000, 1_000), i, "float32") for i in range(6)}
+    checkpoint.save(tmp_path / "x", params)
+    checkpoint.save(tmp_path / "x.small", {"w": np.zeros((2, 2), "float32")})
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "x"), backend.name, what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) < most
+
+
+def test_an_array_of_foreign_byte_order_comes_back(tmp_path: Path) -> None:
+    x = np.arange(6, dtype=">f4").reshape(2, 3)
+    checkpoint.save(tmp_path / "x", {"w": x, "turned": x.T})
+    found = checkpoint.load(tmp_path / "x").params
+    assert_same_bits(found["w"], x.astype("<f4"))
+    assert_same_bits(found["turned"], np.ascontiguousarray(x.T.astype("<f4")))
+
+
+def test_an_unknown_backend_is_refused_before_the_file_is_read(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="torch"):
+        checkpoint.load(tmp_path / "none", backend="troch")

@@ -112,3 +112,13 @@ def test_between_two_updates(tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     train(of, out=odd, max_steps=4)
     check(train(of, out=tmp_path / "again"), train(of, out=odd, resume=True))
+
+
+def test_a_resume_removes_what_a_kill_left(tmp_path: Path) -> None:
+    of = recipe([])
+    train(of, backend="numpy", out=tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    for name in before:
+        (tmp_path / f".{name}.0123456789abcdef.tmp").write_bytes(b"half of it")
+    train(of, backend="numpy", out=tmp_path, resume=True)
+    assert sorted(os.listdir(tmp_path)) == before
