@@ -17,7 +17,8 @@ SNIPPETS := vaderSentiment==3.3.2
 
 help:
 	@echo "make demo    train a network on handwritten digits with NumPy (under two minutes from a bare clone)"
-	@echo "make test    install NumPy, PyTorch, TensorFlow and JAX (CPU builds) and run the whole suite"
+	@echo "make test    install NumPy, PyTorch, TensorFlow and JAX (CPU builds) and run the suite"
+	@echo "             (with PYTEST_ARGS='-m \"\"' the long products too, as before a release)"
 	@echo "make flower  run the Flower adapter under Flower, in an environment of its own (a minute to install)"
 	@echo "make check   ruff, mypy --strict and the import contracts"
 	@echo "make bench   measure against the frameworks' own optimizers: docs/benchmarks.md (about ten minutes)"

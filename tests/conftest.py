@@ -20,6 +20,15 @@ ALL = ("numpy", "torch", "tensorflow", "jax")
 REQUIRED = os.environ.get("POLYOPT_REQUIRED_BACKENDS", ",".join(ALL)).split(",")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark cases as ``full`` by their ids, before pytest selects by marks."""
+    for item in items:
+        mark, case = item.get_closest_marker("full_for"), getattr(item, "callspec", None)
+        if mark is not None and case is not None and any(part in case.id for part in mark.args):
+            item.add_marker("full")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_is_heard() -> None:
     """Also where the suite runs in the background of a shell, which has it ignore SIGINT."""

@@ -26,6 +26,7 @@ def _forget() -> Iterator[None]:
     trajectories.forget()
 
 
+@pytest.mark.full_for("jax-quantization", "jax-distillation")
 @pytest.mark.parametrize(
     ("name", "case"),
     TABLE,

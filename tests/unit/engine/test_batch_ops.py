@@ -304,6 +304,7 @@ def run(backend: Backend, rule: Any, compiled: bool, donate: bool = False) -> An
 STACKED = [(rule, False) for rule in RULES] + [(Lamb(), True), (ClipByNorm(0.7), True)]
 
 
+@pytest.mark.full_for("Lamb", "AdaptiveGradientClip", "Adafactor")
 @pytest.mark.parametrize(("rule", "donate"), STACKED, ids=repr)
 def test_stacked_leaves_have_the_bits_of_the_loop(backends: list[Backend], rule: Any, donate: bool) -> None:
     expected, slots = run(backends[0], rule, compiled=False)

@@ -79,6 +79,7 @@ def stepping(request: pytest.FixtureRequest) -> Iterator[tuple[Backend, type]]:
         yield backend, Whole
 
 
+@pytest.mark.full_for("without kernels")
 @pytest.mark.parametrize("name", RULES)
 def test_bits_of_gradient_and_step(stepping: tuple[Backend, type], name: str) -> None:
     backend, way = stepping

@@ -97,6 +97,7 @@ CASES = [(b, name, True) for b, names in COMPILED.items() for name in names]
 CASES += [(b, name, False) for b, names in EAGER.items() for name in names]
 
 
+@pytest.mark.full_for("tensorflow-clipped adam", "jax-clipped adam eager")
 @pytest.mark.parametrize(
     ("backend", "name", "compiled"),
     CASES,

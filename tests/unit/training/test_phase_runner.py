@@ -72,6 +72,7 @@ def model(result: Result, name: str = "") -> dict[str, Any]:
     return leaves
 
 
+@pytest.mark.full_for("tensorflow", "jax")
 def test_phases_in_a_row(tmp_path: Path, backend: Backend) -> None:
     events: list[Event] = []
     found = train(small(), backend=backend, out=tmp_path, on_event=events.append)
@@ -156,6 +157,7 @@ def test_the_same_masks_and_codes_from_the_same_weights(tmp_path: Path, backends
     assert runs[0].phases[-1].sparsity == runs[0].phases[1].sparsity > 0.79
 
 
+@pytest.mark.full_for("12", "24", "41")
 @pytest.mark.parametrize("steps", [5, 12, 17, 24, 30, 41])
 def test_resumed_is_the_same_run(tmp_path: Path, steps: int) -> None:
     """In the run, between phases, in fine-tuning, between two prunings, and in distilling."""
@@ -210,6 +212,7 @@ def test_a_new_run_does_not_go_on_from_an_old_ones_phases(tmp_path: Path) -> Non
         train(other.replace(epochs=3), out=tmp_path, resume=True)
 
 
+@pytest.mark.full_for("tensorflow", "jax")
 def test_masks_stay_in_the_phases_after(tmp_path: Path, backend: Backend) -> None:
     """In fine-tuning, with a frozen layer too, and where the averaged weights are what is kept."""
     recipe = only(

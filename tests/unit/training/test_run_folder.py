@@ -78,6 +78,7 @@ def check(whole: Result, parts: Result) -> None:
                 assert_same_bits(found[path], x, what=f"{a.name}: {path}")
 
 
+@pytest.mark.full_for("tensorflow", "jax")
 def test_on_every_backend(tmp_path: Path, backend: Backend) -> None:
     of = recipe(PHASES)
     whole = train(of, backend=backend, out=tmp_path / "whole")
@@ -97,6 +98,7 @@ def test_the_other_kinds(tmp_path: Path) -> None:
     check(train(of, out=tmp_path / "whole"), stopped_in_each(of, "numpy", tmp_path / "parts"))
 
 
+@pytest.mark.full_for("tensorflow", "jax")
 def test_other_slots_and_parts_on_every_backend(tmp_path: Path, backend: Backend) -> None:
     """Anchors, and a new head beside adapters. All else of the other kinds is worked out on the host."""
     of = recipe([phase for phase in FEW if phase["name"] in ("start", "new head")])

@@ -81,6 +81,7 @@ def test_the_weights_of_300_bfloat16_losses_are_counted(backend: Backend) -> Non
     assert_close(mean, 1.0, rtol=2.0**-7, because="the sum has eight bits; a count in them stops at 256")
 
 
+@pytest.mark.full_for("float64")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_losses_take_weights(backend: Backend, dtype: str) -> None:
     rng = np.random.default_rng(1)

@@ -186,6 +186,7 @@ def test_a_batch_is_the_callers_own() -> None:
 # Noise
 
 
+@pytest.mark.full_for("tensorflow", "jax")
 def test_the_noise_scale_of_known_gradients(backend: Backend) -> None:
     """Gradients N(G, Σ) a sample: the averages find tr Σ / ‖G‖², the measured norms are the same bits."""
     rng = np.random.default_rng(0)

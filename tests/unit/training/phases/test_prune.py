@@ -223,6 +223,7 @@ def test_neurons_that_are_gone_stay_gone(tmp_path: Path) -> None:
     assert both == round(0.4 * 24)
 
 
+@pytest.mark.full
 def test_the_same_masks_on_every_backend(tmp_path: Path, backends: list[Backend]) -> None:
     """Of weights that don't move, one criterion of each kind after the other."""
     of = recipe(

@@ -55,6 +55,7 @@ def test_the_test_samples_are_not_looked_at() -> None:
 # Searching
 
 
+@pytest.mark.full_for("tensorflow", "jax")
 def test_the_same_trials_on_every_backend(backend: Backend) -> None:
     """The first trials are drawn by the seed alone; their figures are those of the same arithmetic."""
     expected = tune(recipe(), backend="numpy", trials=3)
