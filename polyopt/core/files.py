@@ -78,10 +78,10 @@ def replacing(path: str | os.PathLike[str], *, error: type[PolyoptError] = Input
 
 
 def shown_path(path: Any) -> str:
-    """Return a path as it stands in errors: of one line and a readable length.
+    r"""Return a path as it stands in errors: of one line and a readable length.
 
-    >>> shown_path("run/state"), shown_path("a\\nb"), len(shown_path("x" * 5000))
-    ('run/state', "'a\\\\nb'", 201)
+    >>> shown_path("run/state"), shown_path("a\nb"), len(shown_path("x" * 5000))
+    ('run/state', "'a\\nb'", 201)
     """
     text = str(path)
     text = text if text and text.isprintable() else repr(text)

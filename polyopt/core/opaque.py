@@ -36,7 +36,6 @@ def opaque(function: F) -> F:
     >>> opaque(lambda x: abs(x))(-1)
     1
     """
-
     outside: list[Callable[..., Any]] = []
 
     @wraps(function)
