@@ -20,7 +20,7 @@ help:
 	@echo "make test    install NumPy, PyTorch, TensorFlow and JAX (CPU builds) and run the suite"
 	@echo "             (with PYTEST_ARGS='-m \"\"' the long products too, as before a release)"
 	@echo "make flower  run the Flower adapter under Flower, in an environment of its own (a minute to install)"
-	@echo "make check   ruff, mypy --strict and the import contracts"
+	@echo "make check   ruff, mypy --strict, the import contracts, docstrings and lengths"
 	@echo "make bench   measure against the frameworks' own optimizers: docs/benchmarks.md (about ten minutes)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove .venv and everything built"
@@ -43,6 +43,7 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/limits.py
 
 # By parts: make bench BENCH_ARGS='--only update/small' measures those again and keeps the other results.
 bench: .venv/.dev

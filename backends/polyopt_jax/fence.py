@@ -76,7 +76,7 @@ def _raw(x: Any) -> Any:
 
 
 def _negative(zero: Any, kind: str) -> Any:
-    """-0.0 of dtype ``kind``, of which the compiler knows no more than the sign."""
+    """Return -0.0 of dtype ``kind``, of which the compiler knows no more than the sign."""
     size = np.dtype(kind).itemsize
     sign = np.array(1 << (8 * size - 1), _BITS[size])
     return lax.bitcast_convert_type(lax.bitwise_or(jnp.asarray(zero, _BITS[size]), sign), np.dtype(kind))

@@ -40,7 +40,7 @@ def compile_function(function: Callable[..., Any], exact: bool) -> Callable[...,
 
 
 def lift(backend: JaxBackend, program: Program, compiled: bool) -> Lifted:
-    """``program`` over a list of leaves."""
+    """Return ``compiled``: one XLA computation for each batch of leaves, see ``batches``; else op by op."""
     return JaxLift(backend, program) if compiled else partial(_op_by_op, backend, program)
 
 

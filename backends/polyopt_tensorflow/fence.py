@@ -59,6 +59,6 @@ class Fenced(Fencing):
         return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(x, bits), self._zeros[bits]), x.dtype)
 
     def _negative(self, kind: Any) -> Any:
-        """-0.0 of dtype ``kind``, of which the compiler knows no more than the sign."""
+        """Return -0.0 of dtype ``kind``, of which the compiler knows no more than the sign."""
         bits = _BITS[kind.size]
         return tf.bitcast(tf.bitwise.bitwise_or(self._zeros[bits], tf.constant(bits.min, bits)), kind)

@@ -50,11 +50,13 @@ def moments(p: Any, g: Any, s: list[Any]) -> tuple[Any, Any]:
 
 
 def adam(t: int, p: Any, g: Any, s: list[Any], lr: float = LR) -> None:
+    """Update by Adam."""
     m, v = moments(p, g, s)
     p -= lr / (1 - B1**t) * m / (np.sqrt(v) / float(np.sqrt(1 - B2**t)) + EPS)
 
 
 def adam_cosine(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by Adam, the rate falling along a cosine."""
     adam(t, p, g, s, LR * (1 + math.cos(math.pi * min((t - 1) / ANNEALED, 1))) / 2)
 
 

@@ -90,7 +90,7 @@ class Program:
 
     @property
     def scalar_names(self) -> frozenset[str]:
-        """The values that depend on scalars alone: computed once a call, not once an element."""
+        """Return the values that depend on scalars alone: computed once a call, not once an element."""
         known = {*self.scalars, *(name for name, _ in self.constants)}
         for instruction in self.body:
             if known.issuperset(instruction.args):

@@ -136,7 +136,7 @@ def _each(
     dtype: str,
     unchecked: list[Leafwise],
 ) -> dict[str, list[Array]]:
-    """Run the leaf function on one leaf after the other; what it returns is checked at the first call."""
+    """Run the leaf function on one leaf after the other."""
     outputs: dict[str, list[Array]] = {}
     c = SimpleNamespace(**scalars)
     names = [slot.name for slot in rule.slots() if slot.shape == "like"]

@@ -302,7 +302,18 @@ class Optimizer(CheckedKeywords):
         return self._hyperparameters.observe(state, value, what)
 
     def hyperparameters(self, state: State) -> dict[str, float]:
-        """``{"lr": value}`` at the coming update; names are qualified by position inside a composition."""
+        """Return the hyperparameters at the coming update.
+
+        Parameters
+        ----------
+        state
+            What ``init`` or the last step gave.
+
+        Returns
+        -------
+        dict
+            ``{"lr": value}``; names are qualified by position inside a composition.
+        """
         return self._hyperparameters.by_name(state)
 
     # How it runs
@@ -351,7 +362,7 @@ class Optimizer(CheckedKeywords):
         return flat.unflatten(leaves), new
 
     def _again(self, last: CachedStep, params: Tree, grads: Tree, state: State) -> tuple[Tree, State] | None:
-        """The step done as the last one was, ``None`` where it differs."""
+        """Make the step as the last one was made, ``None`` where it differs."""
         if not last.lock.acquire(blocking=False):
             return None
         try:
@@ -370,7 +381,18 @@ class Optimizer(CheckedKeywords):
             last.lock.release()
 
     def resolver(self, state: State) -> Resolve:
-        """Return what gives a rule's hyperparameters at a step, ``state`` having what schedules were told."""
+        """Return what gives a rule's hyperparameters at a step, ``state`` having what schedules were told.
+
+        Parameters
+        ----------
+        state
+            What ``init`` or the last step gave.
+
+        Returns
+        -------
+        Callable
+            ``f(key, rule, xp, step)``.
+        """
         return self._hyperparameters.resolver(state)
 
     def _accumulated(
@@ -415,7 +437,7 @@ class Optimizer(CheckedKeywords):
         return select(backend, ready, leaves, unchanged), select(backend, ready, new, waiting)
 
     def _read(self, backend: Backend, flat: tree.Flat, g: Sequence[Array | None]) -> GradientPass | None:
-        """The pass over the gradients that is due before anything else, if one is."""
+        """Return the pass over the gradients that is due before anything else, if one is."""
         if self.nonfinite == "propagate":
             return None
         norm = None

@@ -111,7 +111,7 @@ class Phase(Section):
 
 
 def check_names(phases: tuple[Phase, ...]) -> Iterator[Problem]:
-    """Each name once, and teachers that come before their students."""
+    """Refuse a name that comes twice, and teachers that come after their students."""
     for i, phase in enumerate(phases):
         before = [earlier.name for earlier in phases[:i]]
         if phase.name in before:

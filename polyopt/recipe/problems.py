@@ -44,12 +44,12 @@ def shown(value: Any) -> str:
 
 
 def dotted(key: Iterable[str | int]) -> str:
-    """Write a key's path as errors name it, on one line.
+    r"""Write a key's path as errors name it, on one line.
 
     Examples
     --------
-    >>> dotted(("partition", 0, "pattern")), dotted(("a\\n",))
-    ('partition.0.pattern', "'a\\\\n'")
+    >>> dotted(("partition", 0, "pattern")), dotted(("a\n",))
+    ('partition.0.pattern', "'a\\n'")
     """
     parts = map(str, key)
     return ".".join(part if part.isprintable() and len(part) <= 60 else shown(part) for part in parts)
@@ -58,7 +58,7 @@ def dotted(key: Iterable[str | int]) -> str:
 def found(
     error: ValidationError, fields_of: Callable[[tuple[str | int, ...]], Iterable[str]]
 ) -> Iterator[Problem]:
-    """All problems of ``error``; ``fields_of(key of a table)`` gives the keys that it may have."""
+    """Yield all problems of ``error``; ``fields_of(key of a table)`` gives the keys that it may have."""
     # A misspelt key is missing too: say first what was written.
     for one in sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden"):
         key: tuple[str | int, ...] = tuple(one["loc"])

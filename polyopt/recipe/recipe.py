@@ -173,7 +173,7 @@ class Recipe(Section):
                 yield from self._federated(i, phase.federated, found)
 
     def _federated(self, i: int, federated: Federated, found: Recipe) -> Iterator[Problem]:
-        """``found`` is the phase as a recipe of its own."""
+        """Check the federated part of a phase; ``found`` is the phase as a recipe of its own."""
         if self.ema is not None:
             yield Problem(
                 ("phase", i, "federated"),

@@ -203,6 +203,7 @@ class TensorSurvey:
         return found
 
     def watch(self, facts: Any) -> Watch:
+        """Make what holds later tensors against ``facts``."""
         direct = None if self._direct is None else self._direct.watch(facts)
 
         def survey(columns: Sequence[list[Any]]) -> int:

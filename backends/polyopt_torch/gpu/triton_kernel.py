@@ -69,7 +69,7 @@ _EXPRESSIONS: Mapping[str, str] = {
 
 
 def _integers(least: float) -> Mapping[str, str]:
-    """``round``, ``floor`` and ``ceil`` by additions, where all numbers from ``least`` on are integers."""
+    """Write ``round``, ``floor`` and ``ceil`` by additions: from ``least`` on all numbers are integers."""
     near = f"(tl.where({{0}} < 0.0, -1.0, 1.0) * ((tl.abs({{0}}) + {least}) - {least}))"
     found = {
         "round": near,

@@ -126,7 +126,8 @@ class ArrayTable(Protocol):
     def facts(self, columns: Sequence[list[Any]]) -> Any | None:
         """Return an int64 array with a row for each leaf of each column, ``None`` where one can't be read."""
 
-    def watch(self, facts: Any) -> Watch: ...
+    def watch(self, facts: Any) -> Watch:
+        """Make what holds later arrays against ``facts``."""
 
 
 class Survey:

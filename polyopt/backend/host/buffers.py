@@ -35,6 +35,8 @@ def aligned(shape: Sequence[int], dtype: Any, boundary: int | None = None) -> Ho
 
     A large one lies in huge pages, unless ``boundary`` is what it begins at a multiple of.
 
+    Examples
+    --------
     >>> aligned((2, 3), np.float32).ctypes.data % ALIGNMENT
     0
     """

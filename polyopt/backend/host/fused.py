@@ -56,6 +56,7 @@ class KernelPlan:
 
     @property
     def in_place(self) -> frozenset[str]:
+        """Return the names of the arrays that are written in place."""
         return self.kernel.in_place
 
 

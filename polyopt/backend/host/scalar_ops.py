@@ -58,4 +58,4 @@ def ordinary(x: Any) -> bool:
     (True, False, False)
     """
     size = math.fabs(x)
-    return size == 0.0 or np.finfo(x.dtype).tiny <= size < math.inf
+    return size == 0.0 or float(np.finfo(x.dtype).tiny) <= size < math.inf
