@@ -84,7 +84,8 @@ def _against(panel: Any, study: Study, key: str, axis: Axis) -> None:
         panel.set_xlim(-0.5, len(axis.values) - 0.5)
     else:
         panel.set_xscale("log" if axis.log else "linear")
-        panel.xaxis.set_major_locator(FixedLocator(_ticks(*panel.get_xlim(), axis)))
+        low, high = panel.get_xlim()
+        panel.xaxis.set_major_locator(FixedLocator(_ticks(low, high, axis)))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     panel.set_xlabel(key)
