@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +28,26 @@ app = typer.Typer(
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML or JSON file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.")]
-Backend = Annotated[str | None, typer.Option("--backend", help="See `polyopt backends`.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, gpu:0, …")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Batches in all, instead of epochs.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or float64, instead of the recipe's.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed, instead of the recipe's.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="Where to write; default: runs/, by the recipe's name and the backend's."
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend", metavar="NAME", help="See `polyopt backends`; default: POLYOPT_BACKEND, else numpy."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, gpu:0, …; default: the backend's.")
+]
+Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Batches in all, instead of epochs.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", metavar="NAME", help="float32 or float64, instead of the recipe's.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed, instead of the recipe's.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -50,7 +66,7 @@ def polyopt(
         raise typer.Exit(BAD_INPUT)
 
 
-@app.command()
+@app.command(short_help="Train a recipe on one backend.")
 def train(
     recipe: RecipeFile,
     backend: Backend = None,
@@ -58,7 +74,10 @@ def train(
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", metavar="N", help="Passes over the data, instead of the recipe's."),
+    ] = None,
     steps: Steps = None,
     seed: Seed = None,
     dtype: Dtype = None,
@@ -73,17 +92,19 @@ def train(
     raise typer.Exit(run(request, json))
 
 
-@app.command()
+@app.command(short_help="Run a recipe on several backends: how far apart?")
 def compare(
     recipe: RecipeFile,
     backends: Annotated[
-        str | None, typer.Option("--backends", metavar="A,B", help="By default every installed one.")
+        list[str] | None,
+        typer.Option("--backends", "--backend", metavar="A,B", help="By default every installed one."),
     ] = None,
     dtype: Dtype = None,
-    steps: Annotated[int, typer.Option("--steps", help="How many steps to compare.")] = 200,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", help="How many steps to compare.")] = 200,
     seed: Seed = None,
     tolerance: Annotated[
-        float | None, typer.Option("--tolerance", help="Exit 1 where a relative deviation is larger.")
+        float | None,
+        typer.Option("--tolerance", metavar="X", help="Exit 1 where a relative deviation is larger."),
     ] = None,
     out: Out = None,
     json: Json = False,
@@ -92,12 +113,12 @@ def compare(
     from polyopt.cli.compare import CompareRequest
     from polyopt.cli.compare import compare as run
 
-    names = None if backends is None else [name.strip() for name in backends.split(",") if name.strip()]
+    names = None if backends is None else _split(backends)
     overrides = {"seed": seed, "dtype": dtype}
     raise typer.Exit(run(CompareRequest(recipe, overrides, out, names, steps, tolerance), json))
 
 
-@app.command()
+@app.command(short_help="Look for good hyperparameters.")
 def tune(
     recipe: RecipeFile,
     trials: Annotated[
@@ -108,7 +129,9 @@ def tune(
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the study in --out.")] = False,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data, each trial.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Passes over the data, each trial.")
+    ] = None,
     steps: Steps = None,
     seed: Seed = None,
     dtype: Dtype = None,
@@ -123,13 +146,14 @@ def tune(
     raise typer.Exit(run(request, json))
 
 
-@app.command()
+@app.command(short_help="Measure what compression costs.")
 def compression(
     recipes: Annotated[
         Path, typer.Option("--recipes", metavar="DIR", help="Where the digits' recipes are.")
     ] = Path("recipes"),
     backend: Annotated[
-        list[str] | None, typer.Option("--backend", metavar="NAME", help="May be repeated; default: all.")
+        list[str] | None,
+        typer.Option("--backend", metavar="NAME", help="May be repeated, or A,B; default: all."),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each recipe and backend.")] = 3,
     only: Annotated[
@@ -153,11 +177,11 @@ def compression(
     from polyopt.cli.compression import Request
     from polyopt.cli.compression import compression as run
 
-    request = Request(recipes, backend or [], seeds, only or [], render, results, out)
+    request = Request(recipes, _split(backend), seeds, _split(only), render, results, out)
     raise typer.Exit(run(request, json))
 
 
-@app.command()
+@app.command(short_help="List what is installed here.")
 def backends(json: Json = False) -> None:
     """List the backends: installed or not, versions, devices, and what to install."""
     from polyopt.cli.backends import backends as run
@@ -165,17 +189,17 @@ def backends(json: Json = False) -> None:
     raise typer.Exit(run(json))
 
 
-@app.command()
+@app.command(short_help="Print an algorithm's exact formula.")
 def explain(
     algorithm: Annotated[
         str, typer.Argument(metavar="ALGORITHM", help="adamw, sgd, … as recipes name them.")
     ],
     convention: Annotated[
-        str | None, typer.Option("--convention", help="paper, torch, optax or keras.")
+        str | None, typer.Option("--convention", metavar="NAME", help="paper, torch, optax or keras.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a hyperparameter."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a hyperparameter; may be repeated."),
     ] = None,
     ascii: Annotated[bool, typer.Option("--ascii", help="No mathematical symbols.")] = False,
     json: Json = False,
@@ -186,10 +210,11 @@ def explain(
     raise typer.Exit(run(algorithm, convention, settings or [], ascii, json))
 
 
-@app.command()
+@app.command(short_help="Test backends by the conformance kit.")
 def conform(
     backend: Annotated[
-        list[str] | None, typer.Option("--backend", metavar="NAME", help="May be repeated; default: all.")
+        list[str] | None,
+        typer.Option("--backend", metavar="NAME", help="May be repeated, or A,B; default: all."),
     ] = None,
     require: Annotated[
         list[str] | None,
@@ -203,10 +228,10 @@ def conform(
     """Put backends through the conformance kit; exit 1 where anything fails or is missing."""
     from polyopt.cli.conform import conform as run
 
-    raise typer.Exit(run(backend or [], require or [], quick, json))
+    raise typer.Exit(run(_split(backend), _split(require), quick, json))
 
 
-@app.command()
+@app.command(short_help="Measure speed beside other optimizers.")
 def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Adam on two parameter sets: under a minute on two cores.")
@@ -216,13 +241,16 @@ def bench(
         typer.Option("--only", metavar="PATTERN", help="Cases by kind/set/optimizer/backend, a regex."),
     ] = None,
     backend: Annotated[
-        list[str] | None, typer.Option("--backend", metavar="NAME", help="May be repeated; default: all.")
+        list[str] | None,
+        typer.Option("--backend", metavar="NAME", help="May be repeated, or A,B; default: all."),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every optimizer on every set and every peer: hours.")
     ] = False,
     growth: Annotated[bool, typer.Option("--growth", help="Memory over many steps, nothing else.")] = False,
-    steps: Annotated[int, typer.Option("--steps", help="How many steps --growth makes.")] = 1_000_000,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", help="How many steps --growth makes.")
+    ] = 1_000_000,
     results: Annotated[
         Path | None,
         typer.Option("--results", metavar="DIR", help="Keep results there, merged with what is there."),
@@ -239,7 +267,7 @@ def bench(
     from polyopt.cli.bench import Request
     from polyopt.cli.bench import bench as run
 
-    request = Request(backend or [], only, quick, everything, growth, steps, render, results, out)
+    request = Request(_split(backend), only, quick, everything, growth, steps, render, results, out)
     raise typer.Exit(run(request, json))
 
 
@@ -294,4 +322,31 @@ def _usage(e: Any) -> str | None:
         return None
     context = getattr(e, "ctx", None)
     path = context.command_path if context is not None else "polyopt"
-    return f"{e.format_message()} (see {path} --help)"
+    found = e.format_message()
+    options = [] if context is None else [x for p in context.command.params for x in p.opts if x[:2] == "--"]
+    extra = re.search(r"unexpected extra arguments? ?(?:\(s\) )?\(([^\s)]+)", found)
+    if extra is not None:
+        found = f"unexpected argument {extra.group(1)!r}{_meant(extra.group(1), options)}"
+    elif (option := getattr(e, "option_name", None)) is not None and hasattr(e, "possibilities"):
+        near = difflib.get_close_matches(option, options, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
+        recipe = "--seed" in options and not near
+        found = f"no such option {option!r}; {hint}{RECIPES_OWN if recipe else ''}"
+    return f"{found} (see {path} --help)"
+
+
+RECIPES_OWN = "; hyperparameters stand in the recipe"
+
+
+def _meant(word: str, options: Sequence[str]) -> str:
+    """What an argument that a command does not take may have been meant as."""
+    if f"--{word}" in options:
+        return f"; did you mean '--{word}'?"
+    if "--backends" in options:
+        return f"; backends are joined by commas: --backends …,{word}"
+    return f"; did you mean '--backend {word}'?" if "--backend" in options and word.isidentifier() else ""
+
+
+def _split(given: Sequence[str] | None) -> list[str]:
+    """The values of an option that may be repeated, or joined by commas."""
+    return [name for text in given or () for part in text.split(",") if (name := part.strip())]

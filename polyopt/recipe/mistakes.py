@@ -108,7 +108,7 @@ def _mend(table: dict[str, Any], problem: Problem) -> tuple[set[Key], bool]:
     if not isinstance(parent, dict) or last not in parent:
         return set(), False
     value = parent.pop(last)
-    near = re.search(r"did you mean '([^']*)'\?$", problem.message)
+    near = re.search(r"(?:did you mean|it is called) '([^']*)'(?:\?| here)$", problem.message)
     if near is not None and problem.message.startswith(" = "):
         parent[last] = near.group(1)
         return {problem.key}, True

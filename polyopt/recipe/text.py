@@ -23,9 +23,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the table in a ``.toml`` or ``.json`` file."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
-        raise InputError(
-            f"{path}: a recipe is a .toml or .json file, found {Path(path).suffix or 'no suffix'!r}"
-        )
+        found = repr(Path(path).suffix) if suffix else "no suffix"
+        raise InputError(f"{path}: a recipe is a .toml or .json file, found {found}")
     data = read_bounded(path, MAX_BYTES, "recipe")
     try:
         return parse(data.decode("utf-8-sig"), suffix)

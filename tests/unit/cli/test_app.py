@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -34,11 +35,33 @@ from polyopt.testing.report import Report, Row
         (["train", "x.toml", "--epoch", "3"], "--epochs"),
         (["compare", "x.toml", "--steps"], "--steps"),
         (["explain"], "ALGORITHM"),
+        (
+            ["train", "x.toml", "--lr", "1"],
+            "'--lr'; known: --backend, .*; hyperparameters stand in the recipe",
+        ),
+        (["train", "x.toml", "y.toml"], r"unexpected argument 'y\.toml' \(see"),
+        (["compare", "x.toml", "--backends", "numpy", "torch"], "joined by commas: --backends …,torch"),
+        (["bench", "quick"], "unexpected argument 'quick'; did you mean '--quick'"),
+        (["conform", "torch"], "did you mean '--backend torch'"),
     ],
 )
 def test_usage_errors(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
-    assert named in error(capsys)
+    assert re.search(named, error(capsys))
+
+
+@pytest.mark.parametrize("given", [["--backend", "numpy,jx"], ["--require", "numpy, jx"]])
+def test_names_may_be_joined_by_commas(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["conform", "--quick", *given]) == 2
+    assert "unknown backend 'jx'; did you mean 'jax'?" in error(capsys)
+
+
+def test_no_command_is_cut_short_in_the_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer__name": None}, r"^optimizer\.name: this key is missing"),
     ({"optimizer": None}, r"^optimizer: this key is missing; add it$"),
     ({"optimizer": None, "optimiser": {}}, r"^optimiser: unknown key; did you mean 'optimizer'\?$"),
+    ({"optimizer__learning_rate": 1.0}, r"^optimizer\.learning_rate: .*; it is called .lr. here$"),
     ({"optimizer__lrr": 1.0}, r"^optimizer\.lrr: 'adamw' has no such hyperparameter; did you mean 'lr'\?$"),
     ({"optimizer__lr": "0.1"}, r"^optimizer\.lr = '0\.1'; expected a number or a schedule"),
     ({"optimizer__lr": -0.1}, r"^optimizer\.lr = -0\.1; expected a finite number in \[0\.0, inf\]$"),
@@ -168,11 +169,19 @@ def test_what_is_wrong_is_said_in_one_line(changes: dict[str, Any], message: str
 
 SEVERAL: list[tuple[dict[str, Any], list[str]]] = [
     (
-        {"data__name": "digit", "optimizer__lrr": 0.1, "optimizer__b1": 1.0, "train__epoch": 3, "seed": "0"},
+        {
+            "data__name": "digit",
+            "optimizer__betas": 1,
+            "optimizer__lrr": 0.1,
+            "optimizer__b1": 1.0,
+            "train__epoch": 3,
+            "seed": "0",
+        },
         [
             "train.epoch: unknown key; did you mean 'epochs'?",
             "seed = '0'; expected an integer (write 0 without quotes)",
             "data.name = 'digit': unknown data set; did you mean 'digits'?",
+            "optimizer.betas: 'adamw' has no such hyperparameter; it is called 'b1' and 'b2' here",
             "optimizer.lrr: 'adamw' has no such hyperparameter; did you mean 'lr'?",
             "optimizer.b1 = 1.0; expected a finite number in [0.0, 1.0)",
         ],
