@@ -19,7 +19,7 @@ collect_ignore = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What XLA compiled, any of the suite's processes finds for as long as the suite runs."""
+    """Share what XLA compiles among the suite's processes, for as long as the suite runs."""
     if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = TemporaryDirectory(prefix="polyopt-xla-")

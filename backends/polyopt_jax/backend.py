@@ -67,7 +67,7 @@ class JaxBackend:
         return jax.device_put(jnp.asarray(host, dtype=host.dtype), self.device(device))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see ``adopted``."""
+        """Make an array of the host array ``x``, which is given up, on the CPU: see ``adopted``."""
         # Only where it is told the dtype does JAX share the memory.
         made = jnp.asarray(x, dtype=allowed(x.dtype))
         return made if self.device_name(made) == "cpu" else self.to_device(made, "cpu")
@@ -126,20 +126,20 @@ class JaxBackend:
         return whole(loss, update)
 
     def int8_matmul(self, x: Any, w: Any) -> Any:
-        """``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
+        """Return ``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
         return int8_matmul(x, w)
 
     def packed_gradient(self, loss: LossFunction, leaves: int) -> None:
         return None  # whole steps are compiled
 
     def assign(self, target: Any, value: Any) -> Any:
-        """``value``: JAX arrays are immutable."""
+        """Return ``value``: JAX arrays are immutable."""
         return value
 
 
 @lru_cache(maxsize=1)
 def _devices() -> dict[str, Any]:
-    """``{name: device}`` of what this process can use, the CPU first."""
+    """Return ``{name: device}`` of what this process can use, the CPU first."""
     found = {"cpu" if i == 0 else f"cpu:{i}": d for i, d in enumerate(jax.devices("cpu"))}
     for kind in ("gpu", "tpu"):
         try:

@@ -40,12 +40,12 @@ def _abs_slope(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
 
 
 def abs(x: Any, /) -> Any:
-    """The slope is 0 at 0 and for NaN."""
+    """Return the magnitude, with the slope 0 at 0 and for NaN."""
     return _abs(x) if _floating(x) else jnp.abs(x)
 
 
 def _extremum(function: Callable[[Any, Any], Any], lost: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """``function`` whose gradient is halved between equal operands, and goes to both where one is NaN."""
+    """Make of ``function`` one whose gradient is halved between equal operands, and goes to both for NaN."""
 
     @jax.custom_jvp
     def chosen(x: Any, y: Any) -> Any:
@@ -94,7 +94,10 @@ def _pow_slope(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any
 
 
 def pow(x1: Any, x2: Any, /) -> Any:
-    """The slope by the base is 0 where the exponent is 0; that by the exponent has 0·log 0 = 0."""
+    """Return ``x1`` to the power of ``x2``, with finite slopes at 0.
+
+    The slope by the base is 0 where the exponent is 0; that by the exponent has 0·log 0 = 0.
+    """
     if not hasattr(x2, "dtype"):
         return ops.pow(x1 if x2 else jax.lax.stop_gradient(x1), x2)
     x1, x2 = _alike(x1, x2)

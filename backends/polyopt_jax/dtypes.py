@@ -20,7 +20,7 @@ def wide_enabled() -> bool:
 
 
 def allowed(dtype: Any) -> Any:
-    """``dtype``, refused where JAX would quietly take one of half the width instead."""
+    """Return ``dtype``, refused where JAX would quietly take one of half the width instead."""
     if dtype is None or wide_enabled():
         return dtype
     name = np.dtype(dtype).name
@@ -35,6 +35,6 @@ def allowed(dtype: Any) -> Any:
 
 @lru_cache(maxsize=1024)
 def common(dtypes: tuple[Any, ...]) -> Any:
-    """The dtype that arrays of ``dtypes`` are promoted to, also where JAX is told to refuse to promote."""
+    """Return the dtype that arrays of ``dtypes`` are promoted to, also where JAX refuses to promote."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*dtypes)

@@ -2,9 +2,11 @@
 
 XLA contracts ``a * b + c`` to one fused multiply-add, and rewrites ``a / sqrt(b)`` to ``a * rsqrt(b)``,
 ``(a / b) / c`` to ``a / (b * c)``, and ``a / s`` with one divisor for all elements to ``a * (1 / s)``.
-Neither ``optimization_barrier`` nor ``reduce_precision`` nor a bit-cast round trip stops it on a CPU. An
-exclusive or of the result's bits with an integer zero does, provided that the compiler can't know that it
-is zero: so it is an argument of the compiled function. It costs nothing where memory is the bottleneck.
+Neither ``optimization_barrier`` nor ``reduce_precision`` nor a bit-cast round trip stops it on a CPU. Adding
+-0.0 does, which changes no number, provided that the compiler can't know that it is -0.0: so it is made of an
+argument of the compiled function. It costs next to nothing: ``fma(a, b, -0.0)`` is the product, rounded once.
+A half-precision result gets an exclusive or of its bits with an integer zero instead, because XLA adds it in
+float32 and then drops the rounding in between.
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from polyopt.backend.fencing import Fencing
 from polyopt_jax import ops
+from polyopt_jax.dtypes import WIDE, wide_enabled
 
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+_WIDE = ("float32", "float64")
+"""Dtypes in which XLA computes."""
 
 
 class Fenced(Fencing):
@@ -29,8 +35,12 @@ class Fenced(Fencing):
     def __init__(self, zero: Any) -> None:
         super().__init__(ops)
         self._zero = zero
+        self._negative_zeros = {
+            kind: _negative(zero, kind) for kind in _WIDE if kind not in WIDE or wide_enabled()
+        }
 
     def divide(self, x1: Any, x2: Any, /) -> Any:
+        """Divide so that XLA doesn't multiply by a reciprocal."""
         shape, other = jnp.shape(x1), jnp.shape(x2)
         smaller = other != shape and jnp.broadcast_shapes(shape, other) == shape
         if smaller or not hasattr(x2, "dtype"):
@@ -38,17 +48,20 @@ class Fenced(Fencing):
         return self.fence(ops.divide(x1, x2))
 
     def settled(self, x: Any) -> Any:
+        """Return ``x``, computed before what follows."""
         return lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
 
     def fence(self, x: Any) -> Any:
+        """Return ``x``, rounded by itself: the compiler can't contract it with what follows."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
-        bits = _BITS[x.dtype.itemsize]
-        zero = jnp.full_like(x, self._zero, dtype=bits)
+        if x.dtype.name in self._negative_zeros:
+            return lax.add(x, jnp.full_like(x, self._negative_zeros[x.dtype.name]))
+        zero = jnp.full_like(x, self._zero, dtype=_BITS[x.dtype.itemsize])
         return lax.bitcast_convert_type(lax.bitwise_xor(_raw(x), zero), x.dtype)
 
     def _spread(self, divisor: Any, x: Any) -> Any:
-        """``divisor`` for every element of ``x``, so that XLA no longer sees that it is one number."""
+        """Return ``divisor`` for every element of ``x``, so that XLA no longer sees that it is one number."""
         dtype = ops.result_type(x, divisor) if hasattr(divisor, "dtype") else x.dtype
         if not (jnp.issubdtype(dtype, jnp.floating) and jnp.issubdtype(x.dtype, jnp.floating)):
             return divisor
@@ -60,3 +73,10 @@ class Fenced(Fencing):
 
 def _raw(x: Any) -> Any:
     return lax.bitcast_convert_type(x, _BITS[x.dtype.itemsize])
+
+
+def _negative(zero: Any, kind: str) -> Any:
+    """-0.0 of dtype ``kind``, of which the compiler knows no more than the sign."""
+    size = np.dtype(kind).itemsize
+    sign = np.array(1 << (8 * size - 1), _BITS[size])
+    return lax.bitcast_convert_type(lax.bitwise_or(jnp.asarray(zero, _BITS[size]), sign), np.dtype(kind))

@@ -14,6 +14,7 @@ from jax import lax
 
 @jax.jit
 def join(arrays: Sequence[Any]) -> Any:
+    """Put the elements of ``arrays`` one after the other."""
     return jnp.concatenate([x.reshape(-1) for x in arrays])
 
 

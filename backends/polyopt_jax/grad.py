@@ -16,7 +16,7 @@ from polyopt_jax.differentiable import xp
 
 
 def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[Any, Any]]:
-    """``f(params, *args) -> (loss, gradients)``; compiled, once for each set of shapes and dtypes."""
+    """Return ``f(params, *args) -> (loss, gradients)``; compiled, once for each set of shapes and dtypes."""
 
     def run(params: Any, *args: Any) -> tuple[Any, Any]:
         check(params)
@@ -26,6 +26,7 @@ def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[An
 
 
 def check(params: Any) -> None:
+    """Refuse parameters that are not floating-point, by path."""
     for path, leaf in tree.named(params).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise InputError(

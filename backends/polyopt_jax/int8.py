@@ -10,5 +10,5 @@ import jax.numpy as jnp
 
 @jax.jit
 def int8_matmul(x: Any, w: Any) -> Any:
-    """``x @ w`` in int32."""
+    """Return ``x @ w`` in int32."""
     return jax.lax.dot_general(x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ _UNSIGNED = {"float32": jnp.uint32, "float64": jnp.uint64}
 
 
 def compile_function(function: Callable[..., Any], exact: bool) -> Callable[..., Any]:
+    """Compile ``function`` by XLA; with ``exact`` every operation is rounded by itself."""
     if not exact:
         return jax.jit(lambda *args: function(ops, *args))
     compiled = jax.jit(lambda zero, *args: function(Fenced(zero), *args))
@@ -38,53 +39,86 @@ def compile_function(function: Callable[..., Any], exact: bool) -> Callable[...,
 
 
 def lift(backend: JaxBackend, program: Program, compiled: bool) -> Lifted:
-    """``compiled``: one XLA computation for each batch of leaves, see ``batches``; else op by op.
+    """``program`` over a list of leaves."""
+    return JaxLift(backend, program) if compiled else partial(_op_by_op, backend, program)
+
+
+class JaxLift:
+    """One XLA computation for each batch of leaves, see ``batches``.
 
     Host scalars, constants and the fence's zero cross to the device as one vector a call. Inside the
     user's own ``jit``, ``vmap`` or ``scan`` the operations join the user's computation.
     """
 
-    @lru_cache(maxsize=4)
-    def compiled_for(dtype: str, donate: bool) -> Callable[..., Any]:
-        return jax.jit(_over_leaves(backend, program, dtype), donate_argnums=(0,) if donate else ())
+    def __init__(self, backend: JaxBackend, program: Program) -> None:
+        self._backend, self._program = backend, program
+        self._outputs = tuple(name for name, _ in program.outputs)
+        self._constants = tuple(x for _, x in program.constants)
+        self._compiled_for = lru_cache(maxsize=4)(self._compile)
 
-    def run(arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False) -> dict[str, list[Any]]:
-        if not compiled or _traced(chain(*arrays.values(), scalars.values())):
-            kind = backend.dtype(dtype)
-            values = {
-                n: cast(backend, v, dtype) if isinstance(v, jax.Array) else jnp.asarray(v, dtype=kind)
-                for n, v in (*scalars.items(), *program.constants)
-            }
-            return evaluate_leaves(backend, ops, program, arrays, values, dtype)
-        measured = {n: v for n, v in scalars.items() if isinstance(v, jax.Array)}
-        host = [scalars[n] for n in program.scalars if n not in measured]
-        vector = jnp.asarray(np.array([*host, *(v for _, v in program.constants), 0.0], dtype=dtype))
+    def __call__(
+        self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
+    ) -> dict[str, list[Any]]:
+        if _traced(chain(*arrays.values(), scalars.values())):
+            return _op_by_op(self._backend, self._program, arrays, scalars, dtype, donate)
         if donate:
             given = list(map(id, chain(*arrays.values())))
             donate = len(set(given)) == len(given)  # XLA refuses to be given one buffer twice
-        replaced = {n for n, _ in program.outputs} if donate else set()
-        call = compiled_for(dtype, donate)
-        outputs: dict[str, list[Any]] = {n: [None] * len(arrays["p"]) for n, _ in program.outputs}
-        for members in batches(tuple((x.shape, x.dtype) for x in arrays["p"])):
+        measured = {n: v for n, v in scalars.items() if isinstance(v, jax.Array)}
+        host = [scalars[n] for n in self._program.scalars if n not in measured]
+        # A host array, for to make one of JAX' own takes longer than to call the function.
+        vector = np.array([*host, *self._constants, 0.0], dtype=dtype)
+        call = self._compiled_for(dtype, donate)
+        calls = batches(tuple([(x.shape, x.dtype) for x in arrays["p"]]))
+        if len(calls) == 1:
+            return call(*self._parted(arrays, donate), measured, vector)
+        outputs: dict[str, list[Any]] = {n: [None] * len(arrays["p"]) for n in self._outputs}
+        for members in calls:
             batch = {n: [group[i] for i in members] for n, group in arrays.items()}
-            given_up = {n: x for n, x in batch.items() if n in replaced}
-            kept = {n: x for n, x in batch.items() if n not in replaced}
-            for name, results in call(given_up, kept, measured, vector).items():
+            for name, results in call(*self._parted(batch, donate), measured, vector).items():
                 for i, x in zip(members, results, strict=True):
                     outputs[name][i] = x
         return outputs
 
-    return run
+    def _parted(self, arrays: Arrays, donate: bool) -> tuple[Arrays, Arrays]:
+        """What is given up, and the rest."""
+        replaced = self._outputs if donate else ()
+        return {n: x for n, x in arrays.items() if n in replaced}, {
+            n: x for n, x in arrays.items() if n not in replaced
+        }
+
+    def _compile(self, dtype: str, donate: bool) -> Callable[..., dict[str, list[Any]]]:
+        over = _over_leaves(self._backend, self._program, dtype)
+        compiled: Callable[..., dict[str, list[Any]]] = jax.jit(over, donate_argnums=(0,) if donate else ())
+        return compiled
+
+
+def _op_by_op(
+    backend: JaxBackend,
+    program: Program,
+    arrays: Arrays,
+    scalars: Scalars,
+    dtype: str,
+    donate: bool = False,
+) -> dict[str, list[Any]]:
+    kind = backend.dtype(dtype)
+    values = {
+        n: cast(backend, v, dtype) if isinstance(v, jax.Array) else jnp.asarray(v, dtype=kind)
+        for n, v in (*scalars.items(), *program.constants)
+    }
+    return evaluate_leaves(backend, ops, program, arrays, values, dtype)
 
 
 @lru_cache(maxsize=256)
 def batches(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
-    """The indices of the leaves that go into each call, for leaves of these shapes and dtypes.
+    """Return the indices of the leaves that go into each call, for leaves of these shapes and dtypes.
 
     XLA on a CPU compiles some milliseconds for each output, however alike they are: a thousand small leaves
     took half a minute. A kind with more leaves than a batch holds goes through one and the same compiled
     function in batches of one length; all that is left over is the last call.
 
+    Examples
+    --------
     >>> [len(members) for members in batches(((32, 32),) * 1001 + ((7,),) * 3)][-3:]
     [62, 62, 12]
     """

@@ -71,7 +71,7 @@ def result_type(*arrays_and_dtypes: Any) -> Any:
 
 
 def _promoted(*arrays: Any) -> tuple[Any, ...]:
-    """The arrays in their common dtype; a Python scalar among them follows them, as JAX does itself.
+    """Bring the arrays to their common dtype; a Python scalar among them follows them, as in JAX itself.
 
     Their ranks are made equal where the user has JAX refuse others.
     """
@@ -195,7 +195,7 @@ def pow(x1: Any, x2: Any, /) -> Any:
 
 
 def sign(x: Any, /) -> Any:
-    """+0.0 for both zeros; JAX' own is -0.0 for -0.0."""
+    """Return +0.0 for both zeros; JAX' own is -0.0 for -0.0."""
     return jnp.where(x == 0, jnp.zeros_like(x), jnp.sign(x))
 
 

@@ -33,11 +33,11 @@ class NumpyBackend:
         return {"numpy": np.__version__, "ml_dtypes": version("ml_dtypes")}
 
     def is_array(self, x: object) -> bool:
-        """Also a value inside a loss that is being differentiated, which the autograd library boxes."""
+        """Return True also for a value inside a loss that is being differentiated, which autograd boxes."""
         return isinstance(x, np.ndarray | np.generic) or _boxed(x) or _recorded(x)
 
     def is_traced(self, x: object) -> bool:
-        """True inside a loss that is being recorded: see ``pure_gradient``."""
+        """Return True inside a loss that is being recorded: see ``pure_gradient``."""
         return _recorded(self.stop_gradient(x))
 
     def dtype_name(self, x: Any) -> str:
@@ -54,7 +54,7 @@ class NumpyBackend:
         return np.array(x, dtype=None if dtype is None else self.dtype(dtype))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up: see ``adopted``."""
+        """Return the host array ``x``, which is given up: see ``adopted``."""
         return x
 
     def to_numpy(self, x: Any) -> Any:
@@ -98,7 +98,7 @@ class NumpyBackend:
         return value_and_grad(loss)
 
     def pure_gradient(self, loss: LossFunction) -> Callable[..., Any]:
-        """``value_and_grad`` of a loss that depends on its arguments alone: recorded once, then replayed."""
+        """Return ``value_and_grad`` of a loss of its arguments alone: recorded once, then replayed."""
         from polyopt_numpy.pure_grad import PureGradient
 
         return PureGradient(loss)
@@ -117,7 +117,7 @@ class NumpyBackend:
         return lift(self, program, compiled)
 
     def whole(self, loss: LossFunction, update: protocol.Update) -> protocol.WholeStep | None:
-        """``None``: an in-place update of each leaf is as fast."""
+        """Return ``None``: an in-place update of each leaf is as fast."""
         return None
 
     def packed_gradient(self, loss: LossFunction, leaves: int) -> None:
@@ -134,5 +134,5 @@ def _boxed(x: object) -> bool:
 
 
 def _recorded(x: object) -> bool:
-    """True for an array of a recording, without importing what records."""
+    """Return True for an array of a recording, without importing what records."""
     return type(x).__module__ == "polyopt_numpy.recording"

@@ -105,7 +105,7 @@ _select = primitive(lambda x, index: x[index])
 
 
 def astype(x: Any, dtype: Any, /, *, copy: Any = True) -> Any:
-    """To an integer or bool, the gradient stops; between floats it goes through."""
+    """Convert to ``dtype``: to an integer or bool, the gradient stops; between floats it goes through."""
     if not isdtype(np.dtype(dtype), "real floating"):
         return constant(ops.astype, x, dtype)
     return _cast(x, dtype, copy=copy)
@@ -123,7 +123,7 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = N
 
 
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
-    """As ``polyopt_numpy.ops.clip``; at a bound, half of the gradient goes through."""
+    """Hold within bounds as ``polyopt_numpy.ops.clip``; at a bound, half of the gradient goes through."""
     dtype = x.dtype
     if not isdtype(dtype, "real floating"):
         return constant(ops.clip, x, min, max)
@@ -145,7 +145,7 @@ def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Any:
 
 
 def matmul(x1: Any, x2: Any, /) -> Any:
-    """A vector is a row on the left and a column on the right."""
+    """Multiply matrices; a vector is a row on the left and a column on the right."""
     if x1.ndim == 1:
         return squeeze(matmul(expand_dims(x1, axis=0), x2), -2 if x2.ndim > 1 else 0)
     if x2.ndim == 1:
@@ -175,14 +175,14 @@ def _indices(x: Any) -> Any:
 
 
 def unboxed(x: Any) -> Any:
-    """The value of ``x``, as a constant for differentiation of every order."""
+    """Return the value of ``x``, as a constant for differentiation of every order."""
     while isinstance(x, Box):
         x = x._value
     return x
 
 
 def constant(function: Any, *args: Any) -> Any:
-    """``function`` of the values of ``args``."""
+    """Return ``function`` of the values of ``args``."""
     return function(*(unboxed(a) for a in args))
 
 
@@ -196,7 +196,7 @@ def _holds_box(x: Any) -> Any:
 
 
 def _fit(g: Any, x: Any) -> Any:
-    """``g`` summed over the axes along which ``x`` was broadcast, in the dtype of ``x``."""
+    """Return ``g`` summed over the axes along which ``x`` was broadcast, in the dtype of ``x``."""
     shape: tuple[int, ...] = getattr(x, "shape", ())
     extra = len(g.shape) - len(shape)
     axes = tuple(range(extra)) + tuple(
@@ -209,7 +209,7 @@ def _fit(g: Any, x: Any) -> Any:
 
 
 def _kept(x: Any, shape: Any, axis: Any, keepdims: Any) -> Any:
-    """A reduction's result with its reduced axes put back as 1."""
+    """Put a reduction's reduced axes back as 1."""
     if keepdims:
         return x
     axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
@@ -218,7 +218,7 @@ def _kept(x: Any, shape: Any, axis: Any, keepdims: Any) -> Any:
 
 
 def _both(function: Any, first: Any, second: Any) -> None:
-    """Derivatives of a binary operation, given without broadcasting."""
+    """Register derivatives of a binary operation, given without broadcasting."""
     defvjp(
         function,
         lambda ans, x, y: lambda g: _fit(first(g, ans, x, y), x),
@@ -235,7 +235,7 @@ def _from_log_softmax(g: Any, ans: Any, x: Any) -> Any:
 
 
 def _share(lost: Any, ans: Any, x: Any, y: Any) -> Any:
-    """0 where ``x`` is not the extremum, 1/2 where ``y`` is it too, else 1: for NaN as well."""
+    """Return 0 where ``x`` is not the extremum, 1/2 where ``y`` is it too, else 1: for NaN as well."""
     mine, tied = astype(logical_not(lost(x, y)), ans.dtype), astype(equal(x, y), ans.dtype)
     return divide(mine, add(tied, 1.0))
 

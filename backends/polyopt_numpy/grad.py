@@ -24,7 +24,7 @@ _traces = count()
 
 
 def value_and_grad(loss: LossFunction) -> Callable[..., tuple[Any, Tree]]:
-    """``f(params, *args) -> (loss, gradients)``; each gradient has its parameter's dtype and shape.
+    """Return ``f(params, *args) -> (loss, gradients)``; each gradient has its parameter's dtype and shape.
 
     A parameter that the loss doesn't depend on has gradient zero, and a leaf that is ``None`` has ``None``.
 
@@ -52,7 +52,7 @@ def value_and_grad(loss: LossFunction) -> Callable[..., tuple[Any, Tree]]:
 
 
 def _differentiate(function: Callable[..., Any], leaves: tuple[Any, ...]) -> tuple[Any, Any]:
-    """``function(leaves)`` and its gradients; zeros where it doesn't depend on them."""
+    """Return ``function(leaves)`` and its gradients; zeros where it doesn't depend on them."""
     trace = next(_traces)
     nodes = [VJPNode.new_root() for _ in leaves]
     end = function(tuple(new_box(x, trace, node) for x, node in zip(leaves, nodes, strict=True)))
@@ -83,7 +83,7 @@ def _leaf(path: str, x: Any) -> Any:
 
 
 def _like(g: Any, x: Any) -> Any:
-    """autograd gives a float64 where a bare operator widened."""
+    """Round a gradient to the dtype of ``x``: autograd gives a float64 where a bare operator widened."""
     if isinstance(g, Recorded):
         g = g if g.dtype == x.dtype else g.astype(x.dtype)
         return g if g.shape == x.shape != () else _shaped(g, x.shape)
@@ -94,7 +94,7 @@ _shaped = as_one_call(lambda g, shape: np.asarray(g).reshape(shape))
 
 
 def _adding(recording: Recording) -> Callable[[Any, Any], tuple[Any, bool]]:
-    """autograd's sum of gradients without its changes in place, which a recording can't say."""
+    """Make autograd's sum of gradients without its changes in place, which a recording can't say."""
 
     def add(before: Any, g: Any) -> tuple[Any, bool]:
         if type(g) in sparse_object_types:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def lift(backend: NumpyBackend, program: Program, compiled: bool) -> Lifted:
-    """``program`` over a list of arrays."""
+    """Return ``program`` over a list of arrays."""
     if compiled:
         return HostLift(program, NumpyMemory())
 
@@ -48,7 +48,7 @@ def lift(backend: NumpyBackend, program: Program, compiled: bool) -> Lifted:
 
 
 def _written(target: Any, value: Any) -> Any:
-    """``target`` with ``value`` in it; ``value`` where the target can't be written to."""
+    """Return ``target`` with ``value`` in it; ``value`` where the target can't be written to."""
     if not isinstance(target, np.ndarray) or not target.flags.writeable:
         return value
     target[...] = value

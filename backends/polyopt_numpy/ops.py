@@ -52,7 +52,7 @@ _SCALARS = (builtins.bool, int, float)  # np.float64 is a float as well, but not
 
 
 def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` with the special values of IEEE 754 and no RuntimeWarning."""
+    """Make of ``function`` one with the special values of IEEE 754 and no RuntimeWarning."""
 
     @wraps(function)
     def apply(*args: Any, **keywords: Any) -> Any:
@@ -63,7 +63,7 @@ def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _pair(x1: Any, x2: Any) -> tuple[Any, Any]:
-    """A Python scalar next to bfloat16 is bfloat16; NumPy takes it for a float64 or float32."""
+    """Take a Python scalar next to bfloat16 for bfloat16; NumPy takes it for a float64 or float32."""
     if type(x1) in _SCALARS and getattr(x2, "dtype", None) == _BFLOAT16:
         return bfloat16(x1), x2
     if type(x2) in _SCALARS and getattr(x1, "dtype", None) == _BFLOAT16:
@@ -120,18 +120,21 @@ def _dtype(x: Any) -> Any:
 
 
 def sign(x: Any, /) -> Any:
-    """1, -1, 0 or NaN; ml_dtypes' gives -0.0 for -0.0, where the standard has 0."""
+    """Return 1, -1, 0 or NaN; ml_dtypes' gives -0.0 for -0.0, where the standard has 0."""
     with np.errstate(all="ignore"):
         return np.sign(x) + x.dtype.type(0) if x.dtype == _BFLOAT16 else np.sign(x)
 
 
 def round(x: Any, /) -> Any:
-    """To the nearest integer, halves to the even one."""
+    """Round to the nearest integer, halves to the even one."""
     return np.rint(x) if x.dtype.kind in "fV" else np.round(x)
 
 
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
-    """The standard's maximum and minimum, in the dtype of ``x``; an infinite bound on integers is none."""
+    """Return the standard's maximum and minimum, in the dtype of ``x``.
+
+    An infinite bound on integers is none.
+    """
     dtype = x.dtype
     if dtype.kind in "iu":
         min, max = (None if isinstance(b, float) and math.isinf(b) else b for b in (min, max))
@@ -147,7 +150,7 @@ def where(condition: Any, x1: Any, x2: Any, /) -> Any:
 
 
 def result_type(*arrays_and_dtypes: Any) -> Any:
-    """The standard's promotion; float16 with bfloat16, which the standard doesn't know, is float32."""
+    """Return the standard's promotion; float16 with bfloat16, which the standard doesn't know, is float32."""
     dtypes = [_dtype(x) for x in arrays_and_dtypes if type(x) not in _SCALARS]
     if _BFLOAT16 not in dtypes:
         return np.result_type(*arrays_and_dtypes)

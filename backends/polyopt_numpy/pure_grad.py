@@ -50,6 +50,7 @@ class PureGradient:
         return type(self), (self.loss,)
 
     def __call__(self, params: Any, *args: Any) -> tuple[Any, Any]:
+        """Return the loss and its gradients: replayed, or recorded where shapes are new."""
         given: Any = (params, args)
         leaves, structure = optree.tree_flatten(given, none_is_leaf=True)
         key = _signature(leaves, structure)
@@ -169,5 +170,5 @@ def _present(x: Any) -> list[Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """The same type, dtype, shape and bits."""
+    """Return True for the same type, dtype, shape and bits."""
     return type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

@@ -110,11 +110,12 @@ class Recording:
         self._known: dict[Any, int] = {}
 
     def slot(self, example: Any) -> Recorded:
-        """A new input."""
+        """Add an input."""
         self.examples.append(example)
         return Recorded(self, len(self.examples) - 1)
 
     def refuse(self, why: str) -> NoReturn:
+        """Give the recording up, and say why."""
         self.refused = self.refused or why
         raise NotRecordable(why)
 
@@ -147,7 +148,7 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def example(self) -> Any:
-        """The value in the run that is recorded."""
+        """Return the value in the run that is recorded."""
         return self.recording.examples[self.slot]
 
     shape = property(lambda self: self.example.shape)
@@ -212,12 +213,15 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def astype(self, dtype: Any, copy: bool = True) -> Any:
+        """Convert to ``dtype``, as ``np.astype`` does."""
         return _np.astype(self, dtype, copy=copy)
 
     def reshape(self, *shape: Any) -> Any:
+        """Return the elements in another shape, as ``np.reshape`` does."""
         return _np.reshape(self, shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, *axes: Any) -> Any:
+        """Put the axes in another order, as ``np.transpose`` does."""
         return _np.transpose(self, (axes[0] if len(axes) == 1 else axes) or None)
 
 
@@ -229,7 +233,7 @@ def _refusing(name: str) -> Callable[..., Any]:
 
 
 def _function(name: str) -> Callable[..., Any]:
-    """A NumPy function as a method."""
+    """Make a method of a NumPy function."""
     function = getattr(np, name)
 
     def method(self: Recorded, *args: Any, **keywords: Any) -> Any:
@@ -253,7 +257,7 @@ VSpace.register(Recorded, lambda x: ArrayVSpace(x.example))
 
 
 def as_one_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, which is recorded as a whole: for one that works in place, or asks for memory itself."""
+    """Record ``function`` as a whole: one that works in place, or asks for memory itself."""
 
     @wraps(function)
     def apply(*args: Any) -> Any:
@@ -264,7 +268,7 @@ def as_one_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def map_recorded(function: Callable[[Recorded], Any], x: Any) -> Any:
-    """``x`` with ``function`` applied to what is recorded in it, in tuples, lists and dicts too."""
+    """Return ``x`` with ``function`` applied to what is recorded in it, in tuples, lists and dicts too."""
     if isinstance(x, Recorded):
         return function(x)
     if type(x) in (tuple, list):
@@ -279,7 +283,7 @@ def _examples(x: Any) -> Any:
 
 
 def _frozen(x: Any) -> Any:
-    """Copies of what is recorded: ``_add_at`` changes slots."""
+    """Copy what is recorded: ``_add_at`` changes slots."""
     return map_recorded(lambda r: Recorded(r.recording, r.slot), x)
 
 

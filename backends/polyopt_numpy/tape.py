@@ -47,7 +47,7 @@ class Tape:
         self._idle: list[list[Any]] = []
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """The outputs for other inputs of the same shapes, dtypes and strides."""
+        """Return the outputs for other inputs of the same shapes, dtypes and strides."""
         try:
             buffers = self._idle.pop()
         except IndexError:
@@ -62,7 +62,7 @@ class Tape:
         self._present = None if all(x is not None for x in leaves) else [x is not None for x in leaves]
 
     def unflatten(self, gradients: list[Any]) -> Any:
-        """The outputs but the first, as a tree."""
+        """Return the outputs but the first, as a tree."""
         if self._present is not None:
             rest = iter(gradients)
             gradients = [next(rest) if here else None for here in self._present]
@@ -84,7 +84,7 @@ class _Source(Schedule):
         """For a call of ``_masked`` its buffer of integers."""
 
     def source(self) -> str:
-        """``run(inputs, buffers) -> outputs``."""
+        """Return ``run(inputs, buffers) -> outputs``."""
         place: dict[int, int] = {}  # root: buffer
         idle: list[int] = []
         lines = []
@@ -119,7 +119,7 @@ class _Source(Schedule):
         return "\n    ".join([*head, *lines, f"return ({self._results()})"]) + "\n"
 
     def _integers(self, like: Any) -> str:
-        """A buffer for the bits of a mask, for all of this shape."""
+        """Return a buffer for the bits of a mask, for all of this shape."""
         wanted = np.empty_like(like, dtype=f"i{like.itemsize}")
         mine = next((i for i, b in enumerate(self.buffers) if _alike(b, wanted) and i in self._shared), None)
         if mine is None:
@@ -141,7 +141,7 @@ class _Source(Schedule):
         return self._reduction(call) is not None or self._masks(call)
 
     def _reduction(self, call: Call) -> Any:
-        """The ufunc of a sum, maximum or minimum over axes."""
+        """Return the ufunc of a sum, maximum or minimum over axes."""
         ufunc = _REDUCTIONS.get(call.function)
         plain = len(call.args) == 1 and set(call.keywords) <= {"axis", "dtype", "keepdims"}
         return ufunc if ufunc is not None and plain else None
@@ -179,7 +179,7 @@ class _Source(Schedule):
         return f"{self._constant(function)}({', '.join(given + [named + out] * bool(out))})"
 
     def _scalar(self, call: Call) -> str | None:
-        """An operator between scalars: a tenth of the ufunc's time."""
+        """Write an operator between scalars: a tenth of the ufunc's time."""
         sign = _OPERATORS.get(call.function)
         values = [self._example(x) for x in call.args]
         result = self.examples[call.slot]
@@ -193,7 +193,7 @@ class _Source(Schedule):
         return f"{sign}{texts[0]}" if len(texts) == 1 else f"{texts[0]} {sign} {texts[1]}"
 
     def _mean(self, call: Call) -> str | None:
-        """A sum and a division, as NumPy's mean has it for numbers of terms that the dtype holds exactly."""
+        """Write a sum and a division, as NumPy's mean has it where the dtype holds the count exactly."""
         x = self._example(call.args[0])
         result = self.examples[call.slot]
         if (
@@ -215,7 +215,7 @@ class _Source(Schedule):
         return f"{self._constant(_masked)}({condition}, {x}, {self._mask[call.slot]}, {out})"
 
     def _masks(self, call: Call) -> bool:
-        """True for ``where(condition, x, 0.0)`` of large arrays of one shape."""
+        """Return True for ``where(condition, x, 0.0)`` of large arrays of one shape."""
         if call.function is not np.where or call.keywords:
             return False
         condition, x, zero = (self._example(y) for y in call.args)
@@ -233,7 +233,7 @@ class _Source(Schedule):
         )
 
     def _number(self, x: Any, args: tuple[Any, ...]) -> Any:
-        """A constant as a 0-d array of the dtype that it takes beside ``args``: NumPy converts it no more."""
+        """Make a constant a 0-d array of the dtype that it takes beside ``args``, so that NumPy need not."""
         if isinstance(x, np.generic) and x.dtype.kind in "fiub":
             return np.asarray(x)
         other = [self._example(y) for y in args if isinstance(y, Recorded)]
@@ -242,7 +242,7 @@ class _Source(Schedule):
         return x
 
     def _results(self) -> str:
-        """The outputs: each memory of its own, none of which is a constant's."""
+        """Write the outputs: each memory of its own, none of which is a constant's."""
         texts, seen = [], set()
         for x in self.outputs:
             root = self.roots[x.slot] if isinstance(x, Recorded) else None
@@ -269,14 +269,14 @@ class _Source(Schedule):
 
 
 def _masked(condition: Any, x: Any, bits: Any, out: Any) -> Any:
-    """``where(condition, x, 0)``: all bits of ``x`` or none."""
+    """Return ``where(condition, x, 0)``: all bits of ``x`` or none."""
     np.negative(condition.view(np.int8), bits, dtype=bits.dtype)
     np.bitwise_and(x.view(bits.dtype), bits, out.view(bits.dtype))
     return out
 
 
 def _order(x: Any) -> Any:
-    """``"C"`` or ``"F"``, ``None`` for any other layout."""
+    """Return ``"C"`` or ``"F"``, ``None`` for any other layout."""
     return "C" if x.flags.c_contiguous else "F" if x.flags.f_contiguous else None
 
 

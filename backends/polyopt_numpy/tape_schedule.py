@@ -36,7 +36,7 @@ class Schedule:
             self.last.update((self.roots[x], i) for x in self._reads[call.slot])
 
     def _ordered(self) -> list[Call]:
-        """The calls, each that lets go of more memory than it takes as early as it can be made.
+        """Order the calls, each that lets go of more memory than it takes as early as it can be made.
 
         So the gradient of a small leaf is made while its forward pass still lies in the cache.
         """
@@ -78,7 +78,7 @@ class Schedule:
         return taken - sum(int(self.examples[r].nbytes) for r in roots if r >= self.inputs and uses[r] == 1)
 
     def ending(self, call: Call, at: int) -> list[int]:
-        """The roots that nothing reads after this call."""
+        """Return the roots that nothing reads after this call."""
         roots = {self.roots[x] for x in self._reads[call.slot]}
         return sorted(
             r for r in roots if self.last[r] == at and r not in self.given and r != self.roots[call.slot]
@@ -99,7 +99,7 @@ def _needed(calls: list[Call], outputs: Sequence[Any]) -> list[Call]:
 
 
 def slots_in(x: Any) -> list[int]:
-    """The slots of all that is recorded in ``x``."""
+    """Return the slots of all that is recorded in ``x``."""
     slots: list[int] = []
     map_recorded(lambda r: slots.append(r.slot), x)
     return slots

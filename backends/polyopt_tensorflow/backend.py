@@ -84,7 +84,7 @@ class TensorFlowBackend:
             return tf.identity(tf.constant(host)) if device else tf.constant(host)
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see ``adopted``."""
+        """Make a tensor of the host array ``x``, which is given up, on the CPU: see ``adopted``."""
         half = x.dtype.name == "bfloat16"  # DLPack, as NumPy speaks it, has none
         with tf.device("cpu:0"):
             # Eigen ends the process where a kernel is given memory that isn't aligned.
@@ -154,7 +154,7 @@ class TensorFlowBackend:
         return value_and_grad(loss, True, by_xla=leaves <= XLA_LEAVES and xla())
 
     def int8_matmul(self, x: Any, w: Any) -> Any:
-        """``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
+        """Return ``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
         return int8_matmul(x, w)
 
     def assign(self, target: Any, value: Any) -> Any:
@@ -179,7 +179,7 @@ _ARRAYS = (tf.Tensor, tf.Variable)
 
 @lru_cache(maxsize=1)
 def _devices() -> dict[str, str]:
-    """``{name: TensorFlow's name}`` of what this process can use, the CPU first."""
+    """Return ``{name: TensorFlow's name}`` of what this process can use, the CPU first."""
     found = {}
     for device in tf.config.list_logical_devices():
         kind, index = device.name.rpartition("device:")[2].split(":")

@@ -17,7 +17,7 @@ _BITS = {"float32": tf.int32, "float64": tf.int64}
 
 
 def whole(loss: LossFunction, update: Update) -> WholeStep | None:
-    """``None`` where this TensorFlow has no XLA."""
+    """Return ``None`` where this TensorFlow has no XLA."""
     if not xla():
         return None
 

@@ -48,6 +48,7 @@ class Trees:
         self._of = lru_cache(maxsize=64)(lambda structure: Flat(function, structure, jit_compile))
 
     def __call__(self, *args: Any) -> Any:
+        """Run the function compiled for the structure of ``args``."""
         flat = tree.flatten(args)
         return self._of(flat.structure)(tensors(flat.leaves))
 
@@ -67,6 +68,7 @@ class Flat:
         self._traced: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, leaves: list[Any]) -> Any:
+        """Run the compiled function on a flat list of leaves."""
         if not tf.executing_eagerly() or not pywrap_tfe.TFE_Py_TapeSetIsEmpty():
             return self._function(leaves)
         present = [x for x in leaves if x is not None]
@@ -95,7 +97,7 @@ class Flat:
 
 
 def tensors(leaves: list[Any]) -> list[Any]:
-    """The leaves with variables read and numbers as tensors."""
+    """Return the leaves with variables read and numbers as tensors."""
     if not any(isinstance(x, int | float) for x in leaves):
         return [x if x is None else tf.convert_to_tensor(x) for x in leaves]
     floating = (x.dtype for x in leaves if tf.is_tensor(x) and x.dtype.is_floating)
@@ -112,6 +114,7 @@ def _tensor(x: Any, dtype: Any) -> Any:
 
 
 def compile_function(function: Callable[..., Any], exact: bool) -> Callable[..., Any]:
+    """Compile ``function`` by XLA, where TensorFlow has it; with ``exact`` each operation is rounded."""
     if not xla():
         return lambda *args: function(ops, *args)
     if not exact:

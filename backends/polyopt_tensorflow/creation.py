@@ -21,7 +21,7 @@ def _shape(shape: Shape) -> tuple[int, ...]:
 
 
 def _dims(x: Any) -> Any:
-    """The shape of ``x``: known, or (in a graph over unknown sizes) as a tensor."""
+    """Return the shape of ``x``: known, or (in a graph over unknown sizes) as a tensor."""
     return x.shape if x.shape.is_fully_defined() else tf.shape(x)
 
 

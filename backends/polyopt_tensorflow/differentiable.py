@@ -31,12 +31,12 @@ def _abs(x: Any) -> Any:
 
 
 def abs(x: Any, /) -> Any:
-    """The slope is 0 at 0 and for NaN."""
+    """Return the magnitude, with the slope 0 at 0 and for NaN."""
     return _abs(x) if x.dtype.is_floating else ops.abs(x)
 
 
 def _extremum(function: Callable[[Any, Any], Any], lost: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """``function`` whose gradient is halved between equal operands, and goes to both where one is NaN."""
+    """Make of ``function`` one whose gradient is halved between equal operands, and goes to both for NaN."""
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def chosen(x: Any, y: Any) -> Any:
@@ -81,7 +81,10 @@ def _pow(x: Any, y: Any) -> Any:
 
 
 def pow(x1: Any, x2: Any, /) -> Any:
-    """The slope by the base is 0 where the exponent is 0; that by the exponent has 0·log 0 = 0."""
+    """Return ``x1`` to the power of ``x2``, with finite slopes at 0.
+
+    The slope by the base is 0 where the exponent is 0; that by the exponent has 0·log 0 = 0.
+    """
     if not hasattr(x2, "dtype"):
         return ops.pow(x1 if x2 else tf.stop_gradient(x1), x2)
     x1, x2 = _alike(x1, x2)

@@ -46,7 +46,7 @@ def finfo(type: Any, /) -> Any:
 
 @lru_cache(maxsize=256)
 def common(a: Any, b: Any) -> Any:
-    """The common dtype: a floating one wins over an integer; of float16 and bfloat16 it is float32."""
+    """Return the common dtype: a floating one wins over an integer; of float16 and bfloat16 it is float32."""
     if a == b:
         return a
     kinds = _kind(a), _kind(b)
@@ -100,7 +100,7 @@ def promoted(x1: Any, x2: Any) -> tuple[Any, Any]:
 
 
 def to(x: Any, dtype: Any) -> Any:
-    """A tensor of ``dtype`` with the value of ``x``."""
+    """Return a tensor of ``dtype`` with the value of ``x``."""
     if isinstance(x, int | float):
         return tf.constant(x, dtype)
     return tf.convert_to_tensor(x) if tf.as_dtype(x.dtype) == dtype else tf.cast(x, dtype)

@@ -19,7 +19,7 @@ def _integral(x: Any) -> bool:
 
 
 def _through(function: Callable[..., Any], dtype: Any, *arrays: Any) -> Any:
-    """``function`` in ``dtype``, for a dtype of which TensorFlow has no kernel."""
+    """Compute ``function`` in ``dtype``, for a dtype of which TensorFlow has no kernel."""
     return tf.cast(function(*(tf.cast(x, dtype) for x in arrays)), arrays[0].dtype)
 
 
@@ -122,7 +122,7 @@ def minimum(x1: Any, x2: Any, /) -> Any:
 
 
 def _with_nan(function: Callable[..., Any], x1: Any, x2: Any) -> Any:
-    """``function``, NaN where the second operand is: compiled by XLA for a CPU, it gives the first."""
+    """Return ``function``, NaN where the second operand is: compiled by XLA for a CPU, it gives the first."""
     if tf.executing_eagerly() or not x2.dtype.is_floating:
         return function(x1, x2)
     return tf.where(tf.math.is_nan(x2), x2, function(x1, x2))
@@ -150,7 +150,7 @@ def round(x: Any, /) -> Any:
 
 
 def sign(x: Any, /) -> Any:
-    """+0.0 for both zeros; TensorFlow's own, compiled, is -0.0 for -0.0."""
+    """Return +0.0 for both zeros; TensorFlow's own, compiled, is -0.0 for -0.0."""
     if x.dtype == tf.uint8:
         return tf.cast(tf.not_equal(x, 0), x.dtype)
     if tf.executing_eagerly() or not x.dtype.is_floating:

@@ -2,8 +2,10 @@
 
 XLA contracts ``a * b + c`` to one fused multiply-add, and rewrites ``a / sqrt(b)`` to ``a * rsqrt(b)``,
 ``(a / b) / c`` to ``a / (b * c)``, and may divide by one number for all elements by multiplying with its
-reciprocal. An exclusive or of the result's bits with an integer zero stops that, provided that the compiler
-can't know that it is zero: so it is an argument of the compiled function.
+reciprocal. Adding -0.0 stops that, which changes no number, provided that the compiler can't know that it is
+-0.0: so it is made of an argument of the compiled function. It costs next to nothing: ``fma(a, b, -0.0)`` is
+the product, rounded once. A half-precision result gets an exclusive or of its bits with an integer zero
+instead, because XLA adds it in float32 and then drops the rounding in between.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from polyopt_tensorflow import ops
 from polyopt_tensorflow.dtypes import promoted
 
 _BITS = {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
+_WIDE = (tf.float32, tf.float64)
+"""Dtypes in which XLA computes."""
 
 
 class Fenced(Fencing):
@@ -28,8 +32,10 @@ class Fenced(Fencing):
     def __init__(self, zero: Any) -> None:
         super().__init__(ops)
         self._zeros = {bits: tf.cast(zero, bits) for bits in _BITS.values()}
+        self._negative_zeros = {kind: self._negative(kind) for kind in _WIDE}
 
     def divide(self, x1: Any, x2: Any, /) -> Any:
+        """Divide so that XLA doesn't multiply by a reciprocal."""
         constant = not tf.is_tensor(x2)
         x1, x2 = promoted(x1, x2)
         if x1.dtype.is_floating and (constant or x1.shape != x2.shape):
@@ -40,10 +46,19 @@ class Fenced(Fencing):
         return self.fence(ops.divide(x1, x2))
 
     def settled(self, x: Any) -> Any:
+        """Return ``x``."""
         return x
 
     def fence(self, x: Any) -> Any:
+        """Return ``x``, rounded by itself: the compiler can't contract it with what follows."""
         if not x.dtype.is_floating:
             return x
+        if x.dtype in self._negative_zeros:
+            return x + self._negative_zeros[x.dtype]
         bits = _BITS[x.dtype.size]
         return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(x, bits), self._zeros[bits]), x.dtype)
+
+    def _negative(self, kind: Any) -> Any:
+        """-0.0 of dtype ``kind``, of which the compiler knows no more than the sign."""
+        bits = _BITS[kind.size]
+        return tf.bitcast(tf.bitwise.bitwise_or(self._zeros[bits], tf.constant(bits.min, bits)), kind)

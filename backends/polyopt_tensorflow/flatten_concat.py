@@ -11,11 +11,15 @@ import tensorflow as tf
 
 
 def join(arrays: Sequence[Any]) -> Any:
+    """Put the elements of ``arrays`` one after the other."""
     return tf.concat([tf.reshape(x, (-1,)) for x in arrays], 0)
 
 
 def split(x: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
-    """The gradient of the cut is a concatenation; neighbours of one shape are unstacked by one operation."""
+    """Cut ``x`` into arrays; the gradient of the cut is a concatenation.
+
+    Neighbours of one shape are unstacked by one operation.
+    """
     runs = [(shape, len(list(alike))) for shape, alike in groupby(tuple(s) for s in shapes)]
     found: list[Any] = []
     for part, (shape, number) in zip(tf.split(x, [n * math.prod(s) for s, n in runs]), runs, strict=True):

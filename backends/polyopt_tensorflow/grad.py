@@ -18,7 +18,7 @@ from polyopt_tensorflow.differentiable import xp
 def value_and_grad(
     loss: LossFunction, compiled: bool, *, by_xla: bool = False
 ) -> Callable[..., tuple[Any, Any]]:
-    """``f(params, *args) -> (loss, gradients)``; a parameter that the loss does not use gets zeros."""
+    """Return ``f(params, *args) -> (loss, gradients)``; a parameter that the loss does not use gets zeros."""
 
     def run(params: Any, *args: Any) -> tuple[Any, list[Any]]:
         flat = tree.flatten(params)
@@ -44,6 +44,7 @@ def value_and_grad(
 
 
 def check(paths: tuple[str, ...], leaves: list[Any]) -> None:
+    """Refuse parameters that are not floating-point, by path."""
     for path, x in zip(paths, leaves, strict=True):
         if x is not None and not x.dtype.is_floating:
             raise InputError(

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 def int8_matmul(x: Any, w: Any) -> Any:
-    """``x @ w`` in int32: compiled once for each pair of shapes."""
+    """Return ``x @ w`` in int32: compiled once for each pair of shapes."""
     return _compiled()(x, w)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from polyopt.backend.evaluate import cast, evaluate_leaves
+from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
@@ -30,7 +31,7 @@ _BITS = {"float32": tf.int32, "float64": tf.int64}
 
 
 def lift(backend: TensorFlowBackend, program: Program, compiled: bool) -> Lifted:
-    """``program`` over a list of tensors and variables."""
+    """Return ``program`` over a list of tensors and variables."""
     return TensorFlowLift(backend, program) if compiled else partial(_op_by_op, backend, program)
 
 
@@ -47,12 +48,17 @@ class TensorFlowLift:
     def __init__(self, backend: TensorFlowBackend, program: Program) -> None:
         self._backend, self._program = backend, program
         self.fused = FusedLift(program, TensorFlowMemory())
-        self.repeatable = (self.fused,)
         self._compiled_for = lru_cache(maxsize=4)(self._compile)
+
+    @property
+    def repeatable(self) -> tuple[FusedLift, ...]:
+        """Return the compiled kernel, where there is one."""
+        return (self.fused,) if numba_kernel.available() else ()
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
     ) -> dict[str, list[Any]]:
+        """Run the program over all leaves: by the compiled kernel on the host, by XLA, or op by op."""
         if not tf.executing_eagerly():
             return _op_by_op(self._backend, self._program, arrays, scalars, dtype, donate)
         look = self.fused.look(arrays, dtype, donate)
@@ -101,7 +107,7 @@ def _op_by_op(
 def _written(
     backend: TensorFlowBackend, arrays: Arrays, out: dict[str, list[Any]], donate: bool
 ) -> dict[str, list[Any]]:
-    """``out`` with the variables that were given up in it, assigned."""
+    """Return ``out`` with the variables that were given up in it, assigned."""
     if donate:
         for name in out:
             if name in arrays:
@@ -111,7 +117,7 @@ def _written(
 
 
 def _over_leaves(backend: TensorFlowBackend, program: Program, dtype: str) -> Callable[..., Any]:
-    """``program`` over a list of leaves, as what XLA compiles; it assigns the variables among them."""
+    """Return ``program`` over a list of leaves, as what XLA compiles; it assigns the variables among them."""
 
     def run(arrays: Arrays, measured: Scalars, vector: Any) -> dict[str, list[Any]]:
         names = (*(n for n in program.scalars if n not in measured), *(n for n, _ in program.constants))
@@ -131,7 +137,7 @@ def _over_leaves(backend: TensorFlowBackend, program: Program, dtype: str) -> Ca
 
 
 def _given_up(program: Program, arrays: Arrays) -> frozenset[str]:
-    """The names of the arrays that may be written into by XLA: none, where one array is there twice."""
+    """Return the names of the arrays that XLA may write into: none, where one array is there twice."""
     ids = list(map(id, chain(*arrays.values())))
     if len(set(ids)) < len(ids):
         return frozenset()

@@ -108,7 +108,7 @@ _STORAGE: dict[int, np.dtype[Any]] = {1: np.dtype("float32"), 2: np.dtype("float
 
 @lru_cache(maxsize=1)
 def _survey() -> Survey | None:
-    """The survey of eager tensors, if CPUs are all there is and TensorFlow is here as described above."""
+    """Make the survey of eager tensors, if CPUs are all there is and TensorFlow is as described above."""
     if len(tf.config.list_logical_devices()) > 1 or context.is_async():
         return None
     with tf.device("cpu"):
@@ -131,8 +131,11 @@ def _survey() -> Survey | None:
 
 
 def _samples() -> tuple[list[Any], list[Any]]:
-    """Three that are alone in memory of TensorFlow's (by its kernels and by XLA), one that shares it, one in
-    NumPy's, and one without elements; and those that two of them share it with."""
+    """Make tensors of each kind of memory, and those that two of them share it with.
+
+    Three that are alone in memory of TensorFlow's (by its kernels and by XLA), one that shares it, one in
+    NumPy's, and one without elements.
+    """
     doubled = tf.function(lambda x: x + x, autograph=False, jit_compile=True)
     whole = tf.raw_ops.Fill(dims=[4, 2], value=1.0)
     others = [tf.reshape(whole, (8,)), np.ones((64, 2), np.float32)]
@@ -156,7 +159,7 @@ def _expected(x: Any, writable: bool) -> list[int]:
 
 
 def _functions() -> tuple[dict[str, int], Any, int]:
-    """The addresses of the C functions, what gives the handle of an eager tensor, and a new status."""
+    """Return the addresses of the C functions, what gives the handle of an eager tensor, and a new status."""
     library = ctypes.CDLL(min(glob.glob(os.path.join(tf.sysconfig.get_lib(), "libtensorflow_cc.*"))))
     library.TF_NewStatus.restype = ctypes.c_size_t
     found = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in _FUNCTIONS}
@@ -171,7 +174,7 @@ def _functions() -> tuple[dict[str, int], Any, int]:
 
 
 def _found(x: Any, functions: dict[str, int], handle_of: Any, status: int) -> tuple[int, int, int]:
-    """``(the handle's offset in the object, the buffer's count, its table)``."""
+    """Return ``(the handle's offset in the object, the buffer's count, its table)``."""
     handle = handle_of(x)
     words = _read(id(x), type(x).__basicsize__ // 8)
     offset = 8 * words.index(handle)

@@ -37,7 +37,7 @@ class Packing:
         self._members = _grouped(tuple(zip(shapes, *dtypes, strict=True)))
 
     def packed(self) -> dict[str, list[Any]]:
-        """``{name: [a stack, a leaf, or a variable that is given up]}``."""
+        """Return ``{name: [a stack, a leaf, or a variable that is given up]}``."""
         return {
             name: [self._pack(name, [group[i] for i in members]) for members in self._members]
             for name, group in self._arrays.items()
@@ -50,7 +50,7 @@ class Packing:
         return tensors[0] if len(tensors) == 1 else tf.stack(tensors)
 
     def unpacked(self, outputs: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """One array for each leaf again, in the order in which they were; written variables are those given.
+        """Return one array for each leaf again, in their order; written variables are those given.
 
         ``None`` among ``outputs`` stands for a variable that is written already.
         """
@@ -75,7 +75,10 @@ class Packing:
 
 @lru_cache(maxsize=256)
 def _grouped(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
-    """The indices of the leaves that are handed over as one, for leaves of these ``(shape, *dtypes)``."""
+    """Return the indices of the leaves that are handed over as one, for leaves of these kinds.
+
+    A kind is ``(shape, *dtypes)``.
+    """
     found: dict[Any, list[int]] = {}
     for i, kind in enumerate(kinds):
         found.setdefault(kind if prod(kind[0]) < SMALL else i, []).append(i)

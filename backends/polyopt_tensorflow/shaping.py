@@ -170,7 +170,7 @@ def _wrapped(name: str, indices: Any, n: int) -> Any:
 
 
 def _or_nan(found: Any, chosen: Any, n: int) -> Any:
-    """``found``, NaN where a traced index is out of range: XLA takes the last element instead."""
+    """Return ``found``, NaN where a traced index is out of range: XLA takes the last element instead."""
     if tf.executing_eagerly() or not found.dtype.is_floating:
         return found
     nan = tf.constant(float("nan"), found.dtype)

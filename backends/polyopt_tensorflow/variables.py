@@ -30,7 +30,7 @@ def _ordinary() -> type:
 
 
 def read(variables: Sequence[Any]) -> Any:
-    """The values of plain variables of one shape and dtype, stacked."""
+    """Read the values of plain variables of one shape and dtype, stacked."""
     dtype = variables[0].dtype
     parts = [
         tf.raw_ops.StatefulPartitionedCall(args=handles, Tout=[dtype], f=_reader(len(handles), dtype))[0]

@@ -73,7 +73,7 @@ class TorchBackend:
         return tensor_from_host(x, copy=True).to(self.device(device))
 
     def adopt(self, x: Any) -> Any:
-        """The host array ``x``, which is given up, on the CPU: see ``adopted``."""
+        """Make a tensor of the host array ``x``, which is given up, on the CPU: see ``adopted``."""
         return tensor_from_host(x, copy=False)
 
     def to_numpy(self, x: Any) -> Any:
@@ -113,7 +113,7 @@ class TorchBackend:
         return value_and_grad(loss)
 
     def compile(self, function: Callable[..., Any], *, exact: bool = False) -> Callable[..., Any]:
-        """A plain call: eager PyTorch, whose operations are exact already.
+        """Return a plain call: eager PyTorch, whose operations are exact already.
 
         ``torch.compile`` needs a C++ compiler where the program runs, contracts products, and over a list of
         161 leaves it compiled for 50 s and ran 60 times slower than a fused kernel.
@@ -125,11 +125,11 @@ class TorchBackend:
         return lift(self, program, compiled)
 
     def whole(self, loss: LossFunction, update: protocol.Update) -> protocol.WholeStep | None:
-        """``None``: eager PyTorch has no such function, and an in-place update is as fast."""
+        """Return ``None``: eager PyTorch has no such function, and an in-place update is as fast."""
         return None
 
     def int8_matmul(self, x: Any, w: Any) -> Any:
-        """``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
+        """Return ``x @ w`` of int8 matrices in int32: see ``int8_matmul``."""
         return int8_matmul(x, w)
 
     def packed_gradient(self, loss: LossFunction, leaves: int) -> None:

@@ -8,7 +8,7 @@ from polyopt.core.errors import InputError
 
 
 def usable() -> tuple[str, ...]:
-    """``"cpu"`` first, then ``"gpu:0"``, … for CUDA and ROCm, and ``"mps"``."""
+    """Return ``"cpu"`` first, then ``"gpu:0"``, … for CUDA and ROCm, and ``"mps"``."""
     found = ["cpu"]
     if torch.cuda.is_available():
         found += [f"gpu:{i}" for i in range(torch.cuda.device_count())]
@@ -18,7 +18,7 @@ def usable() -> tuple[str, ...]:
 
 
 def parse(name: str | None) -> torch.device:
-    """``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"gpu:0"``, ``"mps"``; ``None`` is PyTorch's default device."""
+    """Return the device of ``"cpu"``, ``"cuda:1"``, ``"gpu:0"`` or ``"mps"``; ``None``: PyTorch's default."""
     if name is None:
         return torch.get_default_device()
     kind, _, index = name.partition(":")

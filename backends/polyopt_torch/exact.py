@@ -17,7 +17,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def sqrt(x: torch.Tensor, /) -> torch.Tensor:
-    """The square root, correctly rounded on CPU and differentiable.
+    """Return the square root, correctly rounded on CPU and differentiable.
 
     Inside ``torch.compile``, and for tensors of other kinds (fake, distributed, meta), it is PyTorch's.
     """
@@ -34,7 +34,7 @@ def sqrt(x: torch.Tensor, /) -> torch.Tensor:
 
 
 def maximum(x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
-    """The larger one; of two zeros the second, which is NumPy's choice on x86.
+    """Return the larger one; of two zeros the second, which is NumPy's choice on x86.
 
     PyTorch's choice between 0.0 and -0.0 depends on the element's position. Under differentiation it is
     left alone: its gradient at a tie is half for each.
@@ -43,7 +43,7 @@ def maximum(x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
 
 
 def minimum(x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
-    """The smaller one; of two zeros the second, as for ``maximum``."""
+    """Return the smaller one; of two zeros the second, as for ``maximum``."""
     return _second_of_equals(torch.minimum(x1, x2), x1, x2)
 
 
@@ -54,7 +54,7 @@ def _second_of_equals(chosen: torch.Tensor, x1: torch.Tensor, x2: torch.Tensor) 
 
 
 def _root(x: torch.Tensor) -> torch.Tensor:
-    """The root of a plain CPU tensor, through NumPy on the same memory."""
+    """Return the root of a plain CPU tensor, through NumPy on the same memory."""
     x = x.detach()
     if x.dtype in (torch.float16, torch.bfloat16):
         # Rounding a float32 root once more is exact: 24 bits are at least 2 * 11 + 2 (Figueroa, 1995).

@@ -9,10 +9,11 @@ import torch
 
 
 def join(arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Put the elements of ``arrays`` one after the other."""
     return torch.cat([x.reshape(-1) for x in arrays])
 
 
 def split(x: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-    """Views of ``x``; the gradient of the cut as a whole is one concatenation."""
+    """Cut ``x`` into views; the gradient of the cut as a whole is one concatenation."""
     parts = torch.split(x, [math.prod(shape) for shape in shapes])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

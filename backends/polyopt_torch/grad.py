@@ -16,7 +16,7 @@ from polyopt_torch import ops
 
 
 def value_and_grad(loss: LossFunction) -> Callable[..., tuple[torch.Tensor, Tree]]:
-    """``f(params, *args) -> (loss, gradients)``.
+    """Return ``f(params, *args) -> (loss, gradients)``.
 
     ``loss`` gets leaves of its own on the caller's memory, so nobody's ``.grad`` or history is touched. A
     parameter that the loss doesn't depend on has gradient zero, and a leaf that is ``None`` has ``None``.

@@ -24,7 +24,7 @@ DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 def host_view(x: torch.Tensor) -> Any:
-    """The memory of a CPU tensor as a host array."""
+    """View the memory of a CPU tensor as a host array."""
     if x.requires_grad:
         x = x.detach()
     if x.dtype == torch.bfloat16:
@@ -33,14 +33,14 @@ def host_view(x: torch.Tensor) -> Any:
 
 
 def tensor_view(x: Any) -> torch.Tensor:
-    """The memory of a writable host array as a tensor."""
+    """View the memory of a writable host array as a tensor."""
     if x.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(x)
 
 
 def tensor_from_host(x: Any, *, copy: bool) -> torch.Tensor:
-    """A tensor with the values of the host array ``x``, on its memory where that can be had."""
+    """Make a tensor with the values of the host array ``x``, on its memory where that can be had."""
     x = np.asarray(x)
     if copy or not x.flags.writeable or not x.dtype.isnative or any(s < 0 for s in x.strides):
         x = x.astype(x.dtype.newbyteorder("="), order="C", copy=True)

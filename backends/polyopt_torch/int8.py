@@ -6,7 +6,7 @@ import torch
 
 
 def int8_matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor | None:
-    """``x @ w`` in int32 on a CUDA device; ``None`` elsewhere.
+    """Return ``x @ w`` in int32 on a CUDA device; ``None`` elsewhere.
 
     On a CPU without VNNI ``torch._int_mm`` is a plain loop, 30 times slower than a float32 product. cuBLASLt
     takes more than 16 rows, and inner and outer sizes that are multiples of 8.

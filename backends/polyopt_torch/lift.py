@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from polyopt.backend.evaluate import evaluate_leaves
+from polyopt.backend.host import numba_kernel
+from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.host.lift import HostLift
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
@@ -22,7 +24,7 @@ _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 def lift(backend: TorchBackend, program: Program, compiled: bool) -> Lifted:
-    """``program`` over a list of tensors, none of which joins a graph."""
+    """Return ``program`` over a list of tensors, none of which joins a graph."""
     return TorchLift(backend, program) if compiled else partial(_op_by_op, backend, program)
 
 
@@ -33,12 +35,17 @@ class TorchLift:
         self._backend, self._program = backend, program
         self._host = HostLift(program, TorchMemory())
         self.fused = self._host.fused
-        self.repeatable = (self.fused,)
         self._device = DeviceLift(program, self)
+
+    @property
+    def repeatable(self) -> tuple[FusedLift, ...]:
+        """Return the compiled kernel, where there is one."""
+        return (self.fused,) if numba_kernel.available() else ()
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
     ) -> dict[str, list[torch.Tensor]]:
+        """Run the program over all leaves: by the compiled kernel, on a GPU, or op by op."""
         with torch.no_grad():
             look = self.fused.look(arrays, dtype, donate)
             if look is None and not _in_host_memory(arrays):
@@ -70,7 +77,7 @@ def _op_by_op(
     dtype: str,
     donate: bool = False,
 ) -> dict[str, list[torch.Tensor]]:
-    """The reference, for tensors on any device and for placeholders."""
+    """Run the reference, for tensors on any device and for placeholders."""
     leaves = arrays["p"]
     kind = backend.dtype(dtype)
     device = leaves[0].device if leaves else None
@@ -87,7 +94,7 @@ def _op_by_op(
 
 
 def _owned(old: torch.Tensor, value: torch.Tensor, donate: bool) -> torch.Tensor:
-    """``value`` in the memory of ``old``, or with its ``requires_grad``."""
+    """Return ``value`` in the memory of ``old``, or with its ``requires_grad``."""
     if donate:
         return old.copy_(value)
     return value.requires_grad_() if old.requires_grad else value

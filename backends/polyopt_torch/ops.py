@@ -66,7 +66,7 @@ _Scalar = int | float  # includes bool
 
 
 def result_type(*arrays_and_dtypes: Any) -> torch.dtype:
-    """The standard's promotion; 0-d tensors count like any other, unlike in ``torch.result_type``.
+    """Return the standard's promotion; 0-d tensors count like any other, unlike in ``torch.result_type``.
 
     float16 with bfloat16, which the standard doesn't know, is float32. A Python scalar takes the dtype of
     the arrays, or the default floating dtype where these are integers and it is a float.
@@ -103,7 +103,7 @@ def _pair(x1: Any, x2: Any) -> tuple[Tensor, Tensor]:
 
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """``function`` with the standard's promotion, on arrays and Python scalars."""
+    """Make of ``function`` one with the standard's promotion, on arrays and Python scalars."""
 
     @wraps(function)
     def apply(x1: Any, x2: Any, /) -> Tensor:
@@ -145,7 +145,7 @@ def sign(x: Tensor, /) -> Tensor:
 
 
 def clip(x: Tensor, /, min: Any = None, max: Any = None) -> Tensor:
-    """The standard's maximum and minimum, in the dtype of ``x``.
+    """Return the standard's maximum and minimum, in the dtype of ``x``.
 
     ``torch.clamp`` loses a NaN bound (https://github.com/pytorch/pytorch/issues/172067) and doesn't take
     a tensor with a scalar.
@@ -159,7 +159,7 @@ def clip(x: Tensor, /, min: Any = None, max: Any = None) -> Tensor:
 
 
 def _bound(x: Tensor, bound: Any) -> Any:
-    """``bound`` in the dtype of ``x``; ``None`` where it bounds nothing that an integer can be."""
+    """Return ``bound`` in the dtype of ``x``; ``None`` where it bounds nothing that an integer can be."""
     if bound is None or isinstance(bound, Tensor):
         return bound if bound is None else bound.to(x.dtype)
     if not x.is_floating_point():
@@ -182,7 +182,7 @@ def finfo(type: torch.dtype | Tensor, /) -> torch.finfo:
 
 
 def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = None) -> Tensor:
-    """``torch.asarray`` that keeps an array's device and history, and takes any host array.
+    """Return ``torch.asarray`` that keeps an array's device and history, and takes any host array.
 
     It would detach a parameter, move it (https://github.com/pytorch/pytorch/issues/150199), and not know
     bfloat16, negative strides or memory that must not be written to.
@@ -199,7 +199,7 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = N
 
 
 def sum(x: Tensor, /, *, axis: Any = None, dtype: Any = None, keepdims: Any = False) -> Tensor:
-    """As the standard has it: integers are summed in int64 (https://github.com/pytorch/pytorch/issues/29137)."""
+    """Sum as the standard does: integers in int64 (https://github.com/pytorch/pytorch/issues/29137)."""
     if dtype is None and not x.is_floating_point():
         dtype = torch.int64
     if axis is None and not keepdims:
@@ -211,12 +211,12 @@ def sum(x: Tensor, /, *, axis: Any = None, dtype: Any = None, keepdims: Any = Fa
 
 
 def argmax(x: Tensor, /, *, axis: int | None = None, keepdims: Any = False) -> Tensor:
-    """The first maximum, NaN above all; PyTorch's doesn't take bool."""
+    """Return the place of the first maximum, NaN above all; PyTorch's doesn't take bool."""
     return torch.argmax(x.to(torch.uint8) if x.dtype == torch.bool else x, axis, keepdim=keepdims)
 
 
 def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
-    """``torch.matmul`` with promotion."""
+    """Return ``torch.matmul`` with promotion."""
     return torch.matmul(*_pair(x1, x2))
 
 
@@ -248,7 +248,7 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
 
 
 def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
-    """``torch.take_along_dim`` with indices from either end and of any integer dtype.
+    """Return ``torch.take_along_dim`` with indices from either end and of any integer dtype.
 
     It takes an index that is out of range, where others are of this shape alone, without a word.
     """

@@ -35,7 +35,7 @@ class Algorithm:
     """True if the rate falls along a cosine, over ``ANNEALED`` steps."""
 
     def rule(self, framework: Framework = "numpy") -> Stage:
-        """polyopt's rule, under the convention of ``framework`` where that has this algorithm."""
+        """Make polyopt's rule, under the convention of ``framework`` where that has this algorithm."""
         known = framework != "numpy" and getattr(self, framework) is not None
         make: Any = OPTIMIZERS[self.polyopt]
         lr = Cosine(LR, ANNEALED) if self.anneals else LR
@@ -86,8 +86,10 @@ ALGORITHMS = _algorithms()
 
 
 def algorithm(name: str) -> Algorithm:
-    """The algorithm of that name.
+    """Return the algorithm of that name.
 
+    Examples
+    --------
     >>> algorithm("clip-adamw").clips
     True
     """

@@ -25,7 +25,7 @@ EFFORT = Effort(rounds=11, least=5, seconds=6.0)
 
 
 def ways(size: int, micro: int) -> dict[str, Any]:
-    """``batch_size`` of each way, all of ``size`` samples."""
+    """Return ``batch_size`` of each way, all of ``size`` samples."""
     same = {"size": {"schedule": "constant", "initial": size}, "maximum": size}
     # So many times the noise scale is the maximum always.
     noise = {"noise": {"initial": size, "factor": 1e9}, "micro": micro, "maximum": size}
@@ -39,7 +39,7 @@ def ways(size: int, micro: int) -> dict[str, Any]:
 
 
 def recipe(batch_size: Any, width: int) -> Recipe:
-    """An mlp on digits."""
+    """Make a recipe of an mlp on digits."""
     return Recipe.from_dict(
         {
             "data": {"name": "digits"},

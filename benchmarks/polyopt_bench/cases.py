@@ -63,7 +63,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """``kind/task/optimizer/backend``."""
+        """Return ``kind/task/optimizer/backend``."""
         return f"{self.kind}/{self.task}/{self.optimizer}/{self.backend}"
 
     @property
@@ -96,8 +96,10 @@ def cases() -> tuple[Case, ...]:
 
 
 def case(name: str) -> Case:
-    """The case of that name.
+    """Return the case of that name.
 
+    Examples
+    --------
     >>> case("update/small/adam/jax").bound
     0.2
     """
@@ -135,7 +137,7 @@ def _of(backend: str) -> Iterator[Case]:
 
 
 def _scales(leaves: int) -> Iterator[str]:
-    """10^3 to 10^8 parameters in one leaf, and 10^6 in 1 to ``leaves``."""
+    """Yield 10^3 to 10^8 parameters in one leaf, and 10^6 in 1 to ``leaves``."""
     for power in range(3, 9):
         yield f"scale-{10**power}-1"
     count = 10
@@ -147,7 +149,7 @@ def _scales(leaves: int) -> Iterator[str]:
 def select(
     backends: Sequence[str], pattern: str | None, *, quick: bool = False, everything: bool = False
 ) -> list[Case]:
-    """The cases of ``backends`` that a run measures.
+    """Select the cases of ``backends`` that a run measures.
 
     Parameters
     ----------

@@ -36,14 +36,14 @@ class Side(Protocol):
         """Import the framework, with polyopt's backend or the peer, and Keras if asked to."""
 
     def update(self, case: Any) -> list[Contender]:
-        """The update alone, ``polyopt`` first and then ``PEER_OF``."""
+        """Return those that make the update alone, ``polyopt`` first and then ``PEER_OF``."""
 
     def train(self, case: Any) -> list[Contender]:
-        """The whole training step."""
+        """Return those that make the whole training step."""
 
 
 def side(backend: str) -> Side:
-    """The module of a backend."""
+    """Import the module of a backend."""
     found: Any = import_module(f"polyopt_bench.on_{backend}")
     return found  # type: ignore[no-any-return]
 

@@ -43,6 +43,7 @@ class Floor:
         self._pool = ThreadPoolExecutor(count)
 
     def __call__(self) -> None:
+        """Read and write what a step must, and nothing else."""
         read, stream = _kernels(len(self._arrays))
         for _ in range(self._measured):
             self._share(lambda start, stop: read(self._g, start, stop))
@@ -57,7 +58,7 @@ class Floor:
 
 @lru_cache(maxsize=8)
 def _kernels(count: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """``read(g, start, stop)`` and ``stream(g, arrays, start, stop)`` for ``count`` arrays."""
+    """Return ``read(g, start, stop)`` and ``stream(g, arrays, start, stop)`` for ``count`` arrays."""
     try:
         import numba
     except ImportError:

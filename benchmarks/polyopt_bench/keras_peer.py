@@ -39,7 +39,7 @@ def variables(host: Arrays) -> dict[str, Any]:
 
 
 def tensorflow_step(of: Shapes, way: Algorithm) -> Step:
-    """``apply`` inside a ``tf.function``."""
+    """Return ``apply`` inside a ``tf.function``."""
     import tensorflow as tf
 
     params = list(variables(arrays(of, 0)).values())
@@ -58,7 +58,7 @@ def tensorflow_step(of: Shapes, way: Algorithm) -> Step:
 
 
 def jax_step(of: Shapes, way: Algorithm) -> Step:
-    """``stateless_apply``, jitted and donated."""
+    """Return ``stateless_apply``, jitted and donated."""
     import jax
     import jax.numpy as jnp
 
@@ -82,7 +82,7 @@ def jax_step(of: Shapes, way: Algorithm) -> Step:
 
 
 def torch_step(of: Shapes, way: Algorithm) -> Step:
-    """``apply`` without gradients recorded."""
+    """Return ``apply`` without gradients recorded."""
     import torch
 
     params = list(variables(arrays(of, 0)).values())

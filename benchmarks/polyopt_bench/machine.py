@@ -23,7 +23,7 @@ PACKAGES = (
 
 
 def cores() -> int:
-    """The processor's cores that this process may use."""
+    """Count the processor's cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -46,7 +46,7 @@ def confine() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """The machine as plain data."""
+    """Describe the machine as plain data."""
     return {
         "processor": _processor(),
         "architecture": platform.machine(),
@@ -59,7 +59,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """``{package: version}`` of what is installed."""
+    """Return ``{package: version}`` of what is installed."""
     found = {}
     for name in PACKAGES:
         try:

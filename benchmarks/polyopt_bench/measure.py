@@ -78,9 +78,11 @@ def measure(prepared: Prepared, effort: Effort) -> list[Row]:
 
 
 def pairs(contenders: Sequence[Contender]) -> Iterator[tuple[str, str | None, bool, bool]]:
-    """``(ours, peer, standard, first)``: polyopt's standard way with every peer, its others with the first.
+    """Yield ``(ours, peer, standard, first)``.
 
     ``first`` marks the one pair that a bound is about.
+
+    It pairs polyopt's standard way with every peer, its others with the first.
     """
     peers: list[str | None] = [c.name for c in contenders if not c.ours]
     for i, ours in enumerate(c for c in contenders if c.ours):

@@ -17,7 +17,7 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """The most bytes that it has held, since ``forget_peak`` where that works."""
+    """Return the most bytes that it has held, since ``forget_peak`` where that works."""
     return _status("VmHWM") or _largest()
 
 

@@ -18,7 +18,7 @@ B1, B2, EPS = 0.9, 0.999, 1e-8
 
 
 def expressions(algorithm: Algorithm, params: Arrays, grads: Arrays) -> Callable[[], None]:
-    """A step over all of ``params``, in place."""
+    """Make a step over all of ``params``, in place."""
     leaf, count = LEAVES[algorithm.name.removeprefix("clip-")]
     slots = [[np.zeros_like(p) for _ in range(count)] for p in params]
     t = 0
@@ -34,12 +34,13 @@ def expressions(algorithm: Algorithm, params: Arrays, grads: Arrays) -> Callable
 
 
 def clipped(grads: Arrays) -> Arrays:
-    """The gradients scaled to a joint norm of at most ``MAX_NORM``."""
+    """Scale the gradients to a joint norm of at most ``MAX_NORM``."""
     norm = np.sqrt(sum(float(np.vdot(g, g)) for g in grads))
     return grads if norm <= MAX_NORM else [g * np.float32(MAX_NORM / norm) for g in grads]
 
 
 def moments(p: Any, g: Any, s: list[Any]) -> tuple[Any, Any]:
+    """Update Adam's two moments."""
     m, v = s[:2]
     m *= B1
     m += (1 - B1) * g
@@ -58,39 +59,46 @@ def adam_cosine(t: int, p: Any, g: Any, s: list[Any]) -> None:
 
 
 def adamw(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by AdamW."""
     p *= 1 - LR * 1e-2
     adam(t, p, g, s)
 
 
 def amsgrad(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by AMSGrad."""
     m, v = moments(p, g, s)
     np.maximum(s[2], v, out=s[2])
     p -= LR / (1 - B1**t) * m / (np.sqrt(s[2]) / float(np.sqrt(1 - B2**t)) + EPS)
 
 
 def sgd(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by gradient descent."""
     p -= LR * g
 
 
 def momentum(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by the heavy ball."""
     s[0] *= 0.9
     s[0] += g
     p -= LR * s[0]
 
 
 def nesterov(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by Nesterov's momentum."""
     s[0] *= 0.9
     s[0] += g
     p -= LR * (g + 0.9 * s[0])
 
 
 def rmsprop(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by RMSprop."""
     s[0] *= 0.9
     s[0] += 0.1 * (g * g)
     p -= LR * g / (np.sqrt(s[0]) + EPS)
 
 
 def rmsprop_centered(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by RMSprop, centered and with momentum."""
     v, a, b = s
     v *= 0.9
     v += 0.1 * (g * g)
@@ -102,11 +110,13 @@ def rmsprop_centered(t: int, p: Any, g: Any, s: list[Any]) -> None:
 
 
 def adagrad(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by AdaGrad."""
     s[0] += g * g
     p -= LR * g / (np.sqrt(s[0]) + 1e-10)
 
 
 def adadelta(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by Adadelta."""
     v, u = s
     v *= 0.95
     v += 0.05 * (g * g)
@@ -117,6 +127,7 @@ def adadelta(t: int, p: Any, g: Any, s: list[Any]) -> None:
 
 
 def adamax(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by Adamax."""
     m, u = s
     m *= B1
     m += (1 - B1) * g
@@ -125,12 +136,14 @@ def adamax(t: int, p: Any, g: Any, s: list[Any]) -> None:
 
 
 def nadam(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by NAdam, under a constant momentum."""
     m, v = moments(p, g, s)
     ahead, now = B1 / (1 - B1 ** (t + 1)), (1 - B1) / (1 - B1**t)
     p -= LR * (ahead * m + now * g) / (np.sqrt(v) / float(np.sqrt(1 - B2**t)) + EPS)
 
 
 def radam(t: int, p: Any, g: Any, s: list[Any]) -> None:
+    """Update by RAdam."""
     m, v = moments(p, g, s)
     most = 2 / (1 - B2) - 1
     rho = most - 2 * t * B2**t / (1 - B2**t)

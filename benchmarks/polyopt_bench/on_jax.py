@@ -14,6 +14,7 @@ PEER = PEER_OF["jax"]
 
 
 def load(ours: bool, keras: bool) -> None:
+    """Import what a process measures, and warm the framework up."""
     import jax
 
     if ours:
@@ -32,6 +33,7 @@ def load(ours: bool, keras: bool) -> None:
 
 
 def update(case: Any) -> list[Contender]:
+    """Return those that make the update alone."""
     of, way = shapes(case.task), algorithm(case.optimizer)
     found = [
         Contender("polyopt, packed", lambda: _packed(of, way), ours=True),
@@ -44,7 +46,7 @@ def update(case: Any) -> list[Contender]:
 
 
 def on_device(host: Arrays) -> dict[str, Any]:
-    """The arrays as JAX's own; never sharing the host's memory."""
+    """Put the arrays on JAX' device; never sharing the host's memory."""
     import jax.numpy as jnp
 
     return {name: jnp.array(x) for name, x in host.items()}
@@ -88,7 +90,7 @@ def _packed(of: Shapes, way: Algorithm) -> Step:
 
 
 def transformation(way: Algorithm) -> Any:
-    """optax' own, as a user would write it."""
+    """Make optax' own, as a user would write it."""
     import optax
 
     assert way.optax is not None
@@ -126,6 +128,7 @@ def _keras(of: Shapes, way: Algorithm) -> Step:
 
 
 def train(case: Any) -> list[Contender]:
+    """Return those that make the whole training step."""
     of, way = task_shapes(case.task), algorithm(case.optimizer)
     net = network(case.task) if case.task in NETS else None
     return [

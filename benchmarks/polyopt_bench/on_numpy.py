@@ -16,6 +16,7 @@ PEER = PEER_OF["numpy"]
 
 
 def load(ours: bool, keras: bool) -> None:
+    """Import what a process measures."""
     if ours:
         from polyopt.backend import registry
 
@@ -23,6 +24,7 @@ def load(ours: bool, keras: bool) -> None:
 
 
 def update(case: Any) -> list[Contender]:
+    """Return those that make the update alone."""
     of, way = shapes(case.task), algorithm(case.optimizer)
     return [
         Contender("polyopt", lambda: _ours(of, way), ours=True),
@@ -49,6 +51,7 @@ def _expressions(of: Shapes, way: Algorithm) -> Step:
 
 
 def train(case: Any) -> list[Contender]:
+    """Return those that make the whole training step."""
     of, way = task_shapes(case.task), algorithm(case.optimizer)
     net = network(case.task) if case.task in NETS else None
     return [

@@ -15,6 +15,7 @@ XLA_LEAVES = 20
 
 
 def load(ours: bool, keras: bool) -> None:
+    """Import what a process measures, and warm the framework up."""
     import tensorflow as tf
 
     tf.constant(0.0)
@@ -29,6 +30,7 @@ def load(ours: bool, keras: bool) -> None:
 
 
 def update(case: Any) -> list[Contender]:
+    """Return those that make the update alone."""
     of, way = shapes(case.task), algorithm(case.optimizer)
     found = [
         Contender("polyopt, packed", lambda: _packed(of, way), ours=True),
@@ -40,6 +42,7 @@ def update(case: Any) -> list[Contender]:
 
 
 def tensors(host: Arrays) -> dict[str, Any]:
+    """Make tensors of host arrays."""
     import tensorflow as tf
 
     return {name: tf.constant(x) for name, x in host.items()}
@@ -90,6 +93,7 @@ def _keras(of: Shapes, way: Algorithm) -> Step:
 
 
 def train(case: Any) -> list[Contender]:
+    """Return those that make the whole training step."""
     of, way = task_shapes(case.task), algorithm(case.optimizer)
     net = network(case.task) if case.task in NETS else None
     xla = len(of) <= XLA_LEAVES

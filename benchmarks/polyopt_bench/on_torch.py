@@ -16,6 +16,7 @@ PEER = PEER_OF["torch"]
 
 
 def load(ours: bool, keras: bool) -> None:
+    """Import what a process measures, and set the number of threads."""
     import torch
 
     from polyopt_bench.machine import threads
@@ -32,6 +33,7 @@ def load(ours: bool, keras: bool) -> None:
 
 
 def update(case: Any) -> list[Contender]:
+    """Return those that make the update alone."""
     of, way = shapes(case.task), algorithm(case.optimizer)
     forms = ["fused"] if way.torch and way.torch[0] in FUSED else []
     found = [
@@ -115,6 +117,7 @@ def _keras(of: Shapes, way: Algorithm) -> Step:
 
 
 def train(case: Any) -> list[Contender]:
+    """Return those that make the whole training step."""
     of, way = task_shapes(case.task), algorithm(case.optimizer)
     net = network(case.task) if case.task in NETS else None
     return [

@@ -40,6 +40,7 @@ class Drop(Schedule):
     at: int
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return the rate, which drops once."""
         return xp.where(t < self.at, LR, LR * FACTOR)
 
 
@@ -53,9 +54,11 @@ class Work:
 
     @property
     def rate(self) -> Drop:
+        """Return a rate that drops in the middle of the run."""
         return Drop(self.steps // 2)
 
     def at(self, i: int) -> Arrays:
+        """Return the gradients of step ``i``."""
         return {name: g[i] for name, g in self.gradients.items()}
 
 
@@ -84,6 +87,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
+        """Return True if the deviation is within its bound."""
         return self.deviation <= self.bound
 
 
@@ -174,7 +178,7 @@ def run_ours(job: Work, pair: Pair) -> Arrays:
 
 
 def run_torch(job: Work, make: Any) -> Arrays:
-    """``torch.optim``."""
+    """Return ``torch.optim``."""
     import torch
 
     params = {name: torch.tensor(x, requires_grad=True) for name, x in job.params.items()}

@@ -36,7 +36,7 @@ def draw(results: Results, folder: Path) -> dict[str, Path]:
 
 
 def standard(rows: Sequence[Row], kind: str) -> list[Row]:
-    """polyopt's standard way beside its first peer: of each case the first row."""
+    """Return of each case the first row: polyopt's standard way beside its first peer."""
     found: dict[tuple[str, ...], Row] = {}
     for row in rows:
         if row["kind"] == kind:

@@ -55,7 +55,10 @@ def write(results: Results, out: Path, notes: str = "") -> tuple[list[Path], str
 
 
 def markdown(results: Results, drawn: Mapping[str, str], notes: str = "") -> str:
-    """The page; ``drawn`` names the pictures' files as seen from it, ``notes`` come at its end."""
+    """Write the page.
+
+    ``drawn`` names the pictures' files as seen from it, ``notes`` come at its end.
+    """
     rows = results["rows"]
     parts = [
         HEAD.format(machine=_machine(results["machine"]), versions=_versions(results["versions"])),

@@ -70,7 +70,7 @@ def doubt(row: Row, key: str = "ratio") -> str:
 
 
 def merged(old: Results | None, new: Results) -> Results:
-    """``new`` and those rows of ``old`` that it has not measured again.
+    """Return ``new`` and those rows of ``old`` that it has not measured again.
 
     Rows of another machine are dropped: one report is about one machine.
     """

@@ -17,8 +17,10 @@ Arrays: TypeAlias = dict[str, NDArray[np.float32]]
 
 
 def shapes(name: str) -> Shapes:
-    """The shapes of a set by its name: one of ``SETS``, or ``"scale-PARAMETERS-LEAVES"``.
+    """Return the shapes of a set by its name: one of ``SETS``, or ``"scale-PARAMETERS-LEAVES"``.
 
+    Examples
+    --------
     >>> len(shapes("resnet50")), size(shapes("resnet50"))
     (161, 25557032)
     >>> shapes("scale-100-3")
@@ -33,8 +35,10 @@ def shapes(name: str) -> Shapes:
 
 
 def size(of: Shapes) -> int:
-    """The number of parameters.
+    """Count the parameters.
 
+    Examples
+    --------
     >>> size({"w": (3, 4), "b": ()})
     13
     """
@@ -52,8 +56,10 @@ def arrays(of: Shapes, seed: int, *, low: float = -0.5) -> Arrays:
 
 
 def mlp(*widths: int) -> Shapes:
-    """The weights (inputs, outputs) and biases of a multilayer perceptron.
+    """Return the weights (inputs, outputs) and biases of a multilayer perceptron.
 
+    Examples
+    --------
     >>> mlp(2, 3, 1)
     {'0.weight': (2, 3), '0.bias': (3,), '1.weight': (3, 1), '1.bias': (1,)}
     """
@@ -65,7 +71,7 @@ def mlp(*widths: int) -> Shapes:
 
 
 def even(parameters: int, leaves: int) -> Shapes:
-    """``parameters`` spread over ``leaves`` flat leaves."""
+    """Return ``parameters`` spread over ``leaves`` flat leaves."""
     least, more = divmod(parameters, leaves)
     return {f"leaf{i}": (least + (i < more),) for i in range(leaves)}
 

@@ -67,6 +67,7 @@ class Process:
                     pipe.close()
 
     def send(self, **job: Any) -> None:
+        """Send the worker a job."""
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
@@ -99,7 +100,7 @@ class Plan:
     everything: bool = False
 
     def job(self, cases: Sequence[Case]) -> dict[str, Any]:
-        """The worker's job for ``cases``."""
+        """Make the worker's job for ``cases``."""
         return {
             "job": "cases",
             "cases": [c.id for c in cases],
@@ -137,7 +138,7 @@ def _events(process: Process, last: str = "done") -> Iterator[Event]:
 
 
 def _one_by_one(plan: Plan, cases: Sequence[Case]) -> Iterator[Event]:
-    """One worker for all cases of a backend; a new one where it died."""
+    """Run all cases of a backend in one worker; in a new one where it died."""
     waiting = list(cases)
     while waiting:
         with Process() as process:
@@ -157,7 +158,7 @@ def _one_by_one(plan: Plan, cases: Sequence[Case]) -> Iterator[Event]:
 
 
 def _together(plan: Plan) -> Iterator[Event]:
-    """All workers compile at once, which takes most of the time; then each measures by itself."""
+    """Let all workers compile at once, which takes most of the time; then each measures by itself."""
     workers: list[tuple[list[Case], Process]] = []
     try:
         # What takes longest to compile begins first.
@@ -221,7 +222,7 @@ def _first(case: Case) -> Iterator[Event]:
 
 
 def _memory(case: Case) -> Iterator[Event]:
-    """A fresh process for polyopt and one for the peer."""
+    """Measure memory in a fresh process for polyopt and one for the peer."""
     found = traffic(algorithm(case.optimizer).rule())
     parameters = size(shapes(case.task))
     needed = 4 * parameters * found.reads  # every array that a step reads, once

@@ -34,8 +34,10 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of some values, at least one.
+        """Return the spread of some values, at least one.
 
+        Examples
+        --------
         >>> Spread.of([3.0, 1.0, 2.0])
         Spread(median=2.0, low=1.5, high=2.5)
         """
@@ -90,8 +92,10 @@ def interleaved(
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """The spread of the ratios of each round: what changes between rounds cancels out.
+    """Return the spread of the ratios of each round: what changes between rounds cancels out.
 
+    Examples
+    --------
     >>> ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]).median
     0.5
     """

@@ -24,8 +24,10 @@ class Traffic:
 
 
 def traffic(rule: Stage) -> Traffic:
-    """The traffic of an elementwise rule or chain.
+    """Count the traffic of an elementwise rule or chain.
 
+    Examples
+    --------
     >>> from polyopt import SGD, Adam
     >>> traffic(Adam()).bytes, traffic(SGD()).bytes
     (28, 12)

@@ -81,7 +81,7 @@ class Worker:
                 self._failed(prepared.case, e)
 
     def _first(self, job: dict[str, Any]) -> None:
-        """The seconds to the end of the first step, with imports and without."""
+        """Measure the seconds to the end of the first step, with imports and without."""
         of = case(job["case"])
         contender = self._only(of, job["ours"])
         imported = time.perf_counter()
@@ -90,7 +90,7 @@ class Worker:
         self._say("first", side=contender.name, seconds=seconds, with_import=whole)
 
     def _memory(self, job: dict[str, Any]) -> None:
-        """The peak of some steps above what the process held before there was any array."""
+        """Measure the peak of some steps above what the process held before there was any array."""
         of = case(job["case"])
         # All of it once before: what libraries, compilers and thread pools hold is no optimizer's memory.
         self._only(of, job["ours"]).make()()
@@ -139,7 +139,7 @@ class Worker:
 
 
 def _pipes() -> Iterator[IO[str]]:
-    """Standard input, and standard output under another number: whatever else prints goes to the errors."""
+    """Yield standard input, and standard output under another number: other prints go to the errors."""
     yield sys.stdin
     own = os.dup(1)
     os.dup2(2, 1)

@@ -32,10 +32,11 @@ class Network:
 
     @property
     def layers(self) -> int:
+        """Count the layers."""
         return len(self.params) // 2
 
     def loss(self, xp: Any, params: Any, x: Any, y: Any) -> Any:
-        """For ``value_and_grad``; ``y`` holds integer labels."""
+        """Compute the cross-entropy, for ``value_and_grad``; ``y`` holds integer labels."""
         for i in range(self.layers):
             x = xp.matmul(x, params[f"{i}.weight"]) + params[f"{i}.bias"]
             if i + 1 < self.layers:
@@ -44,7 +45,7 @@ class Network:
 
 
 def network(name: str) -> Network:
-    """The network of that name with weights from a fixed seed."""
+    """Make the network of that name with weights from a fixed seed."""
     widths = NETS[name]
     params = arrays(mlp(*widths), seed=0)
     for key, w in params.items():
@@ -55,7 +56,7 @@ def network(name: str) -> Network:
 
 
 def cheap(xp: Any, params: Any, target: Any) -> Any:
-    """½ Σ (p - target)² over all leaves: a loss that costs next to nothing, for any parameter set."""
+    """Return ½ Σ (p - target)² over all leaves: a loss that costs next to nothing, for any parameter set."""
     total = None
     for p in params.values():
         part = 0.5 * xp.sum(xp.square(p - target))
@@ -64,5 +65,5 @@ def cheap(xp: Any, params: Any, target: Any) -> Any:
 
 
 def task_shapes(name: str) -> Shapes:
-    """The shapes of what a training case trains: a network of ``NETS`` or a parameter set."""
+    """Return the shapes of what a training case trains: a network of ``NETS`` or a parameter set."""
     return mlp(*NETS[name]) if name in NETS else shapes(name)

@@ -12,13 +12,32 @@ from polyopt.core.tree import Tree
 
 
 def convert(values: Tree, backend: str | Backend, *, device: str | None = None) -> Tree:
-    """A copy of ``values`` with every array on ``backend``: same dtypes, same bits.
+    """Copy a tree to another framework: same dtypes, same bits.
 
-    ``values`` may be parameters, gradients or an optimizer's state; what is no array (a step count, ``None``)
-    stays as it is. So a run moves in mid-training: convert its parameters and its state, and go on.
+    It may be parameters, gradients or an optimizer's state; what is no array (a step count, ``None``) stays
+    as it is. So a run moves in mid-training: convert its parameters and its state, and go on.
 
-    Raises ``InputError``, naming the leaf, where the framework lacks its dtype.
+    Parameters
+    ----------
+    values
+        A tree of arrays of any framework.
+    backend
+        A name, or a backend.
+    device
+        Where the arrays go; by default the framework's own.
 
+    Returns
+    -------
+    tree
+        The structure of ``values``.
+
+    Raises
+    ------
+    InputError
+        Where the framework lacks a leaf's dtype: it names the leaf.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> convert({"w": np.ones(2), "step": 3}, "numpy")
     {'w': array([1., 1.]), 'step': 3}

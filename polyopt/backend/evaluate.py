@@ -11,14 +11,14 @@ from polyopt.core.trace import Program, evaluate
 
 
 def cast(backend: Backend, x: Array, dtype: str) -> Array:
-    """``x`` in ``dtype``; ``x`` itself where it is already."""
+    """Return ``x`` in ``dtype``; ``x`` itself where it is already."""
     if backend.dtype_name(x) == dtype:
         return x
     return backend.ops.astype(x, backend.dtype(dtype))
 
 
 def full_like(backend: Backend, leaf: Array, value: float, dtype: str) -> Array:
-    """A constant with the shape and device of ``leaf``."""
+    """Make a constant with the shape and device of ``leaf``."""
     return backend.ops.full_like(backend.stop_gradient(leaf), value, dtype=backend.dtype(dtype))
 
 
@@ -31,7 +31,7 @@ def evaluate_leaves(
     dtype: str,
     call: Callable[[str, tuple[Any, ...]], Any] | None = None,
 ) -> dict[str, list[Array]]:
-    """A program op by op over a list of leaves: the reference lift, and the body of the compiled ones.
+    """Evaluate a program op by op over a list of leaves: the reference, and the body of compiled lifts.
 
     ``scalars`` are 0-d arrays of ``dtype`` here, constants included.
     """

@@ -32,5 +32,5 @@ class Fencing:
         return fenced
 
     def fence(self, x: Any) -> Any:
-        """``x``, behind what the compiler can't see through."""
+        """Return ``x``, behind what the compiler can't see through."""
         raise NotImplementedError

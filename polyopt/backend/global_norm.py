@@ -16,11 +16,22 @@ from polyopt.core.reductions import root_sum_squares
 
 
 def global_norm(leaves: Any) -> Array:
-    """The joint 2-norm of all leaves of a tree, of any framework, as a 0-d array of its own.
+    """Return the joint 2-norm of all leaves of a tree.
 
-    float32, or float64 where a leaf is. It overflows only where the norm itself does; ``None`` leaves are
-    left out; the bits are the same on every backend.
+    It overflows only where the norm itself does; the bits are the same on every backend.
 
+    Parameters
+    ----------
+    leaves
+        A tree of floating arrays of one framework; ``None`` leaves are left out.
+
+    Returns
+    -------
+    Array
+        0-d, float32, or float64 where a leaf is.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> float(global_norm({"a": np.float16([3e4, 0.0]), "b": [np.float16([4e4])]}))
     50000.0

@@ -78,7 +78,7 @@ def check_takes_xp(loss: Any) -> None:
 def value_and_grad(
     loss: LossFunction, *, compiled: bool = True, pure: bool = False
 ) -> Callable[..., tuple[Array, Any]]:
-    """``f(params, *args) -> (loss, gradients)`` on whatever framework ``params`` are of.
+    """Make of a loss ``f(params, *args) -> (loss, gradients)``, on whatever framework ``params`` are of.
 
     Parameters
     ----------
@@ -91,6 +91,11 @@ def value_and_grad(
         between calls. NumPy then records its calls once for each set of shapes and replays them, with the
         same bits in a fraction of the time (see ``docs/speed.md``); ``TrainStep`` always promises it.
 
+    Returns
+    -------
+    Callable
+        ``f(params, *args)``; the loss is 0-d, the gradients are a tree like ``params``.
+
     Examples
     --------
     >>> import numpy as np
@@ -99,7 +104,6 @@ def value_and_grad(
     >>> float(value), grads["w"].tolist()
     (11.0, [3.0, 4.0])
     """
-
     check_takes_xp(loss)
 
     @lru_cache(maxsize=8)

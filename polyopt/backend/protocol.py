@@ -65,7 +65,7 @@ class Repeatable(Protocol):
 
 
 class Backend(Protocol):
-    """One framework, as polyopt sees it. Every method takes and gives that framework's own arrays."""
+    """Stand for one framework. Every method takes and gives that framework's own arrays."""
 
     name: str
     api_version: int
@@ -78,7 +78,7 @@ class Backend(Protocol):
         """The array operations: a module."""
 
     def versions(self) -> dict[str, str]:
-        """``{package: version}`` of the framework and what decides its numbers."""
+        """Return ``{package: version}`` of the framework and what decides its numbers."""
 
     # Arrays
     def is_array(self, x: object) -> bool:
@@ -88,64 +88,64 @@ class Backend(Protocol):
         """Return True if ``x`` is a placeholder inside the user's own compiled function: it has no value."""
 
     def dtype_name(self, x: Array) -> str:
-        """The dtype's standard name: ``"float32"``, ``"bfloat16"``, ``"bool"``, …"""
+        """Return the dtype's standard name, as ``"float32"``, ``"bfloat16"`` or ``"bool"``."""
 
     def dtype(self, name: str) -> DType:
-        """The framework's dtype of that name; ``InputError`` where it has none."""
+        """Return the framework's dtype of that name; ``InputError`` where it has none."""
 
     def from_numpy(self, x: Any, *, dtype: str | None = None, device: str | None = None) -> Array:
-        """A new array with the values of the host array ``x``; never a silent change of dtype."""
+        """Make an array with the values of the host array ``x``; never a silent change of dtype."""
 
     def to_numpy(self, x: Array) -> Any:
-        """A host array with the values of ``x``; bfloat16 is that of ml_dtypes. May share memory."""
+        """Return a host array with the values of ``x``; bfloat16 is that of ml_dtypes. May share memory."""
 
     def enable_float64(self) -> None:
         """Make float64 arrays possible in this process, where that is a switch (JAX)."""
 
     def join(self, arrays: Sequence[Array]) -> Array:
-        """The elements of ``arrays``, of one dtype, one after the other as a 1-d array; differentiable."""
+        """Put the elements of ``arrays``, of one dtype, one after the other in a 1-d one; differentiable."""
 
     def split(self, x: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
-        """The arrays of these shapes that ``join`` made the 1-d ``x`` of; the gradient is one ``join``."""
+        """Return the arrays of these shapes that ``join`` made ``x`` of; the gradient is one ``join``."""
 
     # Devices
     def devices(self) -> tuple[str, ...]:
-        """Names of the usable devices, ``"cpu"`` first, then ``"gpu:0"``, …"""
+        """Return the names of the usable devices, ``"cpu"`` first, then ``"gpu:0"`` and so on."""
 
     def device(self, name: str | None) -> Device:
-        """The framework's device for ``"cpu"``, ``"cuda"``, ``"gpu:0"``; an error lists the usable ones."""
+        """Return the framework's device for ``"cpu"``, ``"cuda"``, ``"gpu:0"``; an error lists the usable."""
 
     def device_name(self, x: Array) -> str:
         """Return where ``x`` lies, by a name that ``device`` takes."""
 
     def to_device(self, x: Array, device: str) -> Array:
-        """``x`` on that device."""
+        """Return ``x`` on that device."""
 
     def synchronize(self, tree: Any = None) -> None:
         """Wait until everything started on the device is done (for timing)."""
 
     # Functions
     def stop_gradient(self, x: Array) -> Array:
-        """``x`` as a constant for differentiation."""
+        """Return ``x`` as a constant for differentiation."""
 
     def value_and_grad(
         self, loss: LossFunction, *, compiled: bool = True
     ) -> Callable[..., tuple[Array, Any]]:
-        """``f(params, *args) -> (loss, gradients)``, gradients in a tree like ``params``.
+        """Return ``f(params, *args) -> (loss, gradients)``, gradients in a tree like ``params``.
 
         A backend may have ``pure_gradient(loss)`` besides, which gives the same for a loss that depends on
         its arguments alone: ``TrainStep`` then takes that.
         """
 
     def compile(self, function: Callable[..., Any], *, exact: bool = False) -> Callable[..., Any]:
-        """``f(*args)`` that runs ``function(xp, *args)`` compiled, where the framework compiles.
+        """Return ``f(*args)`` that runs ``function(xp, *args)`` compiled, where the framework compiles.
 
         Compiles once for each set of shapes and dtypes. With ``exact``, ``xp``'s products and roots are not
         contracted or approximated, so the bits are those of NumPy.
         """
 
     def lift(self, program: Program, *, compiled: bool = True) -> Lifted:
-        """The framework's fastest step over all leaves for ``program``, bit for bit what it says."""
+        """Make the framework's fastest step over all leaves for ``program``, bit for bit what it says."""
 
     def whole(self, loss: LossFunction, update: Update) -> WholeStep | None:
         """Loss, gradients and update compiled as one function; ``None`` where nothing would be gained.
@@ -156,10 +156,12 @@ class Backend(Protocol):
         """
 
     def packed_gradient(self, loss: LossFunction, leaves: int) -> Callable[..., tuple[Array, Any]] | None:
-        """``value_and_grad`` of a loss of packed buffers that hold ``leaves`` in all, as compiled as pays.
+        """Return ``value_and_grad`` of a loss of packed buffers, as compiled as pays.
 
         It makes a whole step together with the lift where ``whole`` gives ``None``; ``None`` where
         packing gains nothing.
+
+        The buffers hold ``leaves`` in all.
         """
 
     def assign(self, target: Array, value: Array) -> Array:

@@ -50,11 +50,13 @@ def installed() -> tuple[str, ...]:
 
 
 def by_name(name: str) -> Backend:
-    """The backend called ``name``.
+    """Return the backend called ``name``.
 
     Raises ``BackendError`` where there is none of that name, or where its framework is
     not installed: it says what to install.
 
+    Examples
+    --------
     >>> by_name("numpy").name
     'numpy'
     """
@@ -67,8 +69,10 @@ def by_name(name: str) -> Backend:
 
 
 def of(*arrays: Any) -> Backend:
-    """The backend of the arrays: everything follows them. Mixing frameworks is an error.
+    """Return the backend of the arrays: everything follows them. Mixing frameworks is an error.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> of(np.zeros(3)).name
     'numpy'
@@ -89,8 +93,25 @@ def of(*arrays: Any) -> Backend:
 
 
 def get_backend(which: Any = None) -> Backend:
-    """The backend of a name or of an array; without one, the default.
+    """Return the backend of a name or of an array; without one, the default.
 
+    Parameters
+    ----------
+    which
+        A name, an array, or ``None``.
+
+    Returns
+    -------
+    Backend
+        Its framework is imported.
+
+    Raises
+    ------
+    BackendError
+        Where there is none of that name, or its framework is not installed.
+
+    Examples
+    --------
     >>> get_backend("numpy").devices()
     ('cpu',)
     """
@@ -100,7 +121,7 @@ def get_backend(which: Any = None) -> Backend:
 
 
 def default() -> Backend:
-    """The backend for code that creates arrays.
+    """Return the backend for code that creates arrays.
 
     The innermost ``backend_context``, else ``set_backend``, else ``POLYOPT_BACKEND``, else NumPy.
     """
@@ -109,7 +130,25 @@ def default() -> Backend:
 
 
 def set_backend(name: str | None) -> None:
-    """Set the process-wide default backend; ``None`` goes back to ``POLYOPT_BACKEND`` or NumPy."""
+    """Set the process-wide default backend; ``None`` goes back to ``POLYOPT_BACKEND`` or NumPy.
+
+    Parameters
+    ----------
+    name
+        A name, or ``None``.
+
+    Raises
+    ------
+    BackendError
+        Where there is none of that name, or its framework is not installed.
+
+    Examples
+    --------
+    >>> set_backend("numpy")
+    >>> get_backend().name
+    'numpy'
+    >>> set_backend(None)
+    """
     if name is not None:
         by_name(name)
     _process[:] = [name] if name else []
@@ -117,8 +156,25 @@ def set_backend(name: str | None) -> None:
 
 @contextmanager
 def backend_context(name: str) -> Iterator[Backend]:
-    """A default backend for the body, in this thread and task alone.
+    """Set a default backend for the body, in this thread and task alone.
 
+    Parameters
+    ----------
+    name
+        Of a backend.
+
+    Yields
+    ------
+    Backend
+        That one.
+
+    Raises
+    ------
+    BackendError
+        Where there is none of that name, or its framework is not installed.
+
+    Examples
+    --------
     >>> with backend_context("numpy") as backend:
     ...     backend.name
     'numpy'

@@ -62,7 +62,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Any], text: str) -
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
-    """``(tensors, text)`` of a file, each tensor a new host array; ``""`` where ``write`` wrote no text.
+    """Return ``(tensors, text)`` of a file, each tensor a host array; ``""`` where there is no text.
 
     Raises ``CheckpointError``.
     """

@@ -13,7 +13,7 @@ MAX_DEPTH = 32
 
 
 def encode(value: Any, path: tuple[str, ...], store: Callable[[str, Any], None]) -> Any:
-    """``value`` as JSON; ``store(key, array)`` is called for every array in it.
+    """Return ``value`` as JSON; ``store(key, array)`` is called for every array in it.
 
     A dict is ``{"dict": …}``, a list ``{"list": …}``, a tuple ``{"tuple": …}``, an array ``{"tensor": key}``
     and a float that is not finite ``{"float": "nan"}``, so that nothing can be taken for something else.

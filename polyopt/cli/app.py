@@ -39,6 +39,7 @@ def polyopt(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
+    """Print the version, or the help where no command is given."""
     if version:
         from polyopt import __version__
 
@@ -285,7 +286,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _usage(e: Any) -> str | None:
-    """The message of a usage error. Its class has moved between typer's versions; its method has not."""
+    """Return the message of a usage error, whose class has moved between typer's versions.
+
+    Its method has not.
+    """
     if not hasattr(e, "format_message"):
         return None
     context = getattr(e, "ctx", None)

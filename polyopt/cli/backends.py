@@ -8,7 +8,7 @@ from polyopt.cli import output
 
 
 def backends(as_json: bool) -> int:
-    """Every registered backend: whether it loads, its versions and devices, or what to install."""
+    """List every registered backend: its versions and devices, or what to install."""
     from polyopt.backend import registry
 
     with output.log().status("loading the frameworks …"):
@@ -38,7 +38,7 @@ def backends(as_json: bool) -> int:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """One backend as plain data."""
+    """Describe one backend as plain data."""
     from polyopt.backend import registry
     from polyopt.core.errors import BackendError
 

@@ -139,7 +139,7 @@ def _backends(asked: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def _part(name: str) -> Any:
-    """A module of the suite, which polyopt itself does not depend on."""
+    """Import a module of the suite, which polyopt itself does not depend on."""
     try:
         return import_module(f"polyopt_bench.{name}")
     except ModuleNotFoundError as e:
@@ -206,8 +206,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def bar(ratio: float | None, whole: int = 10) -> str:
-    """A ratio as a bar with a mark where 1 is; half as long again is as long as it gets.
+    """Draw a ratio as a bar with a mark where 1 is; half as long again is as long as it gets.
 
+    Examples
+    --------
     >>> bar(0.5), bar(7.0)
     ('█████     ┃     ', '██████████┃█████▶')
     """
@@ -221,7 +223,7 @@ def bar(ratio: float | None, whole: int = 10) -> str:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[Any], None]]:
-    """A live line with what is measured, on a terminal; elsewhere nothing."""
+    """Draw a live line with what is measured, on a terminal; elsewhere nothing."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

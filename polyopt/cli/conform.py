@@ -42,7 +42,7 @@ def conform(names: Sequence[str], required: Sequence[str], quick: bool, as_json:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Any], None]]:
-    """A live line with what was checked last, on a terminal; elsewhere nothing."""
+    """Draw a live line with what was checked last, on a terminal; elsewhere nothing."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
     with Progress(*columns, console=output.log(), disable=not output.on_terminal(), transient=True) as bar:
         task = bar.add_task("loading …", total=None)

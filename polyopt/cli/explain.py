@@ -37,10 +37,12 @@ def explain(
 
 
 def build(algorithm: str, convention: str | None, settings: Sequence[str]) -> Rule:
-    """The rule that a recipe would name ``algorithm``.
+    """Make the rule that a recipe would name ``algorithm``.
 
     Raises ``InputError`` for an algorithm, convention or hyperparameter that is not one.
 
+    Examples
+    --------
     >>> build("adam", None, ["eps=1e-3"]).eps
     0.001
     """
@@ -64,7 +66,7 @@ def build(algorithm: str, convention: str | None, settings: Sequence[str]) -> Ru
 
 
 def known() -> Mapping[str, type[Rule]]:
-    """Every rule by the name that recipes use, one that is a function of a recipe's table left out."""
+    """Return every rule by the name that recipes use, but for those that are functions of a table."""
     from polyopt.federated import SERVER_RULES
     from polyopt.optim import OPTIMIZERS
     from polyopt.optim.clipping import CLIPPING
@@ -73,7 +75,7 @@ def known() -> Mapping[str, type[Rule]]:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """``key=value`` with the value as TOML has it; a bare word is a string.
+    """Return ``key=value`` with the value as TOML has it; a bare word is a string.
 
     >>> setting("eps=1e-3"), setting("nesterov=true"), setting("form=averaged")
     (('eps', 0.001), ('nesterov', True), ('form', 'averaged'))

@@ -10,11 +10,34 @@ from typing import Any
 from polyopt.core.errors import InputError
 
 
-def check(folder: Path, files: tuple[str, ...], *, resume: bool = False, overwrite: bool = False) -> None:
+def check(
+    folder: Path,
+    files: tuple[str, ...],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    stillborn: Callable[[Path], bool] | None = None,
+) -> bool:
     """See that the run may write to ``folder``.
 
-    Raises ``InputError`` where it is a file, can't be written to, or holds one of
-    ``files``, an earlier run's, without leave to go on from it or to replace it.
+    Parameters
+    ----------
+    folder, files
+        Where, and the names of what an earlier run may have left there: first what it goes on from.
+    resume, overwrite
+        Leave to go on from an earlier run, or to replace it.
+    stillborn
+        True of a folder whose run ended before it had saved anything: it needs no leave.
+
+    Returns
+    -------
+    bool
+        True if there is something to go on from, and leave to do so.
+
+    Raises
+    ------
+    InputError
+        Where it is a file, can't be written to, or holds an earlier run without such leave.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite: give one, to go on from a run or to replace it")
@@ -26,6 +49,8 @@ def check(folder: Path, files: tuple[str, ...], *, resume: bool = False, overwri
                 raise InputError(f"--out {folder}: no permission to write in {part}; give another folder")
             break
     held = [name for name in files if (folder / name).exists()]
+    if held and stillborn is not None and stillborn(folder):
+        return False
     if held and not (resume or overwrite):
         # The first file is the checkpoint: a run that failed before it was saved has none.
         go_on = "--resume to go on from it or " if held[0] == files[0] else ""
@@ -34,6 +59,7 @@ def check(folder: Path, files: tuple[str, ...], *, resume: bool = False, overwri
         )
     if resume and files[0] not in held:
         raise InputError(f"--resume: no run to go on from in {folder} ({files[0]} is missing)")
+    return resume
 
 
 def draw(figure: Callable[..., None], picture: Path, *args: Any, **kwargs: Any) -> str | None:

@@ -30,22 +30,22 @@ def on_terminal() -> bool:
 
 
 def say(message: str) -> None:
-    """One remark on standard error."""
+    """Print one remark on standard error."""
     log().print(Text(message))
 
 
 def complain(message: str) -> None:
-    """``error: …`` on standard error, always on one line."""
+    """Return ``error: …`` on standard error, always on one line."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
 
 
 def emit(result: Mapping[str, Any]) -> None:
-    """``result`` as the one JSON object on standard output."""
+    """Print ``result`` as the one JSON object on standard output."""
     print(json.dumps(plain(result), allow_nan=False, indent=2))
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON has it: inf and NaN become ``null``, 0-d arrays numbers, paths strings.
+    """Return ``value`` as JSON has it: inf and NaN become ``null``, 0-d arrays numbers, paths strings.
 
     >>> plain({"loss": float("nan"), "steps": (1, 2)})
     {'loss': None, 'steps': [1, 2]}
@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> Table:
-    """A table with its last ``numbers`` columns aligned to the right."""
+    """Make a table with its last ``numbers`` columns aligned to the right."""
     drawn = Table(title=title or None, title_justify="left", title_style="bold")
     for i, name in enumerate(columns):
         # Headings may wrap: where one may not, rich takes the room that lacks from the first column.
@@ -74,8 +74,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A measured figure for a table; a dash where there is none.
+    """Write a measured figure for a table; a dash where there is none.
 
+    Examples
+    --------
     >>> number(0.97222), number(None), number(3.2e-15)
     ('0.9722', '–', '3.2e-15')
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,15 +27,18 @@ class Request:
     out: Path | None
 
     def load(self) -> Recipe:
-        """The recipe with the values given on the command line."""
+        """Read the recipe, with the values given on the command line."""
         from polyopt.recipe import Recipe
 
         if self.overrides.get("epochs") is not None and self.overrides.get("steps") is not None:
             raise InputError("--epochs and --steps: give one of the two")
-        return Recipe.load(self.recipe).replace(**self.overrides)
+        recipe = Recipe.load(self.recipe)
+        # Runs of files that name nothing would all go to one folder.
+        name = None if "name" in recipe.model_fields_set else self.recipe.stem
+        return recipe.replace(name=name, **self.overrides)
 
     def folder(self, name: str) -> Path:
-        """``--out``, or a folder of that name."""
+        """Return ``--out``, or a folder of that name."""
         return self.out or Path("runs") / file_name(name)
 
 
@@ -48,19 +51,26 @@ class RunRequest(Request):
     resume: bool
     overwrite: bool
 
-    def start(self, files: tuple[str, ...], kind: str = "") -> tuple[Recipe, str, Path]:
-        """The recipe, the backend's name and the folder, which is checked for ``files`` of an earlier run."""
+    def start(
+        self, files: tuple[str, ...], stillborn: Callable[[Path], bool], kind: str = ""
+    ) -> tuple[Recipe, str, Path, bool]:
+        """Return the recipe, the backend's name, the folder, and True to go on from the run in it.
+
+        The folder is checked for ``files`` of an earlier run: see ``folder.check``.
+        """
         from polyopt.backend import registry
 
         recipe = self.load()
         backend = registry.get_backend(self.backend).name
         out = self.folder(f"{recipe.name}{kind}-{backend}")
-        folder.check(out, files, resume=self.resume, overwrite=self.overwrite)
-        return recipe, backend, out
+        goes_on = folder.check(out, files, resume=self.resume, overwrite=self.overwrite, stillborn=stillborn)
+        if self.resume and not goes_on:
+            output.say(f"nothing was saved in {out} yet: it begins anew")
+        return recipe, backend, out, goes_on
 
 
 def file_name(name: str) -> str:
-    """``name`` without what could lead to another folder.
+    """Return ``name`` without what could lead to another folder.
 
     >>> file_name("../my digits-numpy")
     'my-digits-numpy'

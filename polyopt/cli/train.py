@@ -25,12 +25,13 @@ PICTURE = "curve.png"
 def train(request: RunRequest, as_json: bool) -> int:
     """Train, draw the curve and show what came out, phase by phase; 1 where the loss ends in NaN or inf."""
     from polyopt import training
+    from polyopt.training.loop import Terminated, terminable
 
     files = (training.CHECKPOINT, training.HISTORY, training.RECIPE, training.MODEL, PICTURE)
-    recipe, backend, out = request.start(files)
+    recipe, backend, out, goes_on = request.start(files, training.run_folder.stillborn)
     made = 0
     try:
-        with progress(f"{recipe.name} on {backend}, into {out}") as show:
+        with terminable(), progress(f"{recipe.name} on {backend}, into {out}") as show:
 
             def on_event(event: Event) -> None:
                 nonlocal made
@@ -42,13 +43,11 @@ def train(request: RunRequest, as_json: bool) -> int:
                 backend=backend,
                 device=request.device,
                 out=out,
-                resume=request.resume,
+                resume=goes_on,
                 on_event=on_event,
             )
     except KeyboardInterrupt as e:
         output.complain(_interrupted(out / training.CHECKPOINT))
-        from polyopt.training.loop import Terminated
-
         return 143 if isinstance(e, Terminated) else 130
     remark = folder.draw(_curve, out / PICTURE, recipe, result)
     if remark:
@@ -65,7 +64,10 @@ def train(request: RunRequest, as_json: bool) -> int:
 
 
 def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
-    """A run's figures, under the names that ``--json`` has; ``begun`` is the step that it was resumed at."""
+    """Gather a run's figures, under the names that ``--json`` has.
+
+    ``begun`` is the step that it was resumed at.
+    """
     steps = result.steps - begun
     found = {
         "recipe": recipe.name,
@@ -87,7 +89,7 @@ def summary(recipe: Recipe, result: Result, begun: int) -> dict[str, Any]:
 
 @contextmanager
 def progress(announcement: str = "") -> Iterator[Callable[[Event], None]]:
-    """A bar with the loss and the last test, on a terminal; elsewhere the announcement of a run alone."""
+    """Draw a bar with the loss and the last test, on a terminal; elsewhere print the announcement alone."""
     with bar() as drawn:
         task = drawn.add_task("", total=None, figures="starting …")
 
@@ -155,7 +157,7 @@ def _show(found: Mapping[str, Any]) -> None:
 
 
 def _phases(results: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each phase, the run before them first."""
+    """Make a row for each phase, the run before them first."""
     rows = [
         (
             phase["name"],

@@ -32,16 +32,17 @@ class TuneRequest(RunRequest):
 def tune(request: TuneRequest, as_json: bool) -> int:
     """Search, draw and show; 1 where no trial came to an end."""
     from polyopt.training import tuning
-    from polyopt.training.loop import Terminated
+    from polyopt.training.loop import Terminated, terminable
     from polyopt.training.tuning.sampling import optuna
 
     optuna()
     if request.trials is not None and request.trials < 1:
         raise InputError(f"--trials {request.trials}: expected an integer >= 1")
-    recipe, backend, out = request.start((tuning.STUDY, tuning.BEST, PICTURE), "-tune")
+    files = (tuning.STUDY, tuning.BEST, PICTURE)
+    recipe, backend, out, goes_on = request.start(files, tuning.storage.stillborn, "-tune")
     ended = 0
     try:
-        with progress(f"{recipe.name} on {backend}, into {out}") as show:
+        with terminable(), progress(f"{recipe.name} on {backend}, into {out}") as show:
 
             def on_progress(now: tuning.Progress) -> None:
                 nonlocal ended
@@ -54,7 +55,7 @@ def tune(request: TuneRequest, as_json: bool) -> int:
                 device=request.device,
                 out=out,
                 trials=request.trials,
-                resume=request.resume,
+                resume=goes_on,
                 on_progress=on_progress,
             )
     except KeyboardInterrupt as e:
@@ -75,7 +76,7 @@ def tune(request: TuneRequest, as_json: bool) -> int:
 
 
 def summary(study: tuning.Study, out: Path) -> dict[str, Any]:
-    """A study's figures, under the names that ``--json`` has."""
+    """Gather a study's figures, under the names that ``--json`` has."""
     from polyopt.training.tuning import BEST, STUDY
 
     best = study.best
@@ -103,7 +104,7 @@ def summary(study: tuning.Study, out: Path) -> dict[str, Any]:
 
 @contextmanager
 def progress(announcement: str) -> Iterator[Callable[[tuning.Progress], None]]:
-    """A bar over the trials with the best value so far, on a terminal; elsewhere the announcement alone."""
+    """Draw a bar over the trials with the best value, on a terminal; elsewhere print the announcement."""
     with bar() as drawn:
         task = drawn.add_task("trials", total=None, figures="starting …")
         announced = False
@@ -182,7 +183,9 @@ def _lost(study: tuning.Study) -> str:
 
 
 def _interrupted(study: Path, ended: int) -> str:
-    if not study.exists():
-        return "interrupted before the first trial; nothing was saved"
+    from polyopt.training.tuning.storage import stillborn
+
+    if not study.exists() or stillborn(study.parent):
+        return "interrupted before the first trial was over; nothing was saved"
     after = f" after {ended} trial{'s' if ended > 1 else ''}" if ended else ""
     return f"interrupted{after}; {study} is saved: the same command with --resume goes on from there"

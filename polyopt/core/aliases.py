@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self
 
-from polyopt.core.errors import InputError, nearest
+from polyopt.core.errors import InputError, RuleError, nearest
 
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "T": ("temperature",),
@@ -246,6 +246,24 @@ def keyword(name: str, valid: Iterable[str]) -> str:
     return ELSEWHERE.get(name) or called(name, {}, valid)
 
 
+def check_decorated(kind: type) -> None:
+    """Refuse a class whose fields were declared but for ``@dataclass`` before it: they would be ignored.
+
+    Raises
+    ------
+    RuleError
+        It names a field.
+    """
+    if "__dataclass_fields__" in vars(kind):
+        return
+    for name, value in vars(kind).items():
+        if isinstance(value, dataclasses.Field):
+            raise RuleError(
+                f"{kind.__name__} is not a dataclass, so {name!r} is no field of it; put "
+                "@dataclass(frozen=True) before the class"
+            )
+
+
 class CheckedKeywords:
     """Refuse keyword arguments that the constructor of a subclass doesn't take.
 
@@ -268,6 +286,7 @@ class CheckedKeywords:
             valid = _arguments(cls)
             for name in keywords:
                 if name not in valid:
+                    check_decorated(cls)
                     raise InputError(f"{cls.__name__} has no {name!r}; {keyword(name, valid)}")
         return super().__new__(cls)
 

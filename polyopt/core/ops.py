@@ -39,7 +39,7 @@ DTYPES = (*FLOATING, *INTEGER, "bool")
 
 
 class Ops(Protocol):
-    """A namespace (usually a module) with the operations below."""
+    """Offer the operations below: a namespace, usually a module."""
 
     # Data types
     @property

@@ -67,7 +67,7 @@ def ordered_sum(xp: Any, x: Array) -> Array:
 
 
 def root_sum_squares(xp: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
-    """``(root, scale)``, 0-d: the joint 2-norm of ``arrays`` is ``root / scale``, which may overflow alone.
+    """Return ``(root, scale)``, 0-d: the joint 2-norm of ``arrays`` is their quotient.
 
     ``scale`` is a power of two, 1 for ordinary magnitudes, else chosen so that no square overflows and none
     that counts vanishes: then, and then only, the arrays are read once more. ``root`` is 0 where all is zero
@@ -156,7 +156,7 @@ def finite(xp: Any, arrays: Sequence[Array]) -> Array:
 
 
 def axis_root_sum_squares(xp: Any, x: Array, axis: int) -> tuple[Array, Array]:
-    """As ``root_sum_squares``, of each row or column of a 2-d array; both keep the axis, of length 1."""
+    """Return ``root_sum_squares`` of each row or column of a 2-d array; both keep the axis, of length 1."""
     size = x.shape[axis]
     if size == 0:
         zero = xp.sum(x, axis=axis, keepdims=True)
@@ -217,7 +217,7 @@ def _kind(xp: Any, x: Array) -> str:
 def _repeated(
     xp: Any, times: int, function: Callable[[tuple[Array, ...]], tuple[Array, ...]], carry: tuple[Array, ...]
 ) -> tuple[Array, ...]:
-    """``xp.repeat_until`` where it is missing: everything is computed, and the flag selects."""
+    """Return ``xp.repeat_until`` where it is missing: everything is computed, and the flag selects."""
     for i in range(times):
         new = function(carry)
         done = carry[0]
@@ -254,7 +254,7 @@ def _joint_sum(xp: Any, flat: Sequence[Array], of: Callable[[Array], Array]) -> 
 
 
 def _folded(xp: Any, x: Array, of: Callable[[Array], Array]) -> list[Array]:
-    """``of(x)`` as the sum of FOLD equal streams, and the elements that remain."""
+    """Return ``of(x)`` as the sum of FOLD equal streams, and the elements that remain."""
     n = x.shape[0]
     m = n // FOLD
     if m == 0:

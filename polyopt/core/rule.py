@@ -19,7 +19,7 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from polyopt.core.aliases import CheckedKeywords
+from polyopt.core.aliases import CheckedKeywords, check_decorated
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.schedule import Schedule, finite, first_outside
@@ -45,6 +45,13 @@ class Slot:
     shape: Literal["like", "scalar"] = "like"
     dtype: str | None = None
     constant: bool = False
+
+    def __post_init__(self) -> None:
+        init: Any = self.init
+        if self.shape not in ("like", "scalar"):
+            raise InputError(f"Slot: shape = {self.shape!r}; {nearest(str(self.shape), ('like', 'scalar'))}")
+        if init != "param" and (isinstance(init, bool) or not isinstance(init, Real)):
+            raise InputError(f"Slot: init = {init!r}; expected a number or 'param'")
 
 
 def hyper(
@@ -317,7 +324,7 @@ def check_patterns(stage: Stage, paths: Iterable[str]) -> None:
 
 
 def rules_of(stage: Stage, key: str = "") -> Iterator[tuple[str, Rule]]:
-    """Every rule inside ``stage`` with its key: its positions, dotted and ending in a dot."""
+    """Yield every rule inside ``stage`` with its key: its positions, dotted and ending in a dot."""
     if isinstance(stage, Rule):
         yield key, stage
     elif isinstance(stage, Chain):
@@ -332,6 +339,7 @@ def rules_of(stage: Stage, key: str = "") -> Iterator[tuple[str, Rule]]:
 def check_fields(instance: Any) -> None:
     """Fill in the fields that the convention decides, then hold each to its range or its choices."""
     owner = type(instance).__name__
+    check_decorated(type(instance))
     if instance.CONVENTIONS:
         name: Any = getattr(instance, "convention", None)
         if not isinstance(name, str) or name not in instance.CONVENTIONS:

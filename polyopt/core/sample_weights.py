@@ -6,7 +6,7 @@ from polyopt.core.ops import Array, Ops
 
 
 def weighted_mean(xp: Ops, values: Array, weights: Array | None) -> Array:
-    """``Σ w·v / Σ w`` over samples: a 0-d array of the dtype of ``values``; their mean without weights.
+    """Return ``Σ w·v / Σ w`` over samples, 0-d, of the dtype of ``values``; the mean without weights.
 
     A sample of weight 0 counts nothing, also where its value is infinite or NaN. Values of a batch and of
     that batch with such samples added have the same mean up to the order of the sum.
@@ -18,6 +18,8 @@ def weighted_mean(xp: Ops, values: Array, weights: Array | None) -> Array:
     weights
         w >= 0 of shape (n,), not all 0, in any floating dtype; they are summed in float32 at least.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> import polyopt_numpy.ops as xp
     >>> float(weighted_mean(xp, np.array([1.0, 4.0, np.inf]), np.array([1.0, 2.0, 0.0])))

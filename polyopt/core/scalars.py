@@ -94,7 +94,7 @@ def divide(x1: float, x2: float, /) -> float:
 
 
 def one_minus_power(xp: Any, base: Scalar, exponent: Scalar) -> Scalar:
-    """``1 - base**exponent`` without the cancellation: 1 - 0.999 in float32 is off by 1.3e-5.
+    """Return ``1 - base**exponent`` without the cancellation: 1 - 0.999 in float32 is off by 1.3e-5.
 
     >>> import polyopt.core.scalars as host
     >>> one_minus_power(host, 0.0, 3)

@@ -156,7 +156,7 @@ def first_outside(schedule: Schedule, inside: Callable[[float], bool]) -> tuple[
 
 @dataclass(frozen=True)
 class Measured(Schedule):
-    """A schedule driven by what the user reports, not by the step alone."""
+    """Follow what the user reports, not the step alone."""
 
     @property
     def awaits(self) -> str:
@@ -169,7 +169,7 @@ class Measured(Schedule):
 
     @abstractmethod
     def initial_state(self) -> dict[str, float]:
-        """Its state before anything was reported: plain finite numbers."""
+        """Return the state before anything was reported: plain finite numbers."""
 
     @abstractmethod
     def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
@@ -209,12 +209,12 @@ class Measured(Schedule):
 
 
 def blend(xp: Any, first: Any, last: Any, weight: Any) -> Any:
-    """``first`` where ``weight`` is 1, ``last`` where it is 0, both exactly, and between them elsewhere."""
+    """Go from ``first``, where ``weight`` is 1, to ``last``, where it is 0, both exactly."""
     return first * weight + last * (1.0 - weight)
 
 
 def falling(xp: Any, fraction: Any, shape: str) -> Any:
-    """From 1 at ``fraction`` 0 to 0 at 1: ``"linear"``, ``"cosine"``, or ``"sqrt"``, 1 - √fraction."""
+    """Fall from 1 at ``fraction`` 0 to 0 at 1: ``"linear"``, ``"cosine"``, or ``"sqrt"``, 1 - √fraction."""
     if shape == "linear":
         return 1.0 - fraction
     if shape == "sqrt":
@@ -223,7 +223,7 @@ def falling(xp: Any, fraction: Any, shape: str) -> Any:
 
 
 def unit(xp: Any, fraction: Any) -> Any:
-    """``fraction`` held inside [0, 1]."""
+    """Return ``fraction`` held inside [0, 1]."""
     return xp.minimum(xp.maximum(fraction, 0.0), 1.0)
 
 

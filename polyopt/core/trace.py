@@ -10,7 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
 from typing import Any, Final, NoReturn
+
+from polyopt.core.errors import RuleError, nearest
+from polyopt.core.ops import Ops
 
 # fmt: off
 UNARY: Final = frozenset((
@@ -99,10 +104,17 @@ class Program:
         return tuple(sorted({i.op for i in self.body if i.name not in known} & INEXACT))
 
 
+_ELEMENTS = "an elementwise rule sees one element at a time; one that needs more is a Leafwise rule"
+_LOGICAL = "use xp.logical_and, xp.logical_or and xp.logical_not"
+
+
 class Symbol:
     """A value inside a trace. Only array arithmetic works on it; its value is not known."""
 
     __slots__ = ("name", "tracer")
+    __hash__ = object.__hash__
+    __array_ufunc__ = None
+    """NumPy's functions refuse it, and a NumPy scalar leaves the operation to it."""
 
     def __init__(self, tracer: Tracer, name: str) -> None:
         self.tracer = tracer
@@ -122,11 +134,18 @@ class Symbol:
     __rmul__ = _reflected("multiply")
     __truediv__ = _binary("divide")
     __rtruediv__ = _reflected("divide")
-    __pow__ = _binary("pow")
     __lt__ = _binary("less")
     __le__ = _binary("less_equal")
     __gt__ = _binary("greater")
     __ge__ = _binary("greater_equal")
+    __eq__ = _binary("equal")  # type: ignore[assignment]
+    __ne__ = _binary("not_equal")  # type: ignore[assignment]
+
+    def __pow__(self, other: Any) -> Symbol:
+        return self.tracer.power(self, other)
+
+    def __rpow__(self, other: Any) -> Symbol:
+        return self.tracer.power(other, self)
 
     def __neg__(self) -> Symbol:
         return self.tracer.emit("negative", self)
@@ -134,10 +153,28 @@ class Symbol:
     def __abs__(self) -> Symbol:
         return self.tracer.emit("abs", self)
 
+    def _refused(sign: str, why: str) -> Callable[..., NoReturn]:  # type: ignore[misc]
+        def refuse(self: Symbol, *_: object) -> NoReturn:
+            raise RuleError(f"{sign} in a leaf function: {why}")
+
+        return refuse
+
+    __getitem__ = __setitem__ = __iter__ = __len__ = _refused("x[i]", _ELEMENTS)
+    __matmul__ = __rmatmul__ = _refused("@", _ELEMENTS)
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __invert__ = _refused("&, | and ~", _LOGICAL)
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = _refused("% and //", "use xp.floor(x / y)")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # asked by libraries
+            raise AttributeError(name)
+        raise AttributeError(
+            f"an array has no .{name} in a leaf function, only operators and xp: {_ELEMENTS}"
+        )
+
     def _unknown(self, *_: object) -> NoReturn:
-        raise TypeError(
-            "a rule's leaf must not look at an array's value (no `if`, no float()): its hyperparameters "
-            "may be traced; use xp.where"
+        raise RuleError(
+            "a rule's leaf must not look at an array's value (no `if`, no float()): its "
+            "value is not known when the rule is compiled; use xp.where"
         )
 
     __bool__ = __float__ = __int__ = __index__ = _unknown
@@ -153,10 +190,25 @@ class Tracer:
 
     def __getattr__(self, op: str) -> Callable[..., Symbol]:
         if op in UNARY or op in BINARY or op == "where":
-            return lambda *args: self.emit(op, *args)
+            return partial(self._operation, op)
+        known = [name for name in vars(Ops) if not name.startswith("_")]
+        if op not in known:
+            raise AttributeError(f"there is no xp.{op}; {nearest(op, known)}")
         raise AttributeError(
             f"xp.{op} is not an elementwise operation: a rule that needs it is a Leafwise rule"
         )
+
+    def _operation(self, op: str, *args: Any, **keywords: Any) -> Symbol:
+        wanted = 1 if op in UNARY else 2 if op in BINARY else 3
+        if keywords or len(args) != wanted:
+            found = f"{len(args)}" + (f", and {', '.join(keywords)} by name" if keywords else "")
+            many = "1 argument" if wanted == 1 else f"{wanted} arguments"
+            raise RuleError(f"xp.{op} takes {many} by position; found {found}")
+        return self.emit(op, *args)
+
+    def power(self, x: Any, y: Any) -> Symbol:
+        """Record ``x ** y``."""
+        return self.emit("pow", x, y)
 
     def clip(self, x: Any, /, min: Any = None, max: Any = None) -> Any:
         """Record the standard's clip as the maximum and minimum that it is."""
@@ -188,6 +240,8 @@ class Tracer:
     def _operand(self, x: Any) -> Symbol:
         if isinstance(x, Symbol):
             return x
+        if not isinstance(x, Real) and getattr(x, "shape", None) != ():
+            raise RuleError(f"{x!r:.80} in a leaf function; expected an array that it is given, or a number")
         value = float(x)
         fresh = (f"_c{len(self._constants)}", value)
         # By its text: -0.0 equals 0.0 and NaN doesn't equal itself.

@@ -24,7 +24,7 @@ ROOT = "param"
 
 @dataclass(frozen=True)
 class Flat:
-    """The leaves of a tree, their names, and the structure to put them back into."""
+    """Hold the leaves of a tree, their names, and the structure to put them back into."""
 
     paths: tuple[str, ...]
     leaves: list[Any]
@@ -74,7 +74,7 @@ def aligned(tree: Tree, like: Flat, what: str) -> list[Any]:
 
 
 def map_leaves(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """``function(leaf, *rest_leaves)`` for every leaf, in a tree of the same structure; ``None`` stays."""
+    """Apply ``function(leaf, *rest_leaves)`` to every leaf, in a tree of the same structure; None stays."""
     flat = flatten(tree)
     others = [aligned(other, flat, "tree") for other in rest]
     return flat.unflatten(
@@ -84,7 +84,7 @@ def map_leaves(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 
 def named(tree: Tree) -> dict[str, Any]:
-    """``{path: leaf}`` of every leaf that is not ``None``.
+    """Return ``{path: leaf}`` of every leaf that is not ``None``.
 
     >>> named({"layer": {"weight": 1.0, "bias": None}})
     {'layer.weight': 1.0}

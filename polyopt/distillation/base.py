@@ -152,12 +152,12 @@ def pair(xp: Ops, student: Array, teacher: Array) -> tuple[Array, Array]:
 
 
 def wide(xp: Ops, x: Array) -> Array:
-    """``x``, in float32 where it has 16 bits: sums of exponentials need them."""
+    """Return ``x``, in float32 where it has 16 bits: sums of exponentials need them."""
     return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
 
 
 def constant(x: Array) -> Array:
-    """``x`` without its history: nothing is differentiated by it."""
+    """Return ``x`` without its history: nothing is differentiated by it."""
     return registry.of(x).stop_gradient(x)
 
 
@@ -228,12 +228,12 @@ def divergence_of_logits(xp: Ops, p: Array, q: Array) -> Array:
 
 
 def log_sum_exp(xp: Ops, x: Array) -> Array:
-    """``log Σ exp(x)`` over the last axis, without overflow: max x first."""
+    """Return ``log Σ exp(x)`` over the last axis, without overflow: max x first."""
     largest = constant(xp.max(x, axis=-1, keepdims=True))
     return xp.log(xp.sum(xp.exp(x - largest), axis=-1)) + xp.squeeze(largest, -1)
 
 
 def safe_root(xp: Ops, x: Array) -> Array:
-    """``√x`` of x >= 0, with the gradient 0 at 0, where that of the root is infinite."""
+    """Return ``√x`` of x >= 0, with the gradient 0 at 0, where that of the root is infinite."""
     some = xp.greater(x, xp.zeros_like(x))
     return xp.where(some, xp.sqrt(xp.where(some, x, xp.ones_like(x))), xp.zeros_like(x))

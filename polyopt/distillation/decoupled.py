@@ -105,7 +105,7 @@ class DecoupledKD(DistillationLoss):
         return self.label_weight * cross_entropy(xp, student, target, weights=weights) + soft
 
     def _decoupled(self, xp: Ops, logits: Array, label: Array) -> tuple[Array, Array]:
-        """``log (p_t, 1 - p_t)``, of shape (n, 2), and log-probabilities of the others, (n, classes)."""
+        """Return ``log (p_t, 1 - p_t)``, (n, 2), and log-probabilities of the others, (n, classes)."""
         if self.standardize is not None:
             logits = standardized(xp, logits, self.standardize)
         logits = logits / self.temperature

@@ -18,7 +18,7 @@ from polyopt.models.losses import log_softmax
 
 @dataclass(frozen=True)
 class Ensemble(DistillationLoss):
-    """Several teachers, averaged with weights: their probabilities, or the losses against each.
+    """Average several teachers with weights: their probabilities, or the losses against each.
 
     ``"probabilities"``: the loss against ``Σ w_k·p_k``, each teacher softened by T first (Hinton et al.,
     2015, section 2: an arithmetic mean of the ensemble's predictions). ``"losses"``: ``Σ w_k·loss_k``. For KL

@@ -40,6 +40,14 @@ def transfer(x: Array, source: Backend, target: Backend, like: Array) -> Array:
     ------
     InputError
         Where the target lacks the dtype: it says which.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import get_backend
+    >>> numpy = get_backend("numpy")
+    >>> transfer(np.array([1.0]), numpy, numpy, like=np.zeros(1)).tolist()
+    [1.0]
     """
     x = source.stop_gradient(x)
     if source is target and target.is_traced(like):
@@ -59,7 +67,7 @@ def transfer(x: Array, source: Backend, target: Backend, like: Array) -> Array:
 
 
 def _taker(target: Backend, like: Array) -> Callable[[Any], Array] | None:
-    """``from_dlpack`` of the framework of ``like``; ``None`` where it offers none (TensorFlow)."""
+    """Return ``from_dlpack`` of the framework of ``like``; ``None`` where it offers none (TensorFlow)."""
     try:
         namespace = array_api_compat.array_namespace(target.stop_gradient(like))
     except REFUSALS:

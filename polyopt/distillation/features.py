@@ -173,7 +173,7 @@ class AttentionTransfer(InnerLoss):
 
 
 def _mean(xp: Ops, x: Array, weights: Array | None) -> Array:
-    """Of all elements; with weights, of each sample's mean."""
+    """Return the mean of all elements; with weights, of each sample's mean."""
     if weights is None:
         return xp.mean(x)
     return weighted_mean(xp, xp.mean(xp.reshape(x, (int(x.shape[0]), -1)), axis=-1), weights)

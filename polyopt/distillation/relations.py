@@ -50,7 +50,7 @@ class _Relational(InnerLoss):
 
     @abstractmethod
     def _relation(self, xp: Ops, x: Array, weights: Array | None) -> Array:
-        """Of all pairs or triplets, (n, n) or (n, n, n)."""
+        """Return the relation of all pairs or triplets, (n, n) or (n, n, n)."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,12 @@ class RelationalAngle(_Relational):
 
 
 def _differences(xp: Ops, x: Array) -> Array:
-    """``e[j, i] = x_i - x_j``, of shape (n, n, features)."""
+    """Return ``e[j, i] = x_i - x_j``, of shape (n, n, features)."""
     return xp.expand_dims(x, axis=0) - xp.expand_dims(x, axis=1)
 
 
 def _products(xp: Ops, weights: Array, order: int) -> Array:
-    """``w_i·w_j`` of shape (n, n), or ``w_i·w_j·w_k``."""
+    """Return ``w_i·w_j`` of shape (n, n), or ``w_i·w_j·w_k``."""
     found = xp.expand_dims(weights, axis=0) * xp.expand_dims(weights, axis=1)
     if order == 2:
         return found

@@ -27,11 +27,13 @@ _PAPER: Mapping[str, Any] = {"alpha_weighs": "soft", "reduction": "batchmean", "
 
 @dataclass(frozen=True)
 class SoftTargets(DistillationLoss):
-    """``(1 - α)·CE(target, student) + α·T²·KL(teacher_T ‖ student_T)`` (Hinton, Vinyals & Dean, 2015).
+    """Learn from a teacher's probabilities at a temperature (Hinton, Vinyals & Dean, 2015).
 
     ``teacher_T = softmax(z/T)``; both terms are means over the batch. Section 2 of the paper: T² keeps the
     size of the soft gradients, which go as 1/T². The paper writes the soft term as a cross-entropy, which
     differs from KL by the teacher's entropy, a constant.
+
+    ``(1 - α)·CE(target, student) + α·T²·KL(teacher_T ‖ student_T)``.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 
 class Teacher:
-    """A function of one framework that gives its logits as arrays of another's, as constants.
+    """Call a function of one framework for its logits as arrays of another's, as constants.
 
     Samples go to the teacher's framework as a copy, so that nothing it does changes them; logits come back
     through DLPack, sharing memory, where both frameworks can, else through the host: the same dtype and bits

@@ -27,14 +27,14 @@ def _scaled() -> Program:
 def add(
     backend: Backend, paths: Sequence[str], g: Sequence[Array | None], held: dict[str, Array], compiled: bool
 ) -> dict[str, Array]:
-    """``held`` plus the gradients that are there, in the compute dtype."""
+    """Return ``held`` plus the gradients that are there, in the compute dtype."""
     return held | _run(backend, _sum(), "p", paths, g, held, {}, compiled)
 
 
 def mean(
     backend: Backend, paths: Sequence[str], held: dict[str, Array], count: float, compiled: bool
 ) -> dict[str, Array]:
-    """The held gradients divided by ``count``."""
+    """Divide the held gradients by ``count``."""
     g = [held[path] for path in paths]
     return _run(backend, _scaled(), "update", paths, g, held, {"k": float(count)}, compiled)
 

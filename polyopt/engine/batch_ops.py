@@ -134,7 +134,7 @@ class BatchOps:
     # Elementwise
 
     def elementwise(self, op: str, *args: Any) -> Any:
-        """``op`` of operands that are broadcast to one rank, the batch's axis left apart."""
+        """Return ``op`` of operands that are broadcast to one rank, the batch's axis left apart."""
         function = getattr(self._xp, op)
         if not any(isinstance(x, Batch) for x in args):
             return function(*args)
@@ -152,7 +152,7 @@ class BatchOps:
         return Batch(self, self._xp.clip(x, min, max))
 
     def _ranked(self, x: Any, rank: int) -> Any:
-        """The data of ``x`` with axes of length 1 put in after the batch's, up to ``rank``."""
+        """Return the data of ``x`` with axes of length 1 put in after the batch's, up to ``rank``."""
         if not isinstance(x, Batch):
             return x
         shape = x.shape
@@ -308,5 +308,5 @@ class BatchOps:
 
 
 def unbatched(xp: BatchOps, x: Any, shape: tuple[int, ...]) -> Array:
-    """The stacked arrays of a result, each of ``shape``; one that is the same for all is repeated."""
+    """Return the stacked arrays of a result, each of ``shape``; one that is the same for all is repeated."""
     return xp.broadcast_to(xp._batch(x), shape).data if tuple(x.shape) != shape else xp._batch(x).data

@@ -19,6 +19,7 @@ from polyopt.core.ops import Array
 from polyopt.core.rule import Global, Leafwise
 from polyopt.core.trace import Program
 from polyopt.core.tree import Flat
+from polyopt.engine.contract import measured, unknown_coefficient
 from polyopt.engine.execution import Execution, Group
 from polyopt.engine.hyperparameters import Resolve
 from polyopt.engine.leafwise import leafwise
@@ -66,6 +67,7 @@ class Inlined:
         return getattr(self._backend, name)
 
     def compile(self, function: Any, *, exact: bool = False) -> Any:
+        """Return the function as it is: it joins the computation around."""
         return lambda *args: function(self.ops, *args)
 
 
@@ -131,7 +133,7 @@ class CompiledUpdate:
     def host(
         self, state: dict[str, Any], scalar_slots: list[dict[str, float]]
     ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-        """``(vectors, next scalar slots)``: what the coming update needs to know of the step."""
+        """Return ``(vectors, next scalar slots)``: what the coming update needs to know of the step."""
         columns, new = self._columns(state, scalar_slots)
         return {kind: np.array([*column.values(), 0.0], kind) for kind, column in columns.items()}, new
 
@@ -157,7 +159,7 @@ class CompiledUpdate:
     # On the device, while it is being compiled
 
     def device(self, xp: Any, arrays: Any, gradients: Any, vectors: Any) -> dict[str, Any]:
-        """``{"arrays": …}`` after the update and, with ``skip``, ``"ok"``: whether it was made."""
+        """Return ``{"arrays": …}`` after the update and, with ``skip``, ``"ok"``: whether it was made."""
         trace = _Trace(self._backend, xp, arrays, gradients)
         scalars: list[dict[str, Array]] = [{} for _ in self._actions]
         for dtype, layout in self._layout.items():
@@ -191,7 +193,7 @@ class _Trace:
         rule = action.part.rule
         assert isinstance(rule, Global)
         leaves = [cast(self.backend, self.updates[path], action.dtype) for path in paths]
-        found = rule.measure(self.backend.ops, leaves, SimpleNamespace(**values))
+        found = measured(rule, self.backend.ops, leaves, SimpleNamespace(**values))
         self.measured[action.part.key] = found
 
     def run(self, action: Run, paths: list[str], values: dict[str, Array], dtype: str) -> None:
@@ -212,15 +214,23 @@ class _Trace:
                 arrays = {"g": out.pop("update"), "p": arrays["p"]}
                 out |= self._elementwise(action.code, arrays, values, dtype)
         else:
-            out = self._elementwise(action.code, arrays, values, dtype)
+            out = self._elementwise(action.code, arrays, values, dtype, action.segment.parts)
         target = self.params if action.output == "p" else self.updates
         target.update(zip(paths, out.pop(action.output), strict=True))
         for name, leaves in out.items():
             self.slots[name].update(zip(paths, leaves, strict=True))
 
     def _elementwise(
-        self, code: Program, arrays: dict[str, Any], values: dict[str, Array], dtype: str
+        self,
+        code: Program,
+        arrays: dict[str, Any],
+        values: dict[str, Array],
+        dtype: str,
+        parts: tuple[Part, ...] = (),
     ) -> dict[str, list[Array]]:
+        for name in code.scalars:
+            if name not in values:
+                unknown_coefficient([(part.key, part.rule) for part in parts], name, values)
         return evaluate_leaves(self.backend, self.backend.ops, code, arrays, values, dtype)
 
     def _leafwise(

@@ -11,11 +11,12 @@ from typing import Any
 import polyopt.core.scalars as host
 from polyopt.backend.evaluate import cast
 from polyopt.backend.protocol import Backend
-from polyopt.core.errors import InputError
+from polyopt.core.errors import InputError, PolyoptError
 from polyopt.core.ops import FLOATING, Array
 from polyopt.core.rule import Global, Leafwise
 from polyopt.core.tree import Flat
 from polyopt.engine.checks import check_coefficients, check_hyperparameters, make_infinite
+from polyopt.engine.contract import explain_coefficients, measured, unknown_coefficient
 from polyopt.engine.gradient_pass import GradientPass, KnownNorm
 from polyopt.engine.hyperparameters import Resolve
 from polyopt.engine.leafwise import leafwise
@@ -24,8 +25,10 @@ from polyopt.engine.plan import Part, Plan, Segment, program
 
 
 def compute_dtype(dtype: str) -> str:
-    """The dtype in which a leaf of ``dtype`` is updated, and in which its slots are kept.
+    """Return the dtype in which a leaf of ``dtype`` is updated, and in which its slots are kept.
 
+    Examples
+    --------
     >>> compute_dtype("bfloat16"), compute_dtype("float64")
     ('float32', 'float64')
     """
@@ -94,7 +97,7 @@ class Execution:
         return self._collect(plan, groups, g, output)
 
     def grouped(self, plan: Plan, g: Sequence[Array | None]) -> list[Group]:
-        """The leaves that have a gradient, by what they share."""
+        """Group the leaves that have a gradient, by what they share."""
         groups: dict[tuple[Any, ...], Group] = {}
         dtypes: dict[Any, str] = {}
         missed, paths, leaves = self.state["missed"], self.flat.paths, self.flat.leaves
@@ -155,13 +158,16 @@ class Execution:
         else:
             code = program(segment.parts, output)
         lift = lifted(self.backend, code, self.compiled)
-        wanted = {name: scalars[name] for name in code.scalars}
+        try:
+            wanted = {name: scalars[name] for name in code.scalars}
+        except KeyError as e:
+            unknown_coefficient([(x.key, x.rule) for x in segment.parts], str(e.args[0]), scalars)
         outputs = lift(arrays, wanted, group.dtype, donate=donate)
         group.updates = outputs.pop(output)
         group.results |= outputs
 
     def scalars(self, group: Group, segment: Segment) -> dict[str, Any]:
-        """The coefficients of all of ``segment`` by their names in its program; scalar slots move on.
+        """Compute the coefficients of all of ``segment`` by their names in its program; scalar slots move on.
 
         What is measured is not among them: see ``measured_for``.
         """
@@ -202,7 +208,7 @@ class Execution:
         return {own.get(n, n): v for n, v in run(inner, c, dtype).items()}
 
     def _scalars(self, group: Group, part: Part) -> dict[str, Any]:
-        """The coefficients of ``part`` by their names in the program; scalar slots move on by the way."""
+        """Compute the coefficients of ``part`` by their names in the program; move scalar slots on."""
         xp, step, h = self.hyperparameters(part, group.dtype)
         missed = group.missed
         if self._traced(missed):
@@ -212,16 +218,22 @@ class Execution:
         t = step + 1 - missed
         own = {slot.name: name for name, slot in part.names if slot.shape == "scalar"}
         vars(h).update({slot: group.scalar_slots[name] for slot, name in own.items()})
-        values = part.rule.coefficients(xp, t, h)
-        if xp is host:
-            check_coefficients(
-                part.rule, vars(h), values, group.dtype, step, self.flat.paths[group.indices[0]]
-            )
-        group.results |= {name: [values[slot]] * len(group.indices) for slot, name in own.items()}
+        values: Any = None
+        try:
+            values = part.rule.coefficients(xp, t, h)
+            if xp is host:
+                check_coefficients(
+                    part.rule, vars(h), values, group.dtype, step, self.flat.paths[group.indices[0]]
+                )
+            group.results |= {name: [values[slot]] * len(group.indices) for slot, name in own.items()}
+        except PolyoptError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            explain_coefficients(part.rule, values, own, e)
         return {f"{part.key}{n}": v for n, v in values.items()}
 
     def hyperparameters(self, part: Part, dtype: str) -> tuple[Any, Any, SimpleNamespace]:
-        """``(xp, step, values)``: on the host, unless the step or one of them is traced."""
+        """Return ``(xp, step, values)``: on the host, unless the step or one of them is traced."""
         xp: Any = host
         step: Any = self.step
         given = part.rule.hyperparameters().values()
@@ -311,7 +323,7 @@ def _measurement(backend: Backend, part: Part, dtype: str, compiled: bool) -> Ca
         xp: Any, leaves: Sequence[Array], c: dict[str, Array], known: tuple[Array, Array] | None
     ) -> dict[str, Array]:
         xp = xp if known is None else KnownNorm(xp, known)
-        return rule.measure(xp, [cast(backend, x, dtype) for x in leaves], SimpleNamespace(**c))
+        return measured(rule, xp, [cast(backend, x, dtype) for x in leaves], SimpleNamespace(**c))
 
     if not compiled:
         return lambda leaves, c, known: measure(backend.ops, leaves, c, known)

@@ -31,7 +31,7 @@ class GradientPass:
         self._norm: tuple[Array, Array] | None = None
 
     def finite(self) -> Array:
-        """A 0-d bool: whether no element is inf or NaN."""
+        """Return a 0-d bool: True if no element is inf or NaN."""
         if self._dtype is None or not self._leaves:
             return all_finite(self.backend, self._leaves)
         root, scale, finite = _norm(self.backend, self._dtype, self._compiled)(self._leaves)
@@ -39,7 +39,7 @@ class GradientPass:
         return finite
 
     def norm(self, leaves: Sequence[Array], dtype: str) -> tuple[Array, Array] | None:
-        """``root_sum_squares`` of ``leaves`` if the pass gave it, else ``None``."""
+        """Return ``root_sum_squares`` of ``leaves`` if the pass gave it, else ``None``."""
         if self._norm is None or dtype != self._dtype or len(leaves) != len(self._leaves):
             return None
         return self._norm if all(map(is_, leaves, self._leaves)) else None

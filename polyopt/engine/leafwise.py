@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from polyopt.backend.protocol import Arrays, Backend, Scalars
+from polyopt.core.errors import PolyoptError
 from polyopt.core.ops import Array
 from polyopt.core.rule import Leafwise
 from polyopt.engine.batch_ops import Batch, BatchOps, unbatched
+from polyopt.engine.contract import ReadSlots, check_arrays, explain_error
 
 SMALL = 32_768
 """Elements below which leaves of one kind are stacked: copying a larger one costs more than it saves."""
@@ -26,10 +28,11 @@ def leafwise(backend: Backend, rule: Leafwise, compiled: bool) -> Callable[..., 
     Compiled, its leaf function runs once for small leaves of one shape and dtypes, stacked, and once for each
     of the others, all in one function where the framework compiles; else on one leaf after the other.
     """
-    by_leaf = _over_leaves(backend, rule, compiled)
+    unchecked = [rule]
+    by_leaf = _over_leaves(backend, rule, compiled, unchecked)
     if not compiled:
         return by_leaf
-    stacked = _over_stacks(backend, rule)
+    stacked = _over_stacks(backend, rule, unchecked)
     batchable = True
 
     def run(arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
@@ -68,8 +71,10 @@ def leafwise(backend: Backend, rule: Leafwise, compiled: bool) -> Callable[..., 
 
 @lru_cache(maxsize=64)
 def stacks(kinds: tuple[tuple[Any, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    """The leaves that are stacked together, given each one's shape and dtypes.
+    """Return the leaves that are stacked together, given each one's shape and dtypes.
 
+    Examples
+    --------
     >>> stacks((((2, 3), "f"), ((4,), "f"), ((2, 3), "f"), ((2, 3), "h"), ((10**6,), "f"), ((10**6,), "f")))
     ((0, 2),)
     """
@@ -84,9 +89,11 @@ def stacks(kinds: tuple[tuple[Any, ...], ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(group for group in result if len(group) > 1)
 
 
-def _over_leaves(backend: Backend, rule: Leafwise, compiled: bool) -> Callable[..., dict[str, list[Array]]]:
+def _over_leaves(
+    backend: Backend, rule: Leafwise, compiled: bool, unchecked: list[Leafwise]
+) -> Callable[..., dict[str, list[Array]]]:
     def run(xp: Any, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
-        return _each(backend, rule, xp, arrays, scalars, dtype)
+        return _each(backend, rule, xp, arrays, scalars, dtype, unchecked)
 
     if not compiled:
         return lambda arrays, scalars, dtype: run(backend.ops, arrays, scalars, dtype)
@@ -98,7 +105,7 @@ def _over_leaves(backend: Backend, rule: Leafwise, compiled: bool) -> Callable[.
     return lambda arrays, scalars, dtype: of(dtype)(arrays, scalars)
 
 
-def _over_stacks(backend: Backend, rule: Leafwise) -> Callable[..., Any]:
+def _over_stacks(backend: Backend, rule: Leafwise, unchecked: list[Leafwise]) -> Callable[..., Any]:
     @lru_cache(maxsize=16)
     def of(shapes: tuple[tuple[int, tuple[int, ...]], ...], dtype: str) -> Callable[..., Any]:
         def run(xp: Any, given: list[Arrays], rest: Arrays, scalars: Scalars) -> Any:
@@ -109,11 +116,11 @@ def _over_stacks(backend: Backend, rule: Leafwise) -> Callable[..., Any]:
                     name: [Batch(batch, xp.reshape(_constant(backend, x), (n, *shape)))]
                     for name, x in stack.items()
                 }
-                results = _each(backend, rule, batch, arrays, scalars, dtype)
+                results = _each(backend, rule, batch, arrays, scalars, dtype, unchecked)
                 found.append(
                     {name: xp.reshape(unbatched(batch, x, shape), (-1,)) for name, (x,) in results.items()}
                 )
-            return found, _each(backend, rule, xp, rest, scalars, dtype)
+            return found, _each(backend, rule, xp, rest, scalars, dtype, unchecked)
 
         return backend.compile(run, exact=True)
 
@@ -121,19 +128,34 @@ def _over_stacks(backend: Backend, rule: Leafwise) -> Callable[..., Any]:
 
 
 def _each(
-    backend: Backend, rule: Leafwise, xp: Any, arrays: Arrays, scalars: Scalars, dtype: str
+    backend: Backend,
+    rule: Leafwise,
+    xp: Any,
+    arrays: Arrays,
+    scalars: Scalars,
+    dtype: str,
+    unchecked: list[Leafwise],
 ) -> dict[str, list[Array]]:
-    """The leaf function on one leaf after the other."""
+    """Run the leaf function on one leaf after the other; what it returns is checked at the first call."""
     outputs: dict[str, list[Array]] = {}
     c = SimpleNamespace(**scalars)
     names = [slot.name for slot in rule.slots() if slot.shape == "like"]
     for i in range(len(arrays["p"])):
         wide = {n: _in(backend, xp, _constant(backend, x[i]), dtype) for n, x in arrays.items()}
-        slots = {n: wide[n] for n in names}
-        update, new = rule.leaf(xp, wide["g"], wide["p"], slots, c)
+        slots = ReadSlots(rule, {n: wide[n] for n in names})
+        try:
+            found = rule.leaf(xp, wide["g"], wide["p"], slots, c)
+        except PolyoptError:
+            raise
+        except Exception as e:
+            explain_error(rule, "leaf", e)
+        if unchecked:
+            check_arrays(rule, found, wide["p"])
+        update, new = found
         result = {n: _in(backend, xp, new[n], backend.dtype_name(arrays[n][i])) for n in names}
         for name, value in (result | {"update": update}).items():
             outputs.setdefault(name, []).append(value)
+    unchecked.clear()
     return outputs
 
 

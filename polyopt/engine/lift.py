@@ -19,7 +19,7 @@ from polyopt.engine.checks import LARGEST
 
 
 def initial(backend: Backend, leaf: Array, slot: Slot, dtype: str) -> Any:
-    """The initial value of ``slot`` for ``leaf``; a scalar slot is a float.
+    """Make the initial value of ``slot`` for ``leaf``; a scalar slot is a float.
 
     Raises
     ------
@@ -37,12 +37,12 @@ def initial(backend: Backend, leaf: Array, slot: Slot, dtype: str) -> Any:
 
 @lru_cache(maxsize=512)
 def lifted(backend: Backend, program: Program, compiled: bool) -> Lifted:
-    """``backend.lift``, once for every program."""
+    """Return ``backend.lift``, once for every program."""
     return backend.lift(program, compiled=compiled)
 
 
 def all_finite(backend: Backend, leaves: Sequence[Array]) -> Array:
-    """A 0-d bool: whether no element of any leaf is inf or NaN."""
+    """Return a 0-d bool: True if no element of any leaf is inf or NaN."""
     return _all_finite(backend)(list(leaves)) if leaves else backend.ops.asarray(True)
 
 

@@ -111,10 +111,25 @@ class Optimizer(CheckedKeywords):
 
     @opaque
     def init(self, params: Tree) -> State:
-        """The state before the first update: a dict of plain data.
+        """Make the state before the first update: a dict of plain data.
 
         ``step`` counts the updates made; ``missed`` how many of them each leaf had no gradient for (its own
         bias corrections count without them, as torch's do); ``slots`` holds ``{slot: {path: array}}``.
+
+        Parameters
+        ----------
+        params
+            A tree of arrays of one framework; ``None`` leaves are left out.
+
+        Returns
+        -------
+        dict
+            To be handed to ``step``, saved by ``checkpoint.save``, moved by ``convert``.
+
+        Raises
+        ------
+        InputError
+            For a leaf that no pattern of a partition matches, and for patterns that match no leaf.
         """
         flat = tree.flatten(params)
         backend = registry.of(*(x for x in flat.leaves if x is not None))
@@ -139,20 +154,62 @@ class Optimizer(CheckedKeywords):
 
     @opaque
     def update(self, grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
-        """``(updates to add, next state)``; a leaf without a gradient has the update ``None``.
+        """Compute the updates to add; a leaf without a gradient has the update ``None``.
 
         Updates are in the compute dtype (float32, or float64 for float64 parameters): add them with
         ``apply``, which rounds once.
+
+        Parameters
+        ----------
+        grads
+            A tree like ``params``; ``None`` for a leaf without a gradient.
+        state
+            What ``init`` or the last update gave.
+        params
+            The parameters; they stay as they are.
+
+        Returns
+        -------
+        tuple
+            ``(updates, next state)``.
+
+        Raises
+        ------
+        InputError
+            For what doesn't belong together: it names the leaf.
         """
         return self._run(params, grads, state, "update", donate=False)
 
     @opaque
     def step(self, params: Tree, grads: Tree, state: State, *, donate: bool = False) -> tuple[Tree, State]:
-        """``(next params, next state)``: update and apply in one.
+        """Update the parameters: ``update`` and ``apply`` in one.
 
         The caller's arrays are left as they are unless ``donate=True``, which gives them up: they are
         changed in place where the framework can (NumPy, PyTorch, ``tf.Variable``) or their memory is
         reused (JAX).
+
+        Parameters
+        ----------
+        params
+            A tree of arrays of one framework.
+        grads
+            A tree like ``params``; ``None`` for a leaf without a gradient.
+        state
+            What ``init`` or the last step gave.
+        donate
+            Give the arrays of ``params`` and ``state`` up.
+
+        Returns
+        -------
+        tuple
+            ``(next params, next state)``.
+
+        Raises
+        ------
+        InputError
+            For what doesn't belong together, before anything is written: it names the leaf.
+        NonFiniteError
+            Where a gradient holds inf or NaN and ``nonfinite`` is ``"raise"``.
         """
         if donate and self._replay is not None and type(state) is dict:
             done = self._again(self._replay, params, grads, state)
@@ -209,7 +266,7 @@ class Optimizer(CheckedKeywords):
         micro: Any,
         number: int,
     ) -> dict[str, Array]:
-        """The mean (or sum) of ``number`` held gradients; the state's own are zeros from here on."""
+        """Return the mean (or sum) of ``number`` held gradients; the state's own are zeros from here on."""
         backend, state = execution.backend, execution.state
         total = number if self.reduce == "mean" else 1
         usable = accumulate.mean(backend, active, held, total, self.compiled)
@@ -223,9 +280,23 @@ class Optimizer(CheckedKeywords):
 
     @opaque
     def observe(self, state: State, value: float, what: str = "metric") -> State:
-        """The state after ``value`` was reported to the schedules that wait for ``what``.
+        """Report ``value`` to the schedules that wait for ``what``.
 
         A plateau waits for a ``"metric"``, a ``RateByReportedSize`` for a ``"size"``.
+
+        Parameters
+        ----------
+        state
+            What ``init`` or the last step gave.
+        value
+            A finite number.
+        what
+            ``"metric"`` or ``"size"``.
+
+        Returns
+        -------
+        dict
+            The next state.
         """
         return self._hyperparameters.observe(state, value, what)
 
@@ -355,8 +426,22 @@ class Optimizer(CheckedKeywords):
 
 @opaque
 def apply(params: Tree, updates: Tree) -> Tree:
-    """``params + updates``, rounded once to each parameter's dtype; a leaf whose update is ``None`` stays.
+    """Add updates to parameters, rounded once to each one's dtype; a leaf whose update is None stays.
 
+    Parameters
+    ----------
+    params
+        A tree of arrays.
+    updates
+        A tree like it, of ``Optimizer.update``.
+
+    Returns
+    -------
+    tree
+        New arrays in the structure of ``params``.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> apply({"w": np.array([1.0])}, {"w": np.array([-0.25])})["w"].tolist()
     [0.75]

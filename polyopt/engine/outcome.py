@@ -11,7 +11,7 @@ from polyopt.core.ops import Array
 
 
 def select(backend: Backend, condition: Array, new: Any, old: Any) -> Any:
-    """``new`` where the traced ``condition`` holds, else ``old``: for arrays anywhere in plain data."""
+    """Return ``new`` where the traced ``condition`` holds, else ``old``: plain data of arrays."""
     if isinstance(new, Mapping):
         # A leaf without a gradient is counted from its first miss on: before it there is no count.
         return {key: select(backend, condition, value, old.get(key, 0)) for key, value in new.items()}
@@ -28,7 +28,7 @@ def select(backend: Backend, condition: Array, new: Any, old: Any) -> Any:
 
 
 def write_back(backend: Backend, old: Any, new: Any) -> Any:
-    """``new`` in the arrays ``old`` where the framework can write into them: plain data of arrays."""
+    """Write ``new`` into the arrays ``old`` where the framework can: plain data of arrays."""
     if isinstance(new, Mapping):
         return {key: write_back(backend, old[key], value) for key, value in new.items()}
     if isinstance(new, list):

@@ -37,6 +37,7 @@ class Buffer:
 
     @property
     def name(self) -> str:
+        """Return the path of its first leaf."""
         return self.members[0]
 
 
@@ -103,19 +104,54 @@ class Packing:
         return f"Packing({leaves} leaves in {len(self.buffers)} arrays)"
 
     def alone(self, name: str) -> bool:
-        """Return True if the array of that name is a leaf itself, not a copy of some."""
+        """Return True if the array of that name is a leaf itself, not a copy of some.
+
+        Parameters
+        ----------
+        name
+            One of ``names``.
+
+        Returns
+        -------
+        bool
+            False for a flat buffer of several leaves.
+        """
         return not self._of[name].flat
 
     def pack(self, values: Tree) -> dict[str, Array | None]:
-        """The packed form of a tree like the parameters (or their gradients); differentiable.
+        """Pack a tree like the parameters (or their gradients); differentiable.
 
-        ``InputError`` names a leaf that is missing, or of another shape or dtype.
+        Parameters
+        ----------
+        values
+            The tree; ``None`` for a leaf without a gradient.
+
+        Returns
+        -------
+        dict
+            A buffer, or ``None``, for each of ``names``.
+
+        Raises
+        ------
+        InputError
+            For a leaf that is missing, or of another shape or dtype: it is named.
         """
         leaves = tree.aligned(values, self._flat, "pack")
         return self._pack(dict(zip(self._flat.paths, leaves, strict=True)), "leaf")
 
     def unpack(self, buffers: Mapping[str, Array | None]) -> Tree:
-        """The tree of a packed one; differentiable, so it is what a loss starts with."""
+        """Take a packed tree apart; differentiable, so it is what a loss starts with.
+
+        Parameters
+        ----------
+        buffers
+            A buffer for each of ``names``.
+
+        Returns
+        -------
+        tree
+            The structure of the parameters.
+        """
         for name in self.names:
             if name not in buffers:
                 raise InputError(f"unpack: buffer {name!r} is missing; {nearest(name, buffers)}")
@@ -123,7 +159,18 @@ class Packing:
         return self._flat.unflatten(found[path] for path in self._flat.paths)
 
     def pack_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of an optimizer of ``rule`` from the one by path."""
+        """Make the state of an optimizer of ``rule`` from the one by path.
+
+        Parameters
+        ----------
+        state
+            By path, of an optimizer of the same rule without packing.
+
+        Returns
+        -------
+        dict
+            With a slot for each buffer.
+        """
         slots: dict[str, dict[str, Any]] = {}
         for name, values in state["slots"].items():
             for path in values:
@@ -146,7 +193,18 @@ class Packing:
         return packed
 
     def unpack_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The state by path of a packed one: what a checkpoint holds."""
+        """Make the state by path of a packed one: what a checkpoint holds.
+
+        Parameters
+        ----------
+        state
+            Of an optimizer of ``rule``.
+
+        Returns
+        -------
+        dict
+            With a slot for each leaf.
+        """
         slots = {
             name: self._spread(values) if name in self._scalars else self._unpack(values)
             for name, values in state["slots"].items()
@@ -256,6 +314,7 @@ class AnyMember:
     members: Mapping[str, tuple[str, ...]]
 
     def __call__(self, name: str) -> bool:
+        """Return True if the pattern matches a leaf of the buffer called ``name``."""
         return any(matches(self.pattern, path) for path in self.members.get(name, (name,)))
 
     def __hash__(self) -> int:
@@ -285,27 +344,34 @@ class OverBuffers(Global):
     cuts: Cuts
 
     def at(self, path: str) -> Rule:
+        """Return the rule for the buffer ``path``."""
         inner = self.inner.at(path)
         if inner is self.inner:
             return self
         return OverBuffers(inner, self.cuts) if isinstance(inner, Global) else inner
 
     def slots(self) -> tuple[Slot, ...]:
+        """Return the inner rule's slots."""
         return self.inner.slots()
 
     def coefficients(self, xp: Any, t: Any, h: Any) -> dict[str, Any]:
+        """Return the inner rule's coefficients."""
         return self.inner.coefficients(xp, t, h)
 
     def hyperparameters(self) -> dict[str, Any]:
+        """Return the inner rule's hyperparameters."""
         return self.inner.hyperparameters()
 
     def limits(self) -> tuple[str, ...]:
+        """Return the names of the inner rule's limits."""
         return self.inner.limits()
 
     def leaf(self, xp: Any, g: Array, p: Array, slots: Slots, c: Any) -> tuple[Array, dict[str, Array]]:
+        """Return what the inner rule makes of a buffer."""
         return self.inner.leaf(xp, g, p, slots, c)
 
     def measure(self, xp: Any, leaves: Sequence[Array], c: Any) -> dict[str, Array]:
+        """Measure the leaves that the buffers are made of, in the leaves' own order."""
         if len(leaves) != self.cuts.arrays:
             raise InputError(
                 f"{type(self.inner).__name__}: {len(leaves)} of {self.cuts.arrays} buffers have a gradient; "
@@ -328,7 +394,7 @@ def _packed(
     waits: Mapping[str, frozenset[str]],
     order: Mapping[str, int],
 ) -> Stage:
-    """``stage`` for buffers instead of leaves: the same positions, so the same names in the state."""
+    """Return ``stage`` for buffers instead of leaves: the same positions, so the same names in the state."""
     if isinstance(stage, Chain):
         return Chain(
             tuple(_packed(s, f"{key}{i}.", buffers, waits, order) for i, s in enumerate(stage.stages))

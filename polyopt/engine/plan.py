@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -27,7 +27,8 @@ from polyopt.core.rule import (
     matches,
     unmatched,
 )
-from polyopt.core.trace import Program, Symbol, Tracer
+from polyopt.core.trace import Program, Symbol
+from polyopt.engine.contract import LeafTracer, ReadSlots, check_slots_declared, checked, returned
 
 RESERVED = {"g": "gradient", "p": "parameter", "update": "update"}
 """Names that the arrays of a leaf function have beside its slots."""
@@ -53,6 +54,7 @@ class Segment:
 
     @property
     def leafwise(self) -> bool:
+        """Return True if it works on leaves in their own shape."""
         return isinstance(self.parts[0].rule, Leafwise)
 
     @property
@@ -83,7 +85,7 @@ class Plan:
 
 
 def plan(stage: Stage, paths: Sequence[str]) -> Plan:
-    """The pipelines of the leaves ``paths``.
+    """Cut the rules into pipelines of the leaves ``paths``.
 
     Raises ``InputError`` for a leaf that no pattern of a partition matches, and for a
     pattern that selects no leaf, a mask included.
@@ -110,7 +112,7 @@ def _pipeline(stage: Stage, path: str, used: set[str]) -> tuple[Segment, ...] | 
                 "expected it last in the chain, where it sees what the parameter moves by"
             )
     for _, rule in found:
-        _check_names(rule)
+        check_slots_declared(rule, RESERVED)
     counts = Counter(slot.name for _, rule in found for slot in rule.slots() if not slot.constant)
     parts = [
         Part(
@@ -128,16 +130,6 @@ def _pipeline(stage: Stage, path: str, used: set[str]) -> tuple[Segment, ...] | 
             segments.append([])
         segments[-1].append(part)
     return tuple(Segment(tuple(s)) for s in segments)
-
-
-def _check_names(rule: Rule) -> None:
-    """A slot must not be called as the leaf function's other arrays are, among which it stands."""
-    for slot in rule.slots():
-        if slot.name in RESERVED:
-            raise InputError(
-                f"{type(rule).__name__}: a slot is called {slot.name!r}, which is the name of the "
-                f"{RESERVED[slot.name]} in every rule; expected another name"
-            )
 
 
 def _identity(rule: Rule) -> tuple[object, ...]:
@@ -190,12 +182,12 @@ def _check_patterns(stage: Stage | None, key: str, used: set[str], paths: Sequen
 class _Coefficients:
     """Makes a scalar input of the program out of every coefficient that a leaf function reads."""
 
-    def __init__(self, tracer: Tracer, key: str, read: dict[str, Symbol]) -> None:
-        self._of = (tracer, key, read)
+    def __init__(self, tracer: LeafTracer, part: Part, read: dict[str, Symbol]) -> None:
+        self._of = (tracer, part, read)
 
     def __getattr__(self, name: str) -> Symbol:
-        tracer, key, read = self._of
-        return read.setdefault(f"{key}{name}", Symbol(tracer, f"{key}{name}"))
+        tracer, part, read = self._of
+        return read.setdefault(f"{part.key}{name}", tracer.coefficient(part.rule, name, f"{part.key}{name}"))
 
 
 @lru_cache(maxsize=512)
@@ -204,18 +196,18 @@ def program(parts: tuple[Part, ...], output: str) -> Program:
 
     A scalar's name in the program is its part's key followed by the coefficient's name.
     """
-    tracer = Tracer()
+    tracer = LeafTracer()
+    update: Any
     update, p = Symbol(tracer, "g"), Symbol(tracer, "p")
     read: dict[str, Symbol] = {}
     arrays = ["g", "p"]
     outputs: dict[str, Any] = {}
     for part in parts:
-        slots = {slot.name: Symbol(tracer, name) for name, slot in part.names if slot.shape == "like"}
-        c = _Coefficients(tracer, part.key, read)
-        try:
-            update, new = part.rule.leaf(tracer, update, p, slots, c)
-        except (AttributeError, TypeError) as e:
-            raise type(e)(f"{type(part.rule).__name__}.leaf: {e}") from e
+        like = {slot.name: Symbol(tracer, name) for name, slot in part.names if slot.shape == "like"}
+        slots, c = ReadSlots(part.rule, like), _Coefficients(tracer, part, read)
+        leaf = partial(part.rule.leaf, tracer, update, p, slots, c)
+        update, new = returned(part.rule, checked(part.rule, "leaf", leaf))
+        tracer.check_result(part.rule, update, new, last=output == "p" and part is parts[-1])
         for name, slot in part.names:
             if slot.shape == "like" and name not in arrays:
                 arrays.append(name)

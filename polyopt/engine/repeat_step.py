@@ -37,11 +37,12 @@ class LeafOrder:
 
     @classmethod
     def of(cls, tree: Tree, flat: Flat) -> LeafOrder:
+        """Note the containers and the order of the leaves of ``tree``."""
         alone = type(tree) is dict and sorted(map(str, tree)) == sorted(flat.paths)
         return cls(flat.structure, list(tree) if alone else None)
 
     def leaves(self, tree: Tree) -> list[Any] | None:
-        """The leaves in the container's order; ``None`` where the containers are others."""
+        """Return the leaves in the container's order; ``None`` where the containers are others."""
         if self.keys is not None:
             return list(tree.values()) if type(tree) is dict and list(tree) == self.keys else None
         flat = flatten(tree)
@@ -56,7 +57,7 @@ class LeafOrder:
 
 
 def _picker(positions: Sequence[int], total: int) -> Callable[[list[Any]], list[Any]]:
-    """Takes the elements at ``positions`` out of a list of ``total``."""
+    """Make a function that takes the elements at ``positions`` out of a list of ``total``."""
     if list(positions) == list(range(total)):
         return lambda values: values
     if len(positions) == 1:
@@ -263,6 +264,8 @@ def record(
 
     ``None`` where it can't be repeated so.
     """
+    if not all(_lifts(backend, group) for group in groups):
+        return None
     slots = {name: list(values) for name, values in state["slots"].items()}
     if state["missed"] or type(state["step"]) is not int or any(x is None for x in flat.leaves):
         return None
@@ -273,6 +276,15 @@ def record(
         return None
     norm = _norm(kept, state) if finite or _awaiting(kept) else None
     return CachedStep(backend, flat, places, slots, kept, norm, finite=finite)
+
+
+def _lifts(backend: Backend, group: Group) -> Sequence[Repeatable]:
+    """Return what may repeat an update of ``group``, the fastest first."""
+    if len(group.pipeline) != 1 or group.pipeline[0].leafwise:
+        return ()
+    lift = lifted(backend, program(group.pipeline[0].parts, "p"), True)
+    found: Sequence[Repeatable] = getattr(lift, "repeatable", ())
+    return found
 
 
 def _awaiting(kept: Sequence[CachedGroup]) -> bool:
@@ -306,11 +318,7 @@ def _keep(
     group: Group,
     slots: dict[str, dict[str, Any]],
 ) -> CachedGroup | None:
-    if len(group.pipeline) != 1 or group.pipeline[0].leafwise:
-        return None
     parts = group.pipeline[0].parts
-    code = program(parts, "p")
-    lifts: Sequence[Repeatable] = getattr(lifted(backend, code, True), "repeatable", ())
     given = (x for part in parts for x in part.rule.hyperparameters().values())
     if any(backend.is_array(x) and backend.is_traced(x) for x in given):
         return None
@@ -324,7 +332,7 @@ def _keep(
         if slot.shape == "like":
             arrays[name] = [slots[name][flat.paths[i]] for i in group.indices]
             written |= set() if slot.constant else {name}
-    for lift in lifts:
+    for lift in _lifts(backend, group):
         look = lift.look(arrays, group.dtype, True)
         if look is not None:
             break

@@ -19,10 +19,11 @@ Gradient = Callable[..., tuple[Array, Any]]
 
 @dataclass
 class TrainState:
-    """State carried between steps; its buffers are donated at each step: never reuse an old one. It is one
-    alone.
+    """Carry state between steps.
 
     Made by ``TrainStep.init`` or ``TrainStep.load``, read by ``TrainStep.unload``.
+
+    Its buffers are donated at each step: never reuse an old one. It is one alone.
     """
 
     backend: Backend
@@ -38,7 +39,7 @@ class StepMode(Protocol):
     """Define how a training step is made: leaf by leaf, over buffers, or compiled as a whole."""
 
     def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
-        """One step; gives the loss before it."""
+        """Make one step, and return the loss before it."""
 
     def by_path(self, carry: TrainState) -> tuple[Tree, State]:
         """Parameters and state as ``Optimizer.step`` has them."""
@@ -55,6 +56,7 @@ class Leaves:
     optimizer: Optimizer
 
     def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
+        """Compute the gradient, then update the leaves in place."""
         carry.gradients = None
         loss, carry.gradients = self.gradient(carry.params, *args)
         carry.params, carry.state = self.optimizer.step(
@@ -63,9 +65,11 @@ class Leaves:
         return loss
 
     def by_path(self, carry: TrainState) -> tuple[Tree, State]:
+        """Return the parameters and the state, which are by path."""
         return carry.params, carry.state
 
     def observe(self, carry: TrainState, optimizer: Optimizer, value: float, what: str) -> None:
+        """Report a value to the schedules that wait for it."""
         carry.state = optimizer.observe(carry.state, value, what)
 
 
@@ -77,12 +81,15 @@ class Buffers:
     packing: Packing
 
     def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
+        """Make a step over packed buffers."""
         return self.leaves.step(carry, args)
 
     def by_path(self, carry: TrainState) -> tuple[Tree, State]:
+        """Unpack the parameters and the state."""
         return self.packing.unpack(carry.params), self.packing.unpack_state(carry.state)
 
     def observe(self, carry: TrainState, optimizer: Optimizer, value: float, what: str) -> None:
+        """Report a value to the schedules that wait for it."""
         self.leaves.observe(carry, optimizer, value, what)
 
 
@@ -104,6 +111,7 @@ class Whole:
     """What the host has for the coming step already, where it knows."""
 
     def step(self, carry: TrainState, args: tuple[Any, ...]) -> Array:
+        """Make a step in one compiled computation, its scalars computed ahead on the host."""
         self._settle(carry)
         vectors, scalar_slots = self.ahead or self.update.host(carry.state, self.scalar_slots)
         arrays = {"params": carry.params, "slots": carry.state["slots"]}
@@ -117,12 +125,14 @@ class Whole:
         return loss
 
     def by_path(self, carry: TrainState) -> tuple[Tree, State]:
+        """Unpack the parameters and the state, after the steps made so far."""
         self._settle(carry)
         slots = {**carry.state["slots"], **self.update.by_leaf(self.scalar_slots)}
         state = self.packing.unpack_state({**carry.state, "slots": slots})
         return self.packing.unpack(carry.params), state
 
     def observe(self, carry: TrainState, optimizer: Optimizer, value: float, what: str) -> None:
+        """Report a value to the schedules that wait for it; the scalars ahead no longer hold."""
         self._settle(carry)
         self.ahead = None
         carry.state = optimizer.observe(carry.state, value, what)

@@ -65,11 +65,34 @@ class TrainStep(CheckedKeywords):
         self._made: dict[Hashable, Any] = {}
 
     def init(self, params: Tree) -> TrainState:
-        """The beginning: ``params``, which are copied, and a fresh state."""
+        """Begin with ``params``, which are copied, and a fresh state.
+
+        Parameters
+        ----------
+        params
+            A tree of arrays of one framework.
+
+        Returns
+        -------
+        TrainState
+            What the first step takes.
+        """
         return self._carry(params, None)
 
     def load(self, params: Tree, state: State) -> TrainState:
         """Go on from parameters and a state by path, which are copied.
+
+        Parameters
+        ----------
+        params
+            A tree of arrays of one framework.
+        state
+            By path, as ``Optimizer.step`` has it.
+
+        Returns
+        -------
+        TrainState
+            What the next step takes.
 
         Raises
         ------
@@ -102,7 +125,7 @@ class TrainStep(CheckedKeywords):
 
     @opaque
     def __call__(self, carry: TrainState, *args: Any) -> tuple[TrainState, Array]:
-        """``(carry after one step, loss before it)``; the carry that was given is given up."""
+        """Return ``(carry after one step, loss before it)``; the carry that was given is given up."""
         if not isinstance(carry, TrainState):
             raise InputError(
                 f"TrainStep: the first argument is a {type(carry).__name__}; expected what init(params), "
@@ -111,21 +134,57 @@ class TrainStep(CheckedKeywords):
         return carry, carry.way.step(carry, args)
 
     def unload(self, carry: TrainState, *, copy: bool = True) -> tuple[Tree, State]:
-        """``(params, state)`` by path, as ``Optimizer.step`` has them: what a checkpoint holds.
+        """Return ``(params, state)`` by path, as ``Optimizer.step`` has them: what a checkpoint holds.
 
-        ``copy=False`` may give arrays that the next step gives up: read them before it.
+        Parameters
+        ----------
+        carry
+            What the last step gave.
+        copy
+            ``False`` may give arrays that the next step gives up: read them before it.
+
+        Returns
+        -------
+        tuple
+            ``(params, state)``.
         """
         params, state = carry.way.by_path(carry)
         return (copied(carry.backend, params), copied(carry.backend, state)) if copy else (params, state)
 
     def flush(self, carry: TrainState) -> TrainState:
-        """Make an update of the gradients that the optimizer holds back, if it does: the last of a run."""
+        """Make an update of the gradients that the optimizer holds back, if it does: the last of a run.
+
+        Parameters
+        ----------
+        carry
+            What the last step gave.
+
+        Returns
+        -------
+        TrainState
+            What the next step takes.
+        """
         if self.optimizer.accumulate > 1:
             carry.params, carry.state = self.optimizer.flush(carry.params, carry.state, donate=True)
         return carry
 
     def observe(self, carry: TrainState, value: float, what: str = "metric") -> TrainState:
-        """Report ``value`` to the schedules that wait for ``what``, as ``Optimizer.observe`` does."""
+        """Report ``value`` to the schedules that wait for ``what``, as ``Optimizer.observe`` does.
+
+        Parameters
+        ----------
+        carry
+            What the last step gave.
+        value
+            A finite number.
+        what
+            ``"metric"`` or ``"size"``.
+
+        Returns
+        -------
+        TrainState
+            What the next step takes.
+        """
         carry.way.observe(carry, self.optimizer, value, what)
         return carry
 
@@ -193,4 +252,4 @@ class TrainStep(CheckedKeywords):
 
 
 def _unused(*_: Any) -> Any:
-    """An update that is never made: it asks whether there would be a compiled step at all."""
+    """Stand for an update that is never made: it asks whether there would be a compiled step at all."""

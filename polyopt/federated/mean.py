@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from polyopt.core.tree import Tree
-from polyopt.federated.clients import Client, gather, weights
+from polyopt.federated.clients import Client, gather, weights, without_overflow
 
 
 def fedavg(server: Tree, clients: Sequence[Client]) -> Tree:
@@ -33,7 +35,7 @@ def fedavg(server: Tree, clients: Sequence[Client]) -> Tree:
     ------
     InputError
         For other leaves or shapes, weights that are negative or add up to 0, values that are not finite, two
-        clients of one id: it names client and leaf.
+        clients of one id, a mean that the server's dtype can't hold: it names client or leaf.
 
     Examples
     --------
@@ -45,10 +47,19 @@ def fedavg(server: Tree, clients: Sequence[Client]) -> Tree:
     round_ = gather(server, clients, "fedavg")
     n = weights(round_.clients, "fedavg")
     total = math.fsum(n)
+    shares = [x / total for x in n]
     means = {}
     for i, column in round_.columns():
-        summed = np.zeros(tuple(round_.server.leaves[i].shape))
-        for weight, x in zip(n, column, strict=True):
-            summed += weight * x
-        means[i] = summed / total
-    return round_.finished(means)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = _sum(n, column) / total
+        means[i] = without_overflow(mean, partial(_sum, shares, round_.column(i)))
+    return round_.finished(means, "fedavg")
+
+
+def _sum(weights: Sequence[float], arrays: Iterable[Any]) -> Any:
+    summed: Any = 0.0
+    for weight, x in zip(weights, arrays, strict=True):
+        product = weight * x
+        product += summed
+        summed = product
+    return summed

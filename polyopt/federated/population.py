@@ -131,7 +131,7 @@ def split_dirichlet(
     [5, 4, 25, 16]
     """
     labels = _checked(labels, "split_dirichlet")
-    if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha > 0):
+    if not (_is_number(alpha) and math.isfinite(alpha) and alpha > 0):
         raise InputError(f"split_dirichlet: alpha = {alpha!r}; expected a finite number above 0")
     sizes = _sizes(len(labels), clients, seed, imbalance, "split_dirichlet")
     mixed = random.permutation(len(labels), seed, "split")
@@ -169,7 +169,7 @@ def participants(clients: int, fraction: float, round_: int, *, seed: int = 0) -
     ((3, 4, 9), (0, 3, 7), (0, 1, 2))
     """
     _count("participants", "clients", clients)
-    if not 0 < fraction <= 1:
+    if not (_is_number(fraction) and 0 < fraction <= 1):
         raise InputError(f"participants: fraction = {fraction!r}; expected a number in (0, 1]")
     chosen = random.permutation(clients, seed, "participants", round_)[: taking_part(clients, fraction)]
     return tuple(sorted(int(k) for k in chosen))
@@ -181,7 +181,7 @@ def taking_part(clients: int, fraction: float) -> int:
 
 
 def _drawn(pools: list[list[Any]], alpha: float, prior: Any, size: int, draw: Any) -> list[int]:
-    """``size`` rows out of the pools by shares of their own; they are taken away."""
+    """Return ``size`` rows out of the pools by shares of their own; they are taken away."""
     rows: list[int] = []
     q = draw.dirichlet(alpha * prior)
     while len(rows) < size:
@@ -204,11 +204,13 @@ def _sizes(samples: int, clients: int, seed: int, imbalance: float, owner: str) 
     _count(owner, "clients", clients)
     if clients > samples:
         raise InputError(f"{owner}: clients = {clients}; expected at most the {samples} samples")
-    if not (isinstance(imbalance, int | float) and math.isfinite(imbalance) and imbalance >= 0):
+    if not (_is_number(imbalance) and math.isfinite(imbalance) and imbalance >= 0):
         raise InputError(f"{owner}: imbalance = {imbalance!r}; expected a finite number >= 0")
     if not imbalance:
         return np.array([samples // clients + (k < samples % clients) for k in range(clients)])
-    parts = np.exp(imbalance * random.generator(seed, "sizes").normal(size=clients))
+    powers = min(imbalance, 1e300) * random.generator(seed, "sizes").normal(size=clients)
+    # Only their ratios count: where exp would overflow, the largest part is 1.
+    parts = np.exp(powers - max(powers.max() - 600.0, 0.0))
     edges = np.floor(np.cumsum(parts) / parts.sum() * samples + 0.5)
     edges[-1] = samples
     sizes = np.diff(edges, prepend=0).astype(np.int64)
@@ -228,6 +230,10 @@ def _checked(labels: Any, owner: str) -> Any:
             "(samples,)"
         )
     return labels
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _count(owner: str, name: str, value: Any) -> None:

@@ -17,11 +17,13 @@ from polyopt.engine.optimizer import State
 
 @dataclass(frozen=True)
 class Proximal(Elementwise):
-    """``g + μ·(p - anchor)``: the gradient of the loss plus ``μ/2·‖p - anchor‖²`` (Li et al., 2020, eq. 2).
+    """Hold a client near the server: ``g + μ·(p - anchor)`` (FedProx: Li et al., 2020, eq. 2).
 
     A stage before the client's optimizer. The anchor is a slot, a copy of the parameters that ``init`` was
     given: those that the server sent. So a client that starts each round with a fresh state has the right
     one; one that keeps its state sets it by ``anchored``.
+
+    It is the gradient of the loss plus ``μ/2·‖p - anchor‖²``.
 
     Parameters
     ----------

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
 from polyopt.core.errors import InputError
 from polyopt.core.tree import Tree
-from polyopt.federated.clients import Client, Round, gather
+from polyopt.federated.clients import Client, Round, gather, without_overflow
 
 
 def median(server: Tree, clients: Sequence[Client]) -> Tree:
@@ -46,7 +46,7 @@ def median(server: Tree, clients: Sequence[Client]) -> Tree:
     """
     round_ = gather(server, clients, "median")
     m = len(round_.clients)
-    return round_.finished({i: _mean(np.sort(x, axis=0), (m - 1) // 2) for i, x in _stacked(round_)})
+    return round_.finished({i: _mean(x, (m - 1) // 2) for i, x in _sorted(round_)}, "median")
 
 
 def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> Tree:
@@ -88,9 +88,9 @@ def trimmed_mean(server: Tree, clients: Sequence[Client], trim: float = 0.1) -> 
     if cut == 0:
         raise InputError(
             f"trimmed_mean: {len(round_.clients)} clients are too few for trim = {trim!r}: none would be "
-            f"left out; expected at least {math.ceil(1 / trim - 1e-9)}"
+            f"left out; expected at least {math.ceil(min(1 / trim, 1e18) - 1e-9)}"
         )
-    return round_.finished({i: _mean(np.sort(x, axis=0), cut) for i, x in _stacked(round_)})
+    return round_.finished({i: _mean(x, cut) for i, x in _sorted(round_)}, "trimmed_mean")
 
 
 def trimming(trim: float) -> Any:
@@ -126,14 +126,13 @@ def trimmed_away(trim: float, m: int) -> int:
     return math.floor(trim * m + 1e-9)
 
 
-def _stacked(round_: Round) -> Iterator[tuple[int, Any]]:
-    return ((i, np.stack(list(column))) for i, column in round_.columns())
+def _sorted(round_: Round) -> Iterator[tuple[int, Any]]:
+    return ((i, np.sort(np.stack(list(column)), axis=0)) for i, column in round_.columns())
 
 
 def _mean(ascending: Any, cut: int) -> Any:
     """Return the mean over the first axis without ``cut`` at either end, in the order that they stand."""
     kept = ascending[cut : len(ascending) - cut]
-    total = kept[0].copy()
-    for x in kept[1:]:
-        total += x
-    return total / len(kept)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = reduce(np.add, kept) / len(kept)
+    return without_overflow(mean, lambda: reduce(np.add, kept / len(kept)))

@@ -12,7 +12,7 @@ from polyopt.core.errors import InputError
 from polyopt.core.tree import Tree
 from polyopt.engine.execution import compute_dtype
 from polyopt.engine.optimizer import Optimizer, State
-from polyopt.federated.clients import Client, gather
+from polyopt.federated.clients import Client, check_holds, gather
 from polyopt.federated.mean import fedavg
 
 Aggregate: TypeAlias = Callable[[Tree, Sequence[Client]], Tree]
@@ -93,7 +93,8 @@ class Server:
 def pseudo_gradient(server: Tree, clients: Sequence[Client], *, aggregate: Aggregate = fedavg) -> Tree:
     """Return ``-Δ_t``: the server's parameters minus what ``aggregate`` makes of the clients'.
 
-    In the compute dtype of each leaf (float32, or float64), aggregated and subtracted in float64.
+    In the compute dtype of each leaf (float32, or float64), aggregated and subtracted in float64. A
+    difference that it can't hold, and a server's parameter that is not finite, are an ``InputError``.
 
     Parameters
     ----------
@@ -121,11 +122,14 @@ def pseudo_gradient(server: Tree, clients: Sequence[Client], *, aggregate: Aggre
     wide = flat.unflatten(hosts)
     combined = tree.flatten(aggregate(wide, clients)).leaves
 
-    def leaf(like: Any, mine: Any, theirs: Any) -> Any:
+    def leaf(path: str, like: Any, mine: Any, theirs: Any) -> Any:
         dtype = compute_dtype(backend.dtype_name(like))
-        return backend.from_numpy(mine - theirs, dtype=dtype, device=backend.device_name(like))
+        with np.errstate(over="ignore", invalid="ignore"):
+            change = mine - theirs
+        check_holds(dtype, change, path, "pseudo_gradient")
+        return backend.from_numpy(change, dtype=dtype, device=backend.device_name(like))
 
     return flat.unflatten(
-        None if like is None else leaf(like, mine, theirs)
-        for like, mine, theirs in zip(flat.leaves, hosts, combined, strict=True)
+        None if like is None else leaf(path, like, mine, theirs)
+        for path, like, mine, theirs in zip(flat.paths, flat.leaves, hosts, combined, strict=True)
     )

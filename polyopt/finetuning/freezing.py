@@ -140,6 +140,6 @@ def trainable(loss: LossFunction) -> LossFunction:
 
 
 def constant(params: Tree) -> Tree:
-    """``params`` as constants for differentiation, whatever they are (torch's may ask for gradients)."""
+    """Make constants for differentiation of ``params``, whatever they are (torch's may ask for gradients)."""
     leaves = [x for x in tree.flatten(params).leaves if x is not None]
     return tree.map_leaves(registry.of(*leaves).stop_gradient, params) if leaves else params

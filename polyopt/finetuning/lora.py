@@ -249,6 +249,14 @@ def unmerge(merged: Tree, originals: Mapping[str, Array]) -> Tree:
     -------
     tree
         The structure of ``merged``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lora, params = LoRA("weight", rank=1, alpha=1.0), {"weight": np.ones((2, 3))}
+    >>> merged, originals = lora.merge(params, lora.init(params))
+    >>> unmerge(merged, originals)["weight"] is params["weight"]
+    True
     """
     _check_paths(merged, originals)
     flat = tree.flatten(merged)

@@ -95,7 +95,7 @@ class ScaledMeasured(Measured):
 
 
 def times(value: Any, factor: float) -> Any:
-    """``factor`` times a hyperparameter: a number, a 0-d array or a schedule.
+    """Return ``factor`` times a hyperparameter: a number, a 0-d array or a schedule.
 
     >>> from polyopt.schedules import Constant
     >>> times(0.5, 0.5), times(Constant(0.5), 0.5)(7)
@@ -250,7 +250,7 @@ def _by_layer(
     touched: Callable[[Rule], bool],
     changed: Callable[[Rule, float], Rule],
 ) -> Stage:
-    """``stage`` with each rule that is ``touched`` as ``changed(rule, value)`` for a pattern's leaves."""
+    """Return ``stage`` with each rule that is ``touched`` changed for a pattern's leaves."""
     if isinstance(stage, Rule):
         if not touched(stage):
             return stage

@@ -42,7 +42,7 @@ def select(params: Any, *patterns: Pattern) -> tuple[str, ...]:
 
 
 def assigned(params: Any, members: Mapping[Any, Any] | Sequence[tuple[Pattern, Any]]) -> dict[str, Any]:
-    """``{path: value}`` by the first pattern that matches each path; every pattern must match one.
+    """Return ``{path: value}`` by the first pattern that matches each path; every pattern must match one.
 
     >>> assigned({"a": 0, "b": 0, "c": 0}, [("a", 1), ("[ab]", 2)])
     {'a': 1, 'b': 2}

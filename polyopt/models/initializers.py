@@ -293,7 +293,7 @@ class LeCun(_Fixed):
 
 @dataclass(frozen=True)
 class Orthogonal(Initializer):
-    """A random matrix with orthonormal rows or columns, times ``gain``: Saxe et al., 2014.
+    """Draw a random matrix with orthonormal rows or columns, times ``gain``: Saxe et al., 2014.
 
     Uniform over the orthogonal matrices (Mezzadri, 2007: the signs of R's diagonal are taken out). A leaf of
     more than two axes is the matrix (first, rest) with ``layout="out_in"`` (torch) and (rest, last) with
@@ -325,7 +325,7 @@ class Orthogonal(Initializer):
 
 
 def fans(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
-    """``(fan_in, fan_out)`` of a parameter.
+    """Return ``(fan_in, fan_out)`` of a parameter.
 
     >>> fans((64, 3, 5, 5), "out_in"), fans((5, 5, 3, 64), "in_out"), fans((7,), "in_out")
     ((75, 1600), (75, 1600), (7, 7))

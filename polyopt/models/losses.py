@@ -64,7 +64,7 @@ def mean_squared_error(xp: Ops, prediction: Array, target: Array, *, weights: Ar
 
 
 def log_softmax(xp: Ops, logits: Array) -> Array:
-    """``log(exp(z) / Σ exp(z))`` over the last axis, without overflow: z - max z first.
+    """Return ``log(exp(z) / Σ exp(z))`` over the last axis, without overflow: z - max z first.
 
     >>> import numpy as np
     >>> log_softmax(np, np.array([[1e4, 0.0]])).tolist()

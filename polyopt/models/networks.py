@@ -114,11 +114,13 @@ class Softmax(Linear):
 
 @dataclass(frozen=True)
 class MLP:
-    """A multilayer perceptron: ``hidden`` layers with an activation, and a linear one on top.
+    """Compute a multilayer perceptron: ``hidden`` layers with an activation, and a linear one on top.
 
     Parameters are named ``layers.0.weight``, ``layers.0.bias``, …; what the hidden layers give, after the
     activation, ``layers.0``, ….
 
+    Examples
+    --------
     >>> import numpy as np
     >>> from polyopt.models.initializers import Constant
     >>> model = MLP(1, 1, Constant(1.0), Constant(0.0), hidden=(2,))

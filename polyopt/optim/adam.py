@@ -14,7 +14,7 @@ from polyopt.optim.base import Descent, quotient, root
 
 @dataclass(frozen=True)
 class Moments(Descent):
-    """The step that Adam and AdamW share; they differ in what a convention fills in.
+    """Make the step that Adam and AdamW share; they differ in what a convention fills in.
 
     The corrections are folded into scalars, with one division an element:
     m/bc1/(√(v/bc2) + ε) = (√bc2/bc1)·m/(√v + ε√bc2).

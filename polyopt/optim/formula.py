@@ -201,7 +201,7 @@ class Formula:
         return self._display.get(node, node), ATOM
 
     def _at(self, node: str, level: int) -> str:
-        """``node`` in parentheses unless it holds together at least as strongly as ``level``."""
+        """Return ``node`` in parentheses unless it holds together at least as strongly as ``level``."""
         text, own = self._text(node)
         return text if own >= level else f"({text})"
 
@@ -235,7 +235,7 @@ class Formula:
         return f"{left}{self._notation.times if sign == 'times' else sign}{right}", level
 
     def _complement(self, i: Instruction) -> str | None:
-        """``1 - b^t`` where ``i`` is -expm1(t·log(b)), ``one_minus_power``."""
+        """Return ``1 - b^t`` where ``i`` is -expm1(t·log(b)), ``one_minus_power``."""
         inner = self._nodes.get(i.args[0])
         product = self._nodes.get(inner.args[0]) if inner and inner.op == "expm1" else None
         log = self._nodes.get(product.args[1]) if product and product.op == "multiply" else None

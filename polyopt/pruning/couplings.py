@@ -18,7 +18,7 @@ from polyopt.pruning.criteria import LAYOUTS
 
 @dataclass(frozen=True)
 class Member:
-    """Position of a coupling's units in one leaf.
+    """Locate a coupling's units in one leaf.
 
     Parameters
     ----------
@@ -76,6 +76,12 @@ class Coupling:
         How many there are.
     members
         Where they lie; the length of a member's axis is ``tiles · units · block``.
+
+    Examples
+    --------
+    >>> neurons = Coupling("hidden", 4, (Member("w0", axis=1, scored=True), Member("w1", axis=0)))
+    >>> [member.path for member in neurons.members]
+    ['w0', 'w1']
     """
 
     name: str

@@ -14,7 +14,7 @@ _QUERY = "encoder.layer.{}.attention.self.query.weight"
 def encoder_couplings(
     model: Bert, params: Tree, *, root: str = ""
 ) -> tuple[tuple[Coupling, ...], tuple[Coupling, ...]]:
-    """``(heads, neurons)``: one coupling a layer each, for structured pruning.
+    """Return ``(heads, neurons)``: one coupling a layer each, for structured pruning.
 
     A head is pruned with its queries, keys, values and their biases, and what reads it in the output
     projection (Michel, Levy & Neubig, "Are sixteen heads really better than one?", 2019); a neuron of the

@@ -99,7 +99,7 @@ def selected(owner: str, values: Tree, select: Pattern | None, *, matrices: bool
 
 
 def host(owner: str, backend: Backend, path: str, x: Array) -> Any:
-    """``x`` as a contiguous host array of float32, or of float64 where it is that; halves are widened."""
+    """Copy ``x`` to a contiguous host array of float32, or of float64 where it is that; widen halves."""
     dtype = backend.dtype_name(x)
     if dtype not in FLOATING:
         raise InputError(f"{owner}: leaf {path!r} has dtype {dtype}; expected one of {', '.join(FLOATING)}")
@@ -115,7 +115,7 @@ def mask_like(backend: Backend, leaf: Array, mask: Any) -> Array:
 
 
 def aligned_masks(owner: str, flat: Flat, masks: Mapping[str, Array]) -> dict[str, Array]:
-    """``masks``, if they belong to the leaves of ``flat``: known paths, equal shapes, bools, one framework.
+    """Return ``masks``, if they belong to the leaves of ``flat``: known paths, equal shapes, bools.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def aligned_masks(owner: str, flat: Flat, masks: Mapping[str, Array]) -> dict[st
 
 
 def host_masks(owner: str, chosen: Selected, within: Mapping[str, Array] | None) -> list[Any]:
-    """For each chosen leaf its mask in ``within`` as a flat host array, ``None`` where it is whole."""
+    """Return for each chosen leaf its mask in ``within`` as a flat host array, ``None`` where it is whole."""
     if within is None:
         return [None] * len(chosen.paths)
     flat = Flat(chosen.paths, list(chosen.leaves), None)
@@ -225,7 +225,7 @@ def pruned(params: Tree, masks: Mapping[str, Array]) -> Tree:
 def _where_masked(
     what: str, function: Callable[[Array, Array], Array], params: Tree, masks: Mapping[str, Array]
 ) -> Tree:
-    """``function(leaf, mask)`` for the leaves that have one; the others as they are."""
+    """Return ``function(leaf, mask)`` for the leaves that have one; the others as they are."""
     flat = tree.flatten(params)
     known = aligned_masks(what, flat, masks)
     return flat.unflatten(
@@ -235,7 +235,7 @@ def _where_masked(
 
 
 def remove_units(x: Array, mask: Array) -> Array:
-    """``x``, and 0 where ``mask`` is ``False``, as a constant.
+    """Return ``x``, and 0 where ``mask`` is ``False``, as a constant.
 
     In host memory by bits: NumPy's ``where`` takes twice as long.
     """
@@ -257,13 +257,13 @@ def remove_units(x: Array, mask: Array) -> Array:
 
 
 def _zeroed(xp: Ops, x: Array, mask: Array) -> Array:
-    """``x``, and 0 where the bool array ``mask`` is ``False``."""
+    """Return ``x``, and 0 where the bool array ``mask`` is ``False``."""
     # 0-d: an array of zeros takes as long to write as the result.
     return xp.where(mask, x, xp.zeros((), dtype=x.dtype))
 
 
 def check_sparsity(owner: str, sparsity: Any) -> float:
-    """``sparsity``, a number in [0, 1)."""
+    """Return ``sparsity``, a number in [0, 1)."""
     number = isinstance(sparsity, int | float | np.floating) and not isinstance(sparsity, bool)
     if not number or not 0 <= sparsity < 1:
         raise InputError(f"{owner}: sparsity = {sparsity!r}; expected a number in [0, 1)")

@@ -156,6 +156,16 @@ def with_masks(
     InputError
         For a mask that has no parameter, not its shape, or that no ``masked`` looks after, and for a
         state that isn't this optimizer's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import SGD, Optimizer
+    >>> opt = Optimizer(masked(SGD(lr=1.0, momentum=0.9)))
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> params, state = with_masks(opt, params, opt.init(params), {"w": np.array([True, False])})
+    >>> params["w"].tolist(), masks_of(state)["w"].tolist()
+    ([1.0, 0.0], [True, False])
     """
     owner = "with_masks"
     flat = tree.flatten(params)
@@ -292,7 +302,7 @@ def _prune_slots(
 
 
 def _parts(stage: Stage, paths: tuple[str, ...]) -> list[list[Part] | None]:
-    """For each leaf the parts that it goes through, but for those that only mask; ``None`` where frozen."""
+    """Return for each leaf the parts that it goes through, but for those that only mask; None if frozen."""
     return [
         None if pipeline is None else [p for s in pipeline for p in s.parts if not _masks(p.rule)]
         for pipeline in plan(stage, paths).pipelines
@@ -304,7 +314,7 @@ def _masks(rule: Rule) -> bool:
 
 
 def _renamed(source: Stage, target: Stage, flat: Flat, state: State) -> State:
-    """``state`` of an optimizer of ``source`` as one of ``target``, which differ in their masking alone."""
+    """Make of a state of ``source`` one of ``target``, which differ in their masking alone."""
     slots: dict[str, dict[str, Any]] = {}
     given = state["slots"]
     pairs = zip(flat.paths, flat.leaves, _parts(source, flat.paths), _parts(target, flat.paths), strict=True)

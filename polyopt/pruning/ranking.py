@@ -106,7 +106,7 @@ def lowest(keys: Any, count: int) -> Any:
 
 
 def keep_highest_in_rows(rows: Any, prune: int, name: str, *, magnitude: bool = False) -> Any:
-    """``keep_highest`` for each row of a 2-d array by itself: a bool array of its shape.
+    """Return ``keep_highest`` for each row of a 2-d array by itself: a bool array of its shape.
 
     >>> keep_highest_in_rows(np.array([[3.0, 1.0, 1.0], [0.0, 2.0, 1.0]]), 1, "w").tolist()
     [[True, False, True], [False, True, True]]
@@ -161,7 +161,7 @@ class _Middle(NamedTuple):
 def _divide(
     leaves: Sequence[Any], keys: Keys, names: Sequence[str], low: Any, high: Any
 ) -> tuple[list[Any], list[_Middle]]:
-    """For each leaf: the mask of what lies above ``high``, and what lies from ``low`` to it."""
+    """Divide each leaf: into the mask of what lies above ``high``, and what lies from ``low`` to it."""
     masks = [aligned((x.size,), np.bool_) for x in leaves]
     cut = [(i, start) for i, x in enumerate(leaves) for start in range(0, x.size, PIECE)]
 
@@ -179,7 +179,7 @@ def _divide(
 
 
 def _divided(x: Any, mask: Any, keys: Keys, low: Any, high: Any) -> _Middle | None:
-    """Of a part of a leaf, writing its part of the mask; ``None`` where it holds a NaN."""
+    """Divide a part of a leaf, writing its part of the mask; ``None`` where it holds a NaN."""
     values, between = np.empty(BLOCK, keys.unsigned), np.empty(BLOCK, np.bool_)
     found = []
     for start in range(0, x.size, BLOCK):

@@ -46,7 +46,7 @@ class Sparsity:
 
     @property
     def sparsity(self) -> float:
-        """The share that is pruned, 0 where there is nothing."""
+        """Return the share that is pruned, 0 where there is nothing."""
         return 1 - self.kept / self.total if self.total else 0.0
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ from polyopt.schedules import Polynomial, Schedule
 
 @dataclass(frozen=True)
 class SparsitySchedule(Schedule):
-    """A sparsity in [0, 1) for every step, and the steps at which it is brought about: abstract."""
+    """Give a sparsity in [0, 1) for every step, and the steps at which it is brought about: abstract."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ class SparsitySchedule(Schedule):
     @property
     @abstractmethod
     def last(self) -> int:
-        """The number of updates after which weights are pruned for the last time."""
+        """Return the number of updates after which weights are pruned for the last time."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def movement_scores(
 
 @dataclass(frozen=True)
 class Movement(Elementwise):
-    """Accumulates movement scores as the optimizer runs: ``movement -= lr·w·g`` (Sanh et al., 2020, eq. 4).
+    """Accumulate movement scores in the optimizer: ``movement -= lr·w·g`` (Sanh et al., 2020, eq. 4).
 
     A stage that hands its gradient on, to stand first: ``chain(Movement(), masked(Adam()))``. Its slot
     ``movement`` is saved with the state; prune with ``score_masks(state["slots"]["movement"], sparsity)``.

@@ -78,7 +78,7 @@ def unit_scores(params: Tree, couplings: Sequence[Coupling], *, norm: float = 2)
 
 
 def _norms(x: Any, norm: float) -> Any:
-    """Of each row of magnitudes; in parts of its largest, whose powers neither over- nor underflow."""
+    """Return the norm of each row of magnitudes, in parts of its largest, whose powers stay in range."""
     largest = x.max(axis=1, initial=0.0)
     if norm == math.inf:
         return largest
@@ -167,7 +167,7 @@ def _checked(owner: str, params: Tree, couplings: Sequence[Coupling]) -> tuple[d
 
 
 def _rows(x: Any, member: Member, units: int) -> Any:
-    """``x`` as one row for each unit."""
+    """Return ``x`` as one row for each unit."""
     moved = np.moveaxis(x, member.axis, 0)
     return moved[member.indices(units)].reshape(units, -1)
 
@@ -175,7 +175,7 @@ def _rows(x: Any, member: Member, units: int) -> Any:
 def _ranked_units(
     owner: str, couplings: Sequence[Coupling], scores: Mapping[str, Any], share: float, scope: str
 ) -> dict[str, Any]:
-    """For each coupling which units are kept."""
+    """Rank the units of each coupling, and return which are kept."""
     given = []
     for coupling in couplings:
         if coupling.name not in scores:

@@ -76,7 +76,7 @@ def quantize_inputs(
 
 
 def on_grid(xp: Ops, x: Array, grid: Grid, gradient: str = "clipped") -> Array:
-    """``x`` on ``grid``."""
+    """Return ``x`` on ``grid``."""
     return fake_quantize(
         xp, x, grid.scale, grid.zero_point, grid.low, grid.high, convention="torch", gradient=gradient
     )

@@ -35,6 +35,15 @@ class Grid:
         The code of 0.
     low, high
         The range of codes, both included.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt import get_backend
+    >>> from polyopt.quantization import fake_quantize
+    >>> grid, xp = Grid(scale=0.5, zero_point=0, low=-127, high=127), get_backend("numpy").ops
+    >>> fake_quantize(xp, np.array([0.6, 1.3]), grid.scale, grid.zero_point, grid.low, grid.high).tolist()
+    [0.5, 1.5]
     """
 
     scale: float

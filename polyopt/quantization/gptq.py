@@ -118,7 +118,7 @@ class _Problem:
         self._zero = None if zero is None else self._oriented(zero)
 
     def _oriented(self, x: Any) -> Any:
-        """As (groups, outputs): one group where there are none, one output for a tensor."""
+        """Return them as (groups, outputs): one group where there are none, one output for a tensor."""
         if self.group is None:
             return np.array(x).reshape(1, -1)
         stored = np.array(x).reshape(self._shape)
@@ -212,7 +212,7 @@ def _upper_factor(hessian: Any, path: str) -> Any:
 
 
 def _hessian(inputs: Any, n: int, path: str) -> Any:
-    """2·XᵀX/samples."""
+    """Return 2·XᵀX/samples."""
     total, samples = np.zeros((n, n)), 0
     for i, batch in enumerate([inputs] if _is_array(inputs) else inputs):
         backend = registry.of(batch)

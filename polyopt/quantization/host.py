@@ -184,7 +184,7 @@ def _boxes(cut: Blocks) -> Iterator[Box]:
 
 
 def narrowed(x: Host, dtype: str) -> Host:
-    """``x`` as float16 or bfloat16, as NumPy and ml_dtypes cast it.
+    """Return ``x`` as float16 or bfloat16, as NumPy and ml_dtypes cast it.
 
     >>> narrowed(np.array([1 + 2.0**-9, 3.0]), "bfloat16").tolist()
     [1.0, 3.0]

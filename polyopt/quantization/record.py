@@ -25,6 +25,14 @@ class Quantized:
         Of the leaf.
     scheme
         What it was quantized by.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt.quantization import Integer, quantize
+    >>> q = quantize(np.float32([[1.27, -0.5]]), Integer(per="tensor"))
+    >>> q.codes.tolist(), q.shape, q.dtype
+    ([[127, -50]], (1, 2), 'float32')
     """
 
     codes: Array
@@ -42,7 +50,7 @@ class Quantized:
 
     @property
     def size(self) -> int:
-        """The number of weights."""
+        """Return the number of weights."""
         return math.prod(self.shape)
 
     @property
@@ -83,7 +91,7 @@ def codes_of(q: Quantized) -> Array:
 
 
 def restored(q: Quantized) -> Array:
-    """(q - z)·s of one leaf, in its shape and dtype: one exact difference and one rounded product.
+    """Return (q - z)·s of one leaf, in its shape and dtype: one exact difference and one rounded product.
 
     Written in the framework's operations, so that it can stand in a compiled function: a model that holds its
     weights as codes.

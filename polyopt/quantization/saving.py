@@ -84,6 +84,14 @@ def from_arrays(arrays: Mapping[str, Any], meta: Mapping[str, Any], like: Tree =
     ------
     InputError
         Where the two don't belong together; it names the leaf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt.quantization import Integer, quantize
+    >>> arrays, meta = to_arrays(quantize({"w": np.ones((2, 2))}, Integer()))
+    >>> from_arrays(arrays, meta)["w"].codes.tolist()
+    [[127, 127], [127, 127]]
     """
     leaves: dict[str, Any] = {}
     used = set()
@@ -167,6 +175,15 @@ def load(
     ------
     CheckpointError
         For a file that is missing, corrupt, or not one of these.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from polyopt.quantization import Integer, quantize
+    >>> file = tempfile.mkdtemp() + "/model.safetensors"
+    >>> save(file, quantize({"w": np.ones((2, 2))}, Integer()))
+    >>> load(file)["w"].codes.tolist()
+    [[127, 127], [127, 127]]
     """
     found = checkpoint.load(path)
     ours = found.meta.get(META)

@@ -21,7 +21,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Integer:
-    """Integer codes q with w ≈ s·(q - z): Jacob et al., "Quantization and training", 2018, eq. 1.
+    """Store integer codes q with w ≈ s·(q - z): Jacob et al., "Quantization and training", 2018, eq. 1.
 
     Codes are in [-127, 127] or [-7, 7] where symmetric (z = 0), in [-128, 127] or [-8, 7] where affine. With
     [l, h] that range, and m and M the least and the largest weight that share a scale, widened to hold 0:
@@ -100,7 +100,7 @@ class Integer:
 
     @property
     def range(self) -> tuple[int, int]:
-        """The least and the largest code."""
+        """Return the least and the largest code."""
         high = 2 ** (self.bits - 1) - 1
         return -high if self.narrow else -high - 1, high
 
@@ -113,6 +113,13 @@ class Cast:
     ----------
     dtype
         ``"bfloat16"`` or ``"float16"``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polyopt.quantization import dequantize, quantize
+    >>> dequantize(quantize(np.array([[0.1, 0.5]]), Cast("float16"))).round(6).tolist()
+    [[0.099976, 0.5]]
     """
 
     dtype: str = static("bfloat16", "bfloat16", "float16")
@@ -198,7 +205,7 @@ def _axis(scheme: Integer, shape: tuple[int, ...], path: str) -> int:
 
 
 def to_plain(scheme: Scheme) -> dict[str, Any]:
-    """``scheme`` as plain data.
+    """Return ``scheme`` as plain data.
 
     >>> to_plain(Cast("float16"))
     {'kind': 'cast', 'dtype': 'float16'}

@@ -23,7 +23,7 @@ OVERFLOWS = {"float16": 65520.0, "bfloat16": (2 - 2.0**-8) * 2.0**127}
 
 
 def quantize(params: Tree, scheme: Scheme, select: Pattern | None = None) -> Tree:
-    """``params`` with a ``Quantized`` in the place of each selected leaf.
+    """Return ``params`` with a ``Quantized`` in the place of each selected leaf.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from polyopt.recipe.sections import Section
 
 
 def filled(table: Any, choice: str, own: Mapping[str, Mapping[str, Any]], default: str | None = None) -> Any:
-    """``table`` with the defaults of the keys that what it chose, or ``default``, has of its ``own``.
+    """Return ``table`` with the defaults of the keys that what it chose, or ``default``, has of its ``own``.
 
     >>> filled({"loss": "decoupled", "beta": 2.0}, "loss", {"decoupled": {"alpha": 1.0, "beta": 8.0}})
     {'alpha': 1.0, 'beta': 2.0, 'loss': 'decoupled'}

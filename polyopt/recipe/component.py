@@ -39,8 +39,19 @@ SCHEDULE_KEY = "schedule"
 
 @dataclass(frozen=True)
 class Component:
-    """``name`` out of the registry ``kind``, with ``options`` in the order of the class's fields.
+    """Hold ``name`` out of the registry ``kind``, with ``options`` in the order of the class's fields.
 
+    Parameters
+    ----------
+    kind
+        The registry: ``"optimizer"``, ``"schedule"``, ``"loss"``, …
+    name
+        As the recipe has it.
+    options
+        Pairs of a field and its plain value, or a ``Component`` for a schedule.
+
+    Examples
+    --------
     >>> Component.parse({"name": "sgd", "lr": 0.1}, "optimizer").build().lr
     0.1
     """
@@ -51,7 +62,25 @@ class Component:
 
     @classmethod
     def parse(cls, table: Any, kind: str) -> Component:
-        """Read a table, or a bare name; raises ``Problem``."""
+        """Read a table, or a bare name; raises ``Problem``.
+
+        Parameters
+        ----------
+        table
+            A mapping with the key ``name`` (``schedule`` of a schedule), or a bare name.
+        kind
+            The registry.
+
+        Returns
+        -------
+        Component
+            With its options as they were written.
+
+        Raises
+        ------
+        Problem
+            For what is no such table, and for unknown names and keys.
+        """
         label = SCHEDULE_KEY if kind in SCHEDULED else "name"
         if isinstance(table, str) and kind not in SCHEDULED:
             table = {label: table}
@@ -82,12 +111,29 @@ class Component:
         return component
 
     def table(self) -> dict[str, Any]:
-        """As it stands in a recipe."""
+        """Return it as it stands in a recipe.
+
+        Returns
+        -------
+        dict
+            Plain data.
+        """
         label = SCHEDULE_KEY if self.kind in SCHEDULED else "name"
         return {label: self.name} | {key: _plain(value) for key, value in self.options}
 
     def build(self) -> Any:
-        """The object itself; raises ``Problem`` for an option out of range."""
+        """Make the object itself.
+
+        Returns
+        -------
+        object
+            An instance of the registry's class.
+
+        Raises
+        ------
+        Problem
+            For an option out of range.
+        """
         target = REGISTRIES[self.kind][self.name]
         fields = {f.name: f for f in dataclasses.fields(target)}
         for key, value in self.options:
@@ -105,7 +151,7 @@ class Component:
 
 
 def _value(value: Any) -> Any:
-    """An option in immutable form: tables are schedules."""
+    """Return an option in immutable form: tables are schedules."""
     if isinstance(value, Mapping):
         return Component.parse(value, "schedule")
     if isinstance(value, list | tuple):
@@ -136,7 +182,7 @@ def _built(value: Any) -> Any:
 
 
 def _check_switch(field: dataclasses.Field[Any], key: str, value: Any) -> None:
-    """A switch takes its choices alone, and 1 is not true; a text field takes no number."""
+    """Hold a switch to its choices, for which 1 is not true, and keep numbers out of a text field."""
     if isinstance(value, Component) and "range" not in field.metadata and "Schedule" not in str(field.type):
         raise Problem((key,), ": this can't be scheduled; expected a plain value")
     choices = [c for c in field.metadata.get("choices", ()) if c is not None]
@@ -154,7 +200,7 @@ def _check_switch(field: dataclasses.Field[Any], key: str, value: Any) -> None:
 
 
 def _located(message: str, owner: str, fields: list[str]) -> Problem:
-    """``"AdamW: lr = -1.0; expected …"`` with the key taken out of the message."""
+    """Return ``"AdamW: lr = -1.0; expected …"`` with the key taken out of the message."""
     text = message.removeprefix(f"{owner}: ")
     found = re.match(r"(\w+(?:\.\w+|\[\d+\])*)( = .*)", text, re.DOTALL)
     key = re.findall(r"\w+", found.group(1)) if found else []

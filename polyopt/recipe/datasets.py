@@ -29,7 +29,7 @@ def load(
     shift: str | None = None,
     labels: Sequence[int] | None = None,
 ) -> Dataset:
-    """As ``load``; ``"vader"`` is ``dataset``.
+    """Load a data set by its name.
 
     Its embeddings are computed once in a process, by NumPy, so that they are the same bits for every backend:
     about a minute. ``"vader_tokens"`` are the same snippets as token numbers: int32 of shape (texts, 48).

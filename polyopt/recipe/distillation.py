@@ -80,7 +80,7 @@ class Term(Section, ABC):
 
     @abstractmethod
     def build(self) -> DistillationLoss:
-        """The library's loss."""
+        """Make the library's loss."""
 
 
 class Hint(Term):
@@ -89,6 +89,7 @@ class Hint(Term):
     convention: Literal["paper", "torch", "keras"] = "paper"
 
     def build(self) -> FeatureHint:
+        """Make the hint's loss."""
         return FeatureHint(self.convention)
 
 
@@ -99,6 +100,7 @@ class Attention(Term):
     convention: Literal["paper", "torch"] = "paper"
 
     def build(self) -> AttentionTransfer:
+        """Make the loss of attention maps."""
         return AttentionTransfer(self.power, convention=self.convention)
 
 
@@ -108,6 +110,7 @@ class Distance(Term):
     convention: Literal["paper", "torch"] = "paper"
 
     def build(self) -> RelationalDistance:
+        """Make the loss of distances between samples."""
         return RelationalDistance(self.convention)
 
 
@@ -117,6 +120,7 @@ class Angle(Term):
     convention: Literal["paper", "torch"] = "paper"
 
     def build(self) -> RelationalAngle:
+        """Make the loss of angles between samples."""
         return RelationalAngle(self.convention)
 
 
@@ -168,7 +172,7 @@ class Distil(Section):
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """The names of all."""
+        """Return the names of all teachers."""
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
     @property
@@ -184,7 +188,7 @@ class Distil(Section):
         return {key: term for key in keys if (term := getattr(self, key)) is not None}
 
     def build(self) -> DistillationLoss:
-        """The loss of the logits: of one teacher, or an ``Ensemble``."""
+        """Make the loss of the logits: of one teacher, or an ``Ensemble``."""
         standardize = "paper" if self.standardize else None
         loss: DistillationLoss
         if self.loss == "soft_targets":

@@ -32,12 +32,13 @@ class MiniLM:
     bias: Initializer
 
     def init(self, seed: int, dtype: str) -> Tree:
+        """Load the published body, and draw a head."""
         from polyopt.models.pretrained import minilm
 
         return self.under_new_head(minilm.load("numpy", dtype=dtype), seed, dtype)
 
     def under_new_head(self, body: Tree, seed: int, dtype: str) -> Tree:
-        """The parameters ``body``, and a head as the initializers draw it."""
+        """Return the parameters ``body``, and a head as the initializers draw it."""
         from polyopt.models.pretrained import minilm
 
         shape = (minilm.WIDTH, self.outputs)
@@ -50,12 +51,14 @@ class MiniLM:
         }
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
+        """Return the head's outputs for token numbers."""
         from polyopt.models.pretrained import minilm
 
         there = self._there(xp, params, x)
         return self._head(xp, params, minilm.features(xp, params["body"], x, there))
 
     def features(self, xp: Ops, params: Tree, x: Array) -> dict[str, Array]:
+        """Return what each layer gives, and the outputs."""
         from polyopt.models.pretrained import minilm
         from polyopt.models.pretrained.bert import mean_pool
 
@@ -67,7 +70,7 @@ class MiniLM:
         return found | {"pooled": pooled, OUTPUT: self._head(xp, params, pooled)}
 
     def _there(self, xp: Ops, params: Tree, x: Array) -> Array:
-        """1 for tokens, 0 for padding."""
+        """Return 1 for tokens, 0 for padding."""
         return xp.astype(xp.greater(x, xp.zeros_like(x)), params["head"]["weight"].dtype)
 
     def _head(self, xp: Ops, params: Tree, pooled: Array) -> Array:

@@ -71,7 +71,7 @@ class Federated(Section):
         return self
 
     def rows(self, labels: Any, seed: int) -> tuple[Any, ...]:
-        """Each client's training samples, of which ``labels`` are those; targets where there are none."""
+        """Return each client's training samples, of which ``labels`` are those; targets without classes."""
         if self.split == "labels":
             return split_labels(labels, self.clients, shards=self.shards or 2, seed=seed)
         if self.split == "dirichlet":
@@ -81,7 +81,7 @@ class Federated(Section):
         return split_iid(len(labels), self.clients, seed=seed, imbalance=self.imbalance)
 
     def course(self, labels: Any, train: Train, seed: int) -> Rounds:
-        """The batches of all rounds."""
+        """Plan the batches of all rounds."""
         size = train.batch_size if isinstance(train.batch_size, int) else None
         local = Local(train.epochs, train.steps, size, train.shuffle, train.drop_last)
         return Rounds(self.rows(labels, seed), local, self.fraction, seed)

@@ -16,8 +16,10 @@ TOKENS = "vader_tokens"
 
 
 def fitting(data: str, task: str) -> list[str]:
-    """The names of the models for ``data``, which is for ``task``.
+    """Return the names of the models for ``data``, which is for ``task``.
 
+    Examples
+    --------
     >>> fitting("digits", "classification"), fitting("vader_tokens", "classification")
     (['mlp', 'softmax'], ['minilm'])
     """

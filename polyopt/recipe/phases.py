@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -109,16 +110,16 @@ class Phase(Section):
         return self.clip_weights is not None
 
 
-def check_names(phases: tuple[Phase, ...]) -> None:
+def check_names(phases: tuple[Phase, ...]) -> Iterator[Problem]:
     """Each name once, and teachers that come before their students."""
     for i, phase in enumerate(phases):
         before = [earlier.name for earlier in phases[:i]]
         if phase.name in before:
-            raise Problem(("phase", i, "name"), f" = {phase.name!r}: an earlier phase has this name")
+            yield Problem(("phase", i, "name"), f" = {phase.name!r}: an earlier phase has this name")
         known = [PREVIOUS, BASE, *before]
         for teacher in () if phase.distil is None else phase.distil.teachers:
             if teacher not in known:
-                raise Problem(
+                yield Problem(
                     ("phase", i, "distil", "teacher"),
                     f" = {shown(teacher)}: no earlier phase; {nearest(teacher, known)}",
                 )

@@ -1,13 +1,16 @@
-"""From whatever was found wrong with a recipe to one line that names the key and the remedy."""
+"""From whatever was found wrong with a recipe to lines that name the key and the remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from polyopt.core.errors import InputError, nearest
+from polyopt.core.errors import nearest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class Problem(ValueError):
@@ -17,9 +20,20 @@ class Problem(ValueError):
         super().__init__(message)
         self.key, self.message = key, message
 
+    def __str__(self) -> str:
+        return f"{dotted(self.key) or 'recipe'}{self.message}"
+
+
+class Problems(ValueError):
+    """Several things wrong, at keys relative to one table."""
+
+    def __init__(self, each: Sequence[Problem]) -> None:
+        super().__init__("; ".join(map(str, each)))
+        self.each = each
+
 
 def within(key: str | int, problem: Problem) -> Problem:
-    """The same problem, seen from the table around."""
+    """Return the same problem, seen from the table around."""
     return Problem((key, *problem.key), problem.message)
 
 
@@ -30,8 +44,10 @@ def shown(value: Any) -> str:
 
 
 def dotted(key: Iterable[str | int]) -> str:
-    """A key's path as errors name it, on one line.
+    """Write a key's path as errors name it, on one line.
 
+    Examples
+    --------
     >>> dotted(("partition", 0, "pattern")), dotted(("a\\n",))
     ('partition.0.pattern', "'a\\\\n'")
     """
@@ -39,37 +55,47 @@ def dotted(key: Iterable[str | int]) -> str:
     return ".".join(part if part.isprintable() and len(part) <= 60 else shown(part) for part in parts)
 
 
-def one_line(
+def found(
     error: ValidationError, fields_of: Callable[[tuple[str | int, ...]], Iterable[str]]
-) -> InputError:
-    """The first problem of ``error``; ``fields_of(key of a table)`` gives the keys that it may have."""
-    found_wrong = error.errors(include_url=False)
-    # A misspelt key is missing too: say what was written, not what was not.
-    first = min(found_wrong, key=lambda e: e["type"] != "extra_forbidden")
-    key: tuple[str | int, ...] = tuple(first["loc"])
-    kind, found = first["type"], first["input"]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, Problem):
-        return InputError(f"{dotted((*key, *cause.key))}{cause.message}")
-    if kind == "extra_forbidden":
-        return InputError(f"{dotted(key)}: unknown key; {nearest(str(key[-1]), fields_of(key[:-1]))}")
-    if kind == "missing":
-        return InputError(f"{dotted(key)}: this key is missing; add it")
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return InputError(f"{dotted(key) or 'recipe'} = {shown(found)}; expected a table")
-    if kind == "literal_error":
-        choices = first["ctx"]["expected"].replace(" or ", ", ").split(", ")
-        if isinstance(found, str) and all(choice.startswith("'") for choice in choices):
-            near = nearest(found, [choice.strip("'") for choice in choices])
+) -> Iterator[Problem]:
+    """All problems of ``error``; ``fields_of(key of a table)`` gives the keys that it may have."""
+    # A misspelt key is missing too: say first what was written.
+    for one in sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden"):
+        key: tuple[str | int, ...] = tuple(one["loc"])
+        cause = one.get("ctx", {}).get("error")
+        if isinstance(cause, Problem):
+            yield Problem((*key, *cause.key), cause.message)
+        elif isinstance(cause, Problems):
+            yield from (Problem((*key, *each.key), each.message) for each in cause.each)
         else:
-            near = f"expected {first['ctx']['expected']}" + (" (without quotes)" if found in choices else "")
-        return InputError(f"{dotted(key)} = {shown(found)}; {near}")
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            yield Problem(key, _said(one, key, fields_of))
+
+
+def _said(
+    one: ErrorDetails,
+    key: tuple[str | int, ...],
+    fields_of: Callable[[tuple[str | int, ...]], Iterable[str]],
+) -> str:
+    """Pydantic's words in a recipe's."""
+    kind, value = one["type"], one["input"]
+    if kind == "extra_forbidden":
+        return f": unknown key; {nearest(str(key[-1]), fields_of(key[:-1]))}"
+    if kind == "missing":
+        return ": this key is missing; add it"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f" = {shown(value)}; expected a table"
+    if kind == "literal_error":
+        choices = one["ctx"]["expected"].replace(" or ", ", ").split(", ")
+        if isinstance(value, str) and all(choice.startswith("'") for choice in choices):
+            return f" = {shown(value)}; {nearest(value, [choice.strip(chr(39)) for choice in choices])}"
+        bare = " (without quotes)" if value in choices else ""
+        return f" = {shown(value)}; expected {one['ctx']['expected']}{bare}"
+    expected = one["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = "expected " + expected.replace(" valid ", " ").replace("a integer", "an integer")
     expected = expected.replace("a tuple", "a list")
-    if isinstance(found, str) and _number(found) and "string" not in expected:
-        expected += f" (write {found} without quotes)"
-    return InputError(f"{dotted(key)} = {shown(found)}; {expected}")
+    if isinstance(value, str) and _number(value) and "string" not in expected:
+        expected += f" (write {value} without quotes)"
+    return f" = {shown(value)}; {expected}"
 
 
 def _number(text: str) -> bool:

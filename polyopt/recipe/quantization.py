@@ -49,11 +49,11 @@ class Activations(Section):
         return self
 
     def scheme(self) -> Integer:
-        """Of the codes."""
+        """Return the scheme of the codes."""
         return Integer(bits=self.bits, per="tensor", symmetric=self.symmetric)
 
     def built(self) -> Observer:
-        """As ``calibrate`` takes it."""
+        """Return the observer as ``calibrate`` takes it."""
         options = {key: getattr(self, key) for key in BY_OBSERVER.get(self.observer, {})}
         return OBSERVERS[self.observer](**options)
 
@@ -117,7 +117,7 @@ class Quantize(Section):
         return self
 
     def scheme(self, layout: str = "in_out") -> Integer | Cast:
-        """As ``quantize`` takes it, for weights that lie so."""
+        """Return the scheme as ``quantize`` takes it, for weights that lie so."""
         if self.dtype is not None:
             return Cast(self.dtype)
         given = {key: getattr(self, key) for key in INTEGERS if getattr(self, key) is not None}

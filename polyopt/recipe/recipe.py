@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -18,14 +18,11 @@ from polyopt.models.networks import MLP
 from polyopt.recipe import text
 from polyopt.recipe.component import Component
 from polyopt.recipe.datasets import TASKS
-from polyopt.recipe.distillation import Angle, Attention, Distance, Distil, Hint
 from polyopt.recipe.federated import Federated
-from polyopt.recipe.finetuning import Finetune, L2sp, Lora, Unfreeze
+from polyopt.recipe.mistakes import explained
 from polyopt.recipe.models import MODELS, AnyModel, fitting
-from polyopt.recipe.phases import ClipWeights, DataChanges, Phase, check_names
-from polyopt.recipe.problems import Problem, one_line
-from polyopt.recipe.pruning import Prune
-from polyopt.recipe.quantization import Activations, Quantize
+from polyopt.recipe.phases import Phase, check_names
+from polyopt.recipe.problems import Problem, Problems
 from polyopt.recipe.sections import (
     MAX_INTEGER,
     AverageTable,
@@ -39,7 +36,7 @@ from polyopt.recipe.sections import (
     Seed,
     _tuple,
 )
-from polyopt.recipe.train import BatchSizes, Noise, Train
+from polyopt.recipe.train import BatchSizes, Train
 from polyopt.recipe.tuning import Tune, assigned, check_space
 
 if TYPE_CHECKING:
@@ -50,10 +47,29 @@ TRAIN_KEYS = ("epochs", "steps", "batch_size")
 
 
 class Recipe(Section):
-    """Everything that decides the numbers of a run; immutable, and the same as TOML, JSON, dict and object.
+    """Hold everything that decides the numbers of a run; immutable, the same as TOML, JSON, dict and object.
 
     Read one with ``load``, ``parse`` or ``from_dict``: they raise
-    ``InputError`` with one line that names the key, what was found and the remedy.
+    ``InputError`` with one line that names, for each mistake, the key, what was found and the remedy.
+
+    Parameters
+    ----------
+    name
+        What the run is called: its folder has that name.
+    data
+        The samples: see the section's own fields.
+    model
+        The network, and its initial weights.
+    partition
+        Patterns of paths, and an optimizer for each.
+    clip
+        Clipping of the gradients before the optimizer.
+    ema
+        An average of the weights after it.
+    train
+        How long, in which batches, and how often it is tested.
+    tune
+        What ``tune`` looks for.
 
     Examples
     --------
@@ -95,12 +111,21 @@ class Recipe(Section):
             return table
         data, loss = table.get("data"), table.get("loss", {})
         name = data.get("name") if isinstance(data, Mapping) else None
-        if isinstance(name, str) and name in TASKS and isinstance(loss, Mapping):
-            return {**table, "loss": {"name": default_loss(TASKS[name]), **loss}}
+        if isinstance(loss, Mapping):
+            # Where the data are not known, something is said of them, and nothing of the loss.
+            task = TASKS[name] if isinstance(name, str) and name in TASKS else "classification"
+            return {**table, "loss": {"name": default_loss(task), **loss}}
         return table
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
+        # What doesn't fit here makes the checks that build other recipes of this one fail too.
+        for checks in ((self._model_and_loss,), (self._sizes, self._phases), (self._search,)):
+            if problems := [problem for check in checks for problem in check()]:
+                raise Problems(problems)
+        return self
+
+    def _model_and_loss(self) -> Iterator[Problem]:
         task = self.task
         able = fitting(self.data.name, task)
         if self.model.name not in able:
@@ -110,48 +135,53 @@ class Recipe(Section):
                 if does
                 else f"does no {task}, which {self.data.name!r} is for"
             )
-            raise Problem(
+            yield Problem(
                 ("model", "name"),
                 f" = {self.model.name!r} {why}; expected one of {', '.join(map(repr, able))}",
             )
         if self.loss.name != default_loss(task):
-            raise Problem(
+            yield Problem(
                 ("loss", "name"),
                 f" = {self.loss.name!r} is not for {task}; expected {default_loss(task)!r}, or leave it out",
             )
-        if self.tune is not None:
-            if self.tune.metric == "accuracy" and task == "regression":
-                raise Problem(("tune", "metric"), " = 'accuracy': a regression has none; expected 'loss'")
-            check_space(self.tune, self.tuned)
+
+    def _search(self) -> Iterator[Problem]:
+        if self.tune is None:
+            return
+        if self.tune.metric == "accuracy" and self.task == "regression":
+            yield Problem(("tune", "metric"), " = 'accuracy': a regression has none; expected 'loss'")
+        yield from check_space(self.tune, self.tuned)
+
+    def _sizes(self) -> Iterator[Problem]:
         if isinstance(self.train.batch_size, BatchSizes):
             try:
                 self.build_optimizer()
             except InputError as e:
-                raise Problem(("train", "batch_size", "scaling"), f": {e}") from None
-        check_names(self.phase)
-        for i in range(len(self.phase)):
+                yield Problem(("train", "batch_size", "scaling"), f": {e}")
+
+    def _phases(self) -> Iterator[Problem]:
+        yield from check_names(self.phase)
+        for i, phase in enumerate(self.phase):
             try:
                 found = self.of_phase(i + 1)
             except InputError as e:
-                raise Problem(("phase", i), f": {e}") from None
-            if self.phase[i].distil is not None and found.task != "classification":
-                raise Problem(("phase", i, "distil"), f": {found.data.name!r} has no classes to distil")
-            self._federates(i, found)
-        return self
+                yield Problem(("phase", i), f": {e}")
+                continue
+            if phase.distil is not None and found.task != "classification":
+                yield Problem(("phase", i, "distil"), f": {found.data.name!r} has no classes to distil")
+            if phase.federated is not None:
+                yield from self._federated(i, phase.federated, found)
 
-    def _federates(self, i: int, found: Recipe) -> None:
+    def _federated(self, i: int, federated: Federated, found: Recipe) -> Iterator[Problem]:
         """``found`` is the phase as a recipe of its own."""
-        federated = self.phase[i].federated
-        if federated is None:
-            return
         if self.ema is not None:
-            raise Problem(
+            yield Problem(
                 ("phase", i, "federated"),
                 ": [ema] averages the weights of one run, and there is one for each client and round; leave "
                 "one of the two out",
             )
         if federated.split != "iid" and found.task != "classification":
-            raise Problem(
+            yield Problem(
                 ("phase", i, "federated", "split"),
                 f" = {federated.split!r}: {found.data.name!r} has no classes; expected 'iid'",
             )
@@ -160,7 +190,23 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
-        """The recipe in a ``.toml`` or ``.json`` file."""
+        """Read the recipe in a ``.toml`` or ``.json`` file.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        Recipe
+            Checked as a whole.
+
+        Raises
+        ------
+        InputError
+            It names the file, the key, what was found and the remedy.
+        """
         table = text.read(path)
         try:
             return cls.from_dict(table)
@@ -169,22 +215,62 @@ class Recipe(Section):
 
     @classmethod
     def parse(cls, source: str, format: str = "toml") -> Recipe:
-        """The recipe in a text; ``format`` is ``"toml"`` or ``"json"``."""
+        """Read the recipe in a text.
+
+        Parameters
+        ----------
+        source
+            The text.
+        format
+            ``"toml"`` or ``"json"``.
+
+        Returns
+        -------
+        Recipe
+            Checked as a whole.
+
+        Raises
+        ------
+        InputError
+            It names the key, what was found and the remedy.
+        """
         return cls.from_dict(text.parse(source, format))
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
-        """The recipe in a nested dict of plain data."""
+        """Read the recipe in a nested dict of plain data.
+
+        Parameters
+        ----------
+        table
+            As TOML or JSON gives it.
+
+        Returns
+        -------
+        Recipe
+            Checked as a whole.
+
+        Raises
+        ------
+        InputError
+            It names the key, what was found and the remedy.
+        """
         text.check_plain(table)
         try:
             return cls.model_validate(table)
         except ValidationError as e:
-            raise one_line(e, _fields_of) from None
+            raise explained(e, cls, table) from None
 
     # Writing
 
     def to_dict(self) -> dict[str, Any]:
-        """A nested dict of plain data, defaults spelled out."""
+        """Return a nested dict of plain data, defaults spelled out.
+
+        Returns
+        -------
+        dict
+            What ``from_dict`` takes.
+        """
         found: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         for key in ("partition", "phase"):
             if not found[key]:
@@ -194,19 +280,41 @@ class Recipe(Section):
         return found
 
     def to_toml(self) -> str:
-        """TOML, defaults spelled out."""
+        """Write TOML, defaults spelled out.
+
+        Returns
+        -------
+        str
+            What ``parse`` takes.
+        """
         return text.to_toml(self.to_dict())
 
     def to_json(self) -> str:
-        """JSON, defaults spelled out."""
+        """Write JSON, defaults spelled out.
+
+        Returns
+        -------
+        str
+            What ``parse`` takes with ``"json"``.
+        """
         import json
 
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def replace(self, **changes: Any) -> Recipe:
-        """The recipe with another ``name``, ``seed``, ``dtype``, ``epochs``, ``steps`` or ``batch_size``.
+        """Return the recipe with some of its values replaced.
 
         ``None`` keeps what the recipe says. ``steps`` takes the place of ``epochs``, and the other way round.
+
+        Parameters
+        ----------
+        **changes
+            Another ``name``, ``seed``, ``dtype``, ``epochs``, ``steps`` or ``batch_size``.
+
+        Returns
+        -------
+        Recipe
+            A new one.
         """
         table = self.to_dict()
         for key, value in changes.items():
@@ -223,8 +331,20 @@ class Recipe(Section):
         return type(self).from_dict(table)
 
     def tuned(self, values: Mapping[str, Any]) -> Recipe:
-        """The recipe without ``[tune]`` and with ``{dotted key: value}`` in the place of its own.
+        """Return the recipe without ``[tune]`` and with other values in the places of its own.
 
+        Parameters
+        ----------
+        values
+            ``{dotted key: value}``.
+
+        Returns
+        -------
+        Recipe
+            A new one.
+
+        Examples
+        --------
         >>> table = {"data": {"name": "digits"}, "model": {"name": "softmax"}, "train": {"epochs": 3}}
         >>> recipe = Recipe.from_dict(table | {"optimizer": {"name": "sgd", "lr": 0.1}})
         >>> recipe.tuned({"optimizer.lr": 0.5}).to_dict()["optimizer"]
@@ -243,11 +363,23 @@ class Recipe(Section):
         return TASKS[self.data.name]
 
     def of_phase(self, number: int) -> Recipe:
-        """The base run (0) or a phase (1, 2, …) as a recipe of its own.
+        """Return the base run (0) or a phase (1, 2, …) as a recipe of its own.
 
         Changes of the data and a student's model count for the phases after them too. How many neurons a
         phase leaves that shrinks the model is known when it is run.
 
+        Parameters
+        ----------
+        number
+            Which.
+
+        Returns
+        -------
+        Recipe
+            One without phases.
+
+        Examples
+        --------
         >>> table = {"data": {"name": "digits"}, "model": {"name": "softmax"}, "train": {"epochs": 3}}
         >>> table |= {"optimizer": {"name": "sgd", "lr": 0.1}}
         >>> turned = {"name": "turned", "data": {"shift": "rotated"}, "train": {"epochs": 1}}
@@ -275,7 +407,18 @@ class Recipe(Section):
         return type(self).from_dict(table)
 
     def course(self, n_train: int) -> BatchPlan:
-        """Return which of ``n_train`` samples each batch takes."""
+        """Plan which of ``n_train`` samples each batch takes.
+
+        Parameters
+        ----------
+        n_train
+            Number of training samples.
+
+        Returns
+        -------
+        BatchPlan
+            It begins by ``start()``.
+        """
         size = self.train.batch_size
         feed = IndexSampler(n_train, self.seed, self.train.shuffle)
         if isinstance(size, BatchSizes):
@@ -289,16 +432,36 @@ class Recipe(Section):
         return FixedBatches(feed, size, self.train.drop_last)
 
     def steps_per_epoch(self, n_train: int) -> int | None:
-        """Batches in a pass over ``n_train`` samples; in the first, where their size has a schedule.
+        """Count the batches in a pass over the samples; in the first, where their size has a schedule.
 
         ``None`` where the size follows the noise: only the run will know.
+
+        Parameters
+        ----------
+        n_train
+            Number of training samples.
+
+        Returns
+        -------
+        int or None
+            The number of batches.
         """
         return self.course(n_train).steps(1)
 
     def total_steps(self, n_train: int) -> int | None:
-        """Batches in the whole run, for ``n_train`` training samples.
+        """Count the batches in the whole run.
 
         ``None`` where it ends by epochs, and the size follows the noise.
+
+        Parameters
+        ----------
+        n_train
+            Number of training samples.
+
+        Returns
+        -------
+        int or None
+            The number of batches.
         """
         if self.train.steps is not None:
             return self.train.steps
@@ -306,7 +469,18 @@ class Recipe(Section):
         return self.course(n_train).steps(self.train.epochs)
 
     def build_model(self, dataset: Dataset) -> AnyModel:
-        """The model, with as many inputs and outputs as ``dataset`` has."""
+        """Make the model, with as many inputs and outputs as ``dataset`` has.
+
+        Parameters
+        ----------
+        dataset
+            The samples.
+
+        Returns
+        -------
+        model
+            One of ``polyopt.models.networks``, or an encoder.
+        """
         section = self.model
         kind = MODELS[section.name]
         starts = {"weight": _start(section.init), "bias": _start(section.bias_init)}
@@ -317,9 +491,19 @@ class Recipe(Section):
     def build_optimizer(
         self, within: Callable[[Stage], Stage] | None = None, around: Callable[[Stage], Stage] | None = None
     ) -> Optimizer:
-        """Clipping, the optimizer or a partition of them, and the average of the weights, in this order.
+        """Put together clipping, the optimizer or a partition of them, and the average of the weights.
 
-        ``within`` makes another one of the optimizers, ``around`` of all but the average.
+        Parameters
+        ----------
+        within
+            Makes another one of each of the optimizers.
+        around
+            Makes another one of all but the average.
+
+        Returns
+        -------
+        Optimizer
+            With the recipe's ``accumulate`` and ``nonfinite``.
         """
         from polyopt.core.rule import Pattern, chain, partition
         from polyopt.engine.optimizer import Optimizer
@@ -350,7 +534,7 @@ class Recipe(Section):
 
 
 def _start(component: Component) -> Any:
-    """An initializer. Models have weights of shape (inputs, outputs), also under torch's convention."""
+    """Make an initializer; models have weights of shape (inputs, outputs), also under torch's convention."""
     start = component.build()
     fans = any(f.name == "layout" for f in dataclasses.fields(start))
     chosen = "layout" in dict(component.options)
@@ -365,41 +549,3 @@ def _spare(phase: dict[str, Any]) -> None:
     unfreeze = phase.get("finetune", {}).get("unfreeze", {})
     if not unfreeze.get("layers", True):
         del unfreeze["layers"]
-
-
-_TABLES: dict[tuple[str, ...], type[Section]] = {
-    (): Recipe,
-    ("data",): Data,
-    ("model",): Model,
-    ("loss",): Loss,
-    ("partition",): Part,
-    ("train",): Train,
-    ("train", "batch_size"): BatchSizes,
-    ("train", "batch_size", "noise"): Noise,
-    ("tune",): Tune,
-    ("phase",): Phase,
-    ("phase", "data"): DataChanges,
-    ("phase", "train"): Train,
-    ("phase", "train", "batch_size"): BatchSizes,
-    ("phase", "train", "batch_size", "noise"): Noise,
-    ("phase", "finetune"): Finetune,
-    ("phase", "finetune", "unfreeze"): Unfreeze,
-    ("phase", "finetune", "lora"): Lora,
-    ("phase", "finetune", "l2sp"): L2sp,
-    ("phase", "clip_weights"): ClipWeights,
-    ("phase", "prune"): Prune,
-    ("phase", "quantize"): Quantize,
-    ("phase", "quantize", "activations"): Activations,
-    ("phase", "distil"): Distil,
-    ("phase", "distil", "model"): Model,
-    ("phase", "distil", "hint"): Hint,
-    ("phase", "distil", "attention"): Attention,
-    ("phase", "distil", "distance"): Distance,
-    ("phase", "distil", "angle"): Angle,
-    ("phase", "federated"): Federated,
-}
-
-
-def _fields_of(key: Sequence[str | int]) -> list[str]:
-    names = tuple(part for part in key if isinstance(part, str))
-    return list(_TABLES[names].model_fields) if names in _TABLES else []

@@ -105,7 +105,7 @@ class Data(Section):
     """The samples of these classes alone."""
 
     def load(self) -> Dataset:
-        """The samples; raises ``InputError`` for what doesn't fit them."""
+        """Load the samples, or raise ``InputError`` for what doesn't fit them."""
         return datasets.load(
             self.name,
             test_fraction=self.test_fraction,

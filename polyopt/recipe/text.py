@@ -20,7 +20,7 @@ FORMATS = ("toml", "json")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The table in a ``.toml`` or ``.json`` file."""
+    """Read the table in a ``.toml`` or ``.json`` file."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise InputError(
@@ -36,7 +36,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse(text: str, format: str) -> dict[str, Any]:
-    """The table in ``text``."""
+    """Read the table in ``text``."""
     if format not in FORMATS:
         raise InputError(f"format = {format!r}; {nearest(str(format), FORMATS)}")
     if len(text) > MAX_BYTES:
@@ -88,7 +88,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """``table`` as TOML 1.0, which ``parse`` reads back exactly.
+    """Return ``table`` as TOML 1.0, which ``parse`` reads back exactly.
 
     >>> print(to_toml({"name": "x", "train": {"epochs": 3}, "data": {"lr": {"schedule": "step"}}}))
     name = "x"

@@ -114,7 +114,7 @@ class BatchSizes(Section):
             raise Problem(("noise", key) if key in Noise.model_fields else (key,), f" {found}") from None
 
     def course(self, feed: IndexSampler) -> ScheduledBatches | NoiseScaledBatches:
-        """The batches of a run over the samples of ``feed``."""
+        """Plan the batches of a run over the samples of ``feed``."""
         first = None if self.noise is None else self.noise.initial
         for key, wanted in (("micro", self.micro), ("noise.initial", first)):
             if wanted is not None and wanted > feed.samples:
@@ -138,7 +138,7 @@ class BatchSizes(Section):
         return ScheduledBatches(feed, size, buckets)
 
     def paced(self, rule: Any) -> Stage:
-        """``rule`` with a rate that follows the size."""
+        """Return ``rule`` with a rate that follows the size."""
         found: Stage = rule
         if self.scaling != "none":
             rate: RateByPlannedSize | RateByReportedSize
@@ -155,7 +155,7 @@ class BatchSizes(Section):
         return BatchSize(self.size.build(), self.multiple or 1, self.minimum, self.maximum)
 
     def _most(self, samples: int) -> int:
-        """The largest size that follows the noise: ``maximum``, or what holds all samples."""
+        """Return the largest size that follows the noise: ``maximum``, or what holds all samples."""
         micro = self.micro or 1
         return self.maximum or max(-(-samples // micro), 2) * micro
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, PlainSerializer, PlainValidator
@@ -26,13 +27,16 @@ OF_PHASE = (
     "federated",
 )
 MAX_CHOICES = 1000
+MAX_STEPS = 10**15
+"""From ``low`` to ``high``: more than that many floats could not be told apart."""
 
 
 @dataclass(frozen=True)
 class Range:
     """Numbers from ``low`` to ``high``, both included: integers where both are, else floats.
 
-    ``log`` spreads them evenly over orders of magnitude; ``step`` keeps to ``low`` and multiples beyond it.
+    ``log`` spreads them evenly over orders of magnitude; ``step`` keeps to ``low``, ``low + step``, … and
+    ``high``: where it does not lead there, the last step is shorter.
     """
 
     low: int | float
@@ -53,6 +57,28 @@ class Range:
         """Return True if ``value`` is in it."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and isinstance(value, int) == self.whole and self.low <= value <= self.high
+
+    @property
+    def steps(self) -> int | None:
+        """Return how many steps it takes from ``low`` to ``high``; ``None`` without ``step``.
+
+        >>> Range(1, 10, step=4).steps, Range(0.0, 0.9, step=0.3).steps
+        (3, 3)
+        """
+        return None if self.step is None else self.steps_to(self.high)
+
+    def after(self, steps: int) -> int | float:
+        """The value so many steps above ``low``, ``high`` at most.
+
+        >>> [Range(1, 10, step=4).after(i) for i in range(4)], Range(0.0, 1.0, step=0.3).after(3)
+        ([1, 5, 9, 10], 0.9)
+        """
+        value = min(_exact(self.low) + steps * _exact(self.step or 0), _exact(self.high))
+        return int(value) if self.whole else float(value)
+
+    def steps_to(self, value: int | float) -> int:
+        """Return how many steps above ``low`` a value is that ``after`` gave."""
+        return math.ceil((_exact(value) - _exact(self.low)) / _exact(self.step or 1))
 
     def table(self) -> dict[str, Any]:
         """As it stands in a recipe."""
@@ -79,6 +105,11 @@ class Choices:
     def table(self) -> dict[str, Any]:
         """As it stands in a recipe."""
         return {"choices": [list(v) if isinstance(v, tuple) else v for v in self.values]}
+
+
+def _exact(number: int | float) -> Fraction:
+    """The decimal that was written: 0.1 is a tenth, which the nearest float is not."""
+    return Fraction(str(number))
 
 
 Axis: TypeAlias = Range | Choices
@@ -131,6 +162,8 @@ def _range(table: Mapping[str, Any]) -> Range:
             raise Problem(("step",), f" = {step!r}; expected an integer, as low and high are")
         if not 0 < step <= high - low:
             raise Problem(("step",), f" = {step!r}; expected more than 0 and at most high - low")
+        if (high - low) / step > MAX_STEPS:
+            raise Problem(("step",), f" = {step!r}; expected at most {MAX_STEPS:.0e} steps from low to high")
         if step == 1 and isinstance(step, int) and isinstance(high, int) and isinstance(low, int):
             step = None
     if isinstance(low, int) != isinstance(high, int):
@@ -180,7 +213,7 @@ def _tunable(key: str, table: Any) -> None:
 
 
 def _nested(table: Mapping[str, Any]) -> str | None:
-    """The dotted key of the first axis in tables that TOML made of a key without quotes."""
+    """Find the dotted key of the first axis in tables that TOML made of a key without quotes."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             if {"low", "high", "choices"} & set(value):
@@ -191,8 +224,10 @@ def _nested(table: Mapping[str, Any]) -> str | None:
 
 
 def first_phase(space: Space) -> int:
-    """The first run that depends on what is tried: 0 is the one before all phases, 1 the first phase.
+    """Find the first run that depends on what is tried: 0 is the one before all phases, 1 the first phase.
 
+    Examples
+    --------
     >>> first_phase((("phase.1.optimizer.lr", Range(0.1, 1.0)), ("phase.0.train.epochs", Range(1, 2))))
     1
     """
@@ -225,7 +260,7 @@ class Tune(Section):
     """Keys of the recipe, dotted and in quotes, and where their values may lie."""
 
 
-def check_space(tune: Tune, build: Callable[[Mapping[str, Any]], Any]) -> None:
+def check_space(tune: Tune, build: Callable[[Mapping[str, Any]], Any]) -> Iterator[Problem]:
     """See that ``build({key: value})``, a recipe, takes the ends of each range and every choice.
 
     Where one needs another (Nesterov's momentum a momentum), it must do so with the first or the last values
@@ -242,12 +277,15 @@ def check_space(tune: Tune, build: Callable[[Mapping[str, Any]], Any]) -> None:
                 except InputError as e:
                     problem = problem or e
             else:
-                raise Problem(("tune", "space", key), f": {problem}") from None
+                yield Problem(("tune", "space", key), f": {problem}")
+                break
 
 
 def assigned(table: Any, key: str, value: Any) -> Any:
-    """A copy of nested plain data with ``value`` at the dotted ``key``; a number counts in a list.
+    """Copy nested plain data with ``value`` at the dotted ``key``; a number counts in a list.
 
+    Examples
+    --------
     >>> assigned({"model": {"hidden": [8, 8]}}, "model.hidden.1", 16)
     {'model': {'hidden': [8, 16]}}
     """

@@ -103,12 +103,12 @@ class Warmup(Schedule):
         inner("Warmup", "then", self.then)
 
     def levels(self) -> Iterator[tuple[str, float]]:
-        """As of any schedule, but for ``initial`` where it is a fraction."""
+        """Yield the levels, but for ``initial`` where it is a fraction."""
         fraction = self.clock == "shared"
         return (pair for pair in super().levels() if pair[0] != "initial" or not fraction)
 
     def extremes(self) -> Iterator[tuple[str, float, bool]]:
-        """As of any schedule; a fraction multiplies what ``then`` reaches."""
+        """Yield the extremes; a fraction multiplies what ``then`` reaches."""
         for key, x, there in self.then.extremes():
             yield f"then.{key}", x, there
             if self.clock == "shared" and self.steps:

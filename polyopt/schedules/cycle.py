@@ -13,7 +13,7 @@ from polyopt.core.schedule import Schedule, blend, choice, falling, level, numbe
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """From ``initial`` to ``end`` along half a cosine (Loshchilov & Hutter, "SGDR", 2017, eq. 5).
+    """Go from ``initial`` to ``end`` along half a cosine (Loshchilov & Hutter, "SGDR", 2017, eq. 5).
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from polyopt.core.schedule import Measured, choice, level, number
 
 @dataclass(frozen=True)
 class Plateau(Measured):
-    """Multiplied by ``factor`` when a metric has stopped improving: torch's ``ReduceLROnPlateau``.
+    """Multiply the value by ``factor`` when a metric has stopped improving: torch's ``ReduceLROnPlateau``.
 
     Report the metric with ``state = optimizer.observe(state, metric)``, once an epoch, say.
 

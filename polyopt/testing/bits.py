@@ -31,7 +31,7 @@ def cases() -> Iterator[Case]:
 
 
 def check(algorithm: str, convention: str, compiled: bool, context: Context) -> str:
-    """All leaves and slots after the last step, for every setting."""
+    """Compare all leaves and slots after the last step, for every setting."""
     found = known(algorithm, convention, context)
     for i, setting in enumerate(found):
         steps = context.updates

@@ -20,7 +20,7 @@ LAYOUTS = ("contiguous", "transposed", "strided")
 
 
 class Skip(Exception):
-    """The case can't run here, and need not: the message says why."""
+    """Tell that the case can't run here, and need not: the message says why."""
 
 
 class Missing(Exception):
@@ -45,7 +45,7 @@ class Context:
 
     @property
     def layouts(self) -> tuple[str, ...]:
-        """In which arrays are laid out; ``sparse``, contiguous ones alone: XLA has no others."""
+        """Return the layouts of arrays; ``sparse``, contiguous ones alone: XLA has no others."""
         return LAYOUTS[:1] if self.sparse else LAYOUTS
 
     @property

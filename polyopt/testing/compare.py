@@ -10,7 +10,7 @@ from polyopt.backend import registry
 
 
 def host(x: Any) -> Any:
-    """``x`` as a host array, from any framework, or from a number or list."""
+    """Return ``x`` as a host array, from any framework, or from a number or list."""
     if isinstance(x, int | float | list | tuple):
         return np.asarray(x)
     return registry.of(x).to_numpy(x)

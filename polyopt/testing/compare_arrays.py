@@ -21,7 +21,7 @@ def text(x: Any) -> str:
 
 
 def result(backend: Backend, call: str, out: Any, dtype: str, shape: Sequence[int]) -> Any:
-    """``out`` as a host array, after its kind, dtype and shape have been checked."""
+    """Return ``out`` as a host array, after its kind, dtype and shape have been checked."""
     assert backend.is_array(out), f"{call} gave {type(out).__name__}; expected an array of {backend.name}"
     found = backend.dtype_name(out)
     assert found == dtype, f"{call} has dtype {found}; expected {dtype}"

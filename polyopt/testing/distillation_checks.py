@@ -193,7 +193,7 @@ def check(case: Loss, context: Context) -> None:
 
 
 def teacher(context: Context) -> None:
-    """No gradient flows into what the teacher gives."""
+    """Check that no gradient flows into what the teacher gives."""
     backend = context.backend
 
     def loss(xp: Any, both: Any, labels: Any) -> Any:

@@ -104,7 +104,7 @@ def lora_merged(context: Context) -> None:
 
 
 def lora_gradient(context: Context) -> None:
-    """Of Σ (W + s·A·B)·G by A and B: s·G·Bᵀ and s·Aᵀ·G."""
+    """Check the gradient of Σ (W + s·A·B)·G by A and B: s·G·Bᵀ and s·Aᵀ·G."""
     backend = context.backend
     slope = np.random.default_rng(43).normal(size=(6, 5))
     params = {"body": {"w": _weights()["body"]["w"].astype(np.float64)}}

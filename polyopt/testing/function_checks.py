@@ -139,7 +139,7 @@ def compiles_once(context: Context) -> str:
 
 
 def exact_compilation(context: Context) -> None:
-    """With ``exact=True`` a*b + c is rounded twice, roots are correct: the bits are those of NumPy."""
+    """Check that with ``exact=True`` a*b + c is rounded twice and roots are correct: NumPy's bits."""
     backend = context.backend
 
     def function(xp: Any, a: Any, b: Any, c: Any) -> Any:

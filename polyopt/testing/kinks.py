@@ -195,6 +195,6 @@ def check(kink: Kink, context: Context) -> None:
 
 
 def cases() -> Iterator[Case]:
-    """One case for every entry of the two tables."""
+    """Yield one case for every entry of the two tables."""
     for name, kink in {**OPS, **LOSSES}.items():
         yield Case("kinks", name, partial(check, kink))

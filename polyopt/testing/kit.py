@@ -13,7 +13,7 @@ from polyopt.testing.report import CHECKS, Report, Row
 
 
 def all_cases(backend_name: str) -> Iterator[Case]:
-    """Every case of the kit for a backend of that name, in the order of ``CHECKS``."""
+    """Yield every case of the kit for a backend of that name, in the order of ``CHECKS``."""
     from polyopt.testing import (
         backend_checks,
         bits,

@@ -58,7 +58,10 @@ EMPTY_OPEN: Final = ("max", "min")
 
 
 def check_reduction(context: Context, name: str) -> None:
-    """``name`` over every axis, with and without ``keepdims``; sums within n·eps of the sum of sizes."""
+    """Check ``name`` over every axis, with and without ``keepdims``.
+
+    Sums may be off by n·eps of the sum of sizes.
+    """
     st = hypothesis().strategies
     dtypes = dtypes_of(context.backend, REDUCTIONS[name][1])
 

@@ -48,7 +48,7 @@ def _run(name: str, check: Check | None, context: Context) -> str | None:
 
 
 def subnormals(context: Context) -> str:
-    """Not a requirement: whether arithmetic keeps subnormal numbers or flushes them to zero."""
+    """Tell, without demanding it, if arithmetic keeps subnormal numbers or flushes them to zero."""
     backend, found = context.backend, []
     for dtype in dtypes_of(backend, ("float32", "float64")):
         small = np.array([np.finfo(dtype).smallest_normal / 4], dtype=dtype)

@@ -28,7 +28,7 @@ SHAPES: Final = ((), (3,), (0, 2), (2, 3), 4)
 
 
 def dtype_itself(context: Context, name: str) -> None:
-    """``xp.float32`` is a dtype: arrays can be made of it, and they have that name."""
+    """Return ``xp.float32`` is a dtype: arrays can be made of it, and they have that name."""
     if name not in dtypes_of(context.backend, DTYPES):
         return
     out = context.backend.ops.zeros((2,), dtype=getattr(context.backend.ops, name))
@@ -123,7 +123,7 @@ def _copies(context: Context, call: str, function: Callable[[Any], Any], dtype: 
 
 
 def asarray(context: Context, name: str) -> None:
-    """From Python numbers, nested lists, own arrays; with a dtype, on a device, copied."""
+    """Check Python numbers, nested lists, own arrays; with a dtype, on a device, copied."""
     backend, xp = context.backend, context.backend.ops
     cases: list[tuple[Any, tuple[int, ...]]] = [
         (1, ()),

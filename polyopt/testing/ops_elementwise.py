@@ -100,7 +100,7 @@ def arity_operands(spec: Elementwise) -> range:
 
 
 def _grid(spec: Elementwise, pool: Any) -> list[Any]:
-    """Every combination of special values."""
+    """Combine all special values with each other."""
     operands = np.meshgrid(*([pool] * len(arity_operands(spec))), indexing="ij")
     return _with_condition(spec, [np.ascontiguousarray(x.reshape(-1)) for x in operands])
 

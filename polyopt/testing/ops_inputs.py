@@ -39,7 +39,7 @@ def host_dtype(name: str) -> Any:
 
 
 def info(name: str) -> Any:
-    """``finfo`` of a floating dtype, bfloat16 as well."""
+    """Return ``finfo`` of a floating dtype, bfloat16 as well."""
     return ml_dtypes.finfo(host_dtype(name))  # type: ignore[no-untyped-call]
 
 
@@ -104,7 +104,7 @@ def finite(seed: int, dtype: str, shape: tuple[int, ...]) -> Any:
 
 
 def lay(backend: Backend, x: Any, layout: str) -> Any:
-    """``x`` as an array of the backend, contiguous in its framework's memory or not."""
+    """Return ``x`` as an array of the backend, contiguous in its framework's memory or not."""
     xp = backend.ops
     if layout == "transposed" and x.ndim >= 2:
         axes = tuple(reversed(range(x.ndim)))

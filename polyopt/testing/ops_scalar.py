@@ -72,7 +72,7 @@ def _rounding(to_integer: Callable[[float], int]) -> Callable[[Any], Any]:
 
 
 def _total(function: Callable[[float], float], at_minus_inf: float = math.nan) -> Callable[[float], float]:
-    """``math``'s function, with inf for overflow and NaN outside the domain instead of an exception."""
+    """Make ``math``'s function total: inf for overflow and NaN outside the domain, and no exception."""
 
     def value(a: float) -> float:
         if a == -math.inf:

@@ -19,7 +19,7 @@ Index = tuple[int, ...]
 
 
 def gathered(x: Any, shape: Index, source: Callable[[Index], Index]) -> Any:
-    """``out[at] = x[source(at)]`` for every index of ``shape``."""
+    """Return ``out[at] = x[source(at)]`` for every index of ``shape``."""
     out = np.zeros(shape, dtype=x.dtype)
     for at in itertools.product(*(range(n) for n in shape)):
         out[at] = x[source(at)]
@@ -58,7 +58,7 @@ def _picked(k: int, indices: Any, at: Index) -> Index:
 
 
 def _each(context: Context, name: str, shapes: tuple[Index, ...], one: Callable[..., Any]) -> None:
-    """``one(x, host) -> (call, function, want)``: every shape in float32, the last shape in every dtype.
+    """Check ``one(x, host) -> (call, function, want)``: every shape in float32, the last in every dtype.
 
     What moves elements does not look at them, and XLA compiles for every shape, dtype and argument anew: so
     ``sparse``, the other dtypes take one argument each, in turn.

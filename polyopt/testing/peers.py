@@ -41,7 +41,7 @@ def cases(backend_name: str) -> Iterator[Case]:
 
 
 def check(algorithm: str, convention: str, context: Context) -> str:
-    """Every setting of the algorithm, leaf by leaf after every step."""
+    """Compare every setting of the algorithm, leaf by leaf after every step."""
     try:
         run = RUNNERS[convention]
         version = _version(convention)

@@ -39,7 +39,7 @@ def cases() -> Iterator[Case]:
 
 
 def chosen() -> list[Setting]:
-    """One setting of every algorithm, the conventions and switches taking turns."""
+    """Choose one setting of every algorithm, the conventions and switches taking turns."""
     found: dict[str, list[Setting]] = {}
     for algorithm, convention in pairs():
         found.setdefault(algorithm, []).extend(settings(algorithm, convention))
@@ -74,7 +74,7 @@ def _to(backend: Backend, leaves: Host) -> Any:
 
 
 def _from(backend: Backend, tree: Any) -> Any:
-    """Every array in plain data as a host array of its own."""
+    """Copy every array in plain data to a host array of its own."""
     if isinstance(tree, dict):
         return {k: _from(backend, v) for k, v in tree.items()}
     return np.array(backend.to_numpy(tree)) if backend.is_array(tree) else tree
@@ -148,7 +148,7 @@ def shapes_and_dtypes(backend: Backend, setting: Setting, seed: int) -> None:
 
 
 def zero_gradient(backend: Backend, setting: Setting, seed: int) -> None:
-    """From the initial state, without decay, a zero gradient moves nothing."""
+    """Check that from the initial state, without decay, a zero gradient moves nothing."""
     plain = Setting(setting.algorithm, setting.convention, _without_decay(setting))
     values = _values(seed, backend)
     zeros = {n: np.zeros_like(x) for n, x in values.items()}
@@ -196,7 +196,7 @@ def absent_gradients(backend: Backend, setting: Setting, seed: int) -> None:
 
 
 def donation(backend: Backend, setting: Setting, seed: int) -> None:
-    """With donate=True the memory may be reused; the bits are the same."""
+    """Check that with donate=True, where memory may be reused, the bits are the same."""
     values, grads = _values(seed, backend), _grads(seed, backend)
     kept, given = (_steps(backend, setting, values, grads, donate=d) for d in (False, True))
     _equal(
@@ -205,7 +205,7 @@ def donation(backend: Backend, setting: Setting, seed: int) -> None:
 
 
 def update_then_apply(backend: Backend, setting: Setting, seed: int) -> None:
-    """``apply(params, update(...))`` is ``step(...)``, bit for bit."""
+    """Return ``apply(params, update(...))`` is ``step(...)``, bit for bit."""
     values, grads = _values(seed, backend), _grads(seed, backend)
     stepped, stepped_state = _steps(backend, setting, values, grads)
     optimizer = Optimizer(setting.rule(RATE))

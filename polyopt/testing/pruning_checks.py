@@ -49,7 +49,7 @@ def values(context: Context, seed: int = 0, places: int | None = 1) -> Any:
 
 
 def wide(params: Any) -> Host:
-    """By path, halves in float32, in which they are computed; of at least two axes."""
+    """Return by path leaves of at least two axes, halves in float32, in which they are computed."""
     named = tree.named(params)
     return {
         path: x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)

@@ -134,7 +134,7 @@ def codes(scheme: Integer, context: Context) -> str:
 
 
 def casts(context: Context) -> str:
-    """16-bit floats: NumPy's rounding, and back exactly."""
+    """Return 16-bit floats: NumPy's rounding, and back exactly."""
     kinds = dtypes_of(context.backend, ("bfloat16", "float16"))
     host = weights("float32")
 
@@ -152,7 +152,7 @@ def casts(context: Context) -> str:
 
 
 def calibration(context: Context) -> None:
-    """Every observer gives the same grid, however the data is cut; min-max's is the formula's."""
+    """Check that every observer gives the same grid, however the data is cut; min-max's by the formula."""
     host = np.random.default_rng(12).normal(size=(512, 4)).astype(np.float32) ** 3
     observers = (MinMax(), Percentile(99.0), MSE(), Entropy())
 
@@ -272,7 +272,7 @@ def _compare_fake(
 
 
 def _nearest(x: Any, s: Any, z: Any, ends: tuple[Any, Any], convention: str) -> Any:
-    """Each operation rounded to the dtype of ``x``."""
+    """Round to nearest, each operation rounded to the dtype of ``x``."""
     low, high = ends
     one, half = x.dtype.type(1), x.dtype.type(0.5)
     if convention == "tensorflow":

@@ -246,7 +246,7 @@ REFERENCES: Final[dict[str, dict[str, Step]]] = {
 
 
 def reference(algorithm: str, convention: str, hyperparameters: Mapping[str, Any]) -> Step:
-    """One step of ``algorithm`` with weight decay as ``hyperparameters["decay"]`` says.
+    """Return one step of ``algorithm``, with weight decay as ``hyperparameters["decay"]`` says.
 
     ``"l2"`` adds ``weight_decay * p`` to the gradient; ``"decoupled"`` takes ``lr * weight_decay * p`` off
     the parameter beside the step (Loshchilov & Hutter, 2019, Algorithm 2, the rate being both its factors);
@@ -254,6 +254,8 @@ def reference(algorithm: str, convention: str, hyperparameters: Mapping[str, Any
 
     Raises KeyError where there is no reference.
 
+    Examples
+    --------
     >>> step = reference("sgd", "paper", {"momentum": 0.0})
     >>> float(step({}, 1.0, 0.5, 1, 0.1))
     0.95

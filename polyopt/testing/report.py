@@ -86,7 +86,7 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """``{"passed": n, "failed": n, "skipped": n, "missing": n}``."""
+        """Return ``{"passed": n, "failed": n, "skipped": n, "missing": n}``."""
         found = Counter(row.outcome for row in self.rows)
         return {outcome: found[outcome] for outcome in OUTCOMES}
 
@@ -102,7 +102,7 @@ class Report:
 
     @property
     def failures(self) -> tuple[Row, ...]:
-        """The rows that failed or are missing."""
+        """Return the rows that failed or are missing."""
         return tuple(row for row in self.rows if not row.ok)
 
     def matrix(self) -> str:

@@ -147,7 +147,7 @@ class Setting:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """All that a reference needs: the expected defaults under the variant's fields."""
+        """Return all that a reference needs: the expected defaults under the variant's fields."""
         return DEFAULTS[self.algorithm][self.convention] | dict(self.fields)
 
     def __str__(self) -> str:
@@ -156,7 +156,7 @@ class Setting:
 
 
 def pairs() -> Iterator[tuple[str, str]]:
-    """Every algorithm of OPTIMIZERS with each of its conventions."""
+    """Yield every algorithm of OPTIMIZERS with each of its conventions."""
     from polyopt.optim import OPTIMIZERS
 
     for algorithm, rule in sorted(OPTIMIZERS.items()):

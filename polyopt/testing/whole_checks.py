@@ -15,7 +15,7 @@ SHAPES: Final = ((2, 3), (2, 3), (), (4,), (0, 2), (2, 3))
 
 
 def joining(context: Context) -> None:
-    """``split`` undoes ``join`` in every floating dtype and every shape; no bit is changed."""
+    """Return ``split`` undoes ``join`` in every floating dtype and every shape; no bit is changed."""
     backend = context.backend
     for d in dtypes_of(backend, ("float32", "float64", "bfloat16", "float16")):
         host = [np.full(shape, i + 0.5, dtype=host_dtype(d)) for i, shape in enumerate(SHAPES)]
@@ -54,7 +54,7 @@ def joining_gradient(context: Context) -> None:
 
 
 def whole_step(context: Context) -> str | None:
-    """``whole``: the loss, and an update in NumPy's bits from the gradients; it compiles once."""
+    """Return ``whole``: the loss, and an update in NumPy's bits from the gradients; it compiles once."""
     backend, calls = context.backend, [0]
 
     def loss(xp: Any, params: Any, k: Any) -> Any:

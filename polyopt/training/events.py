@@ -11,14 +11,36 @@ Kind: TypeAlias = Literal["started", "step", "aggregated", "evaluated", "checkpo
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: ``started``, ``step``, ``evaluated``, ``checkpointed`` or ``finished``; in a
-    federated phase ``aggregated``, too, after each round.
+    """Tell of something that happened in a run.
 
-    ``step`` counts the batches done so far, of ``steps``; ``epoch`` the passes over the data begun so far, of
-    ``epochs``; ``samples`` the samples, of ``total_samples``. Where the batch size follows the noise only the
-    run will know how many steps its epochs take, or how many epochs its steps: what is not known is ``None``.
-    ``loss`` is the last training loss known on the host (it lags some steps behind, so as not to
-    wait for the device), ``evaluation`` the last test, ``path`` the file written.
+    Where the batch size follows the noise only the run will know how many steps its epochs take, or how many
+    epochs its steps: what is not known is ``None``.
+
+    Parameters
+    ----------
+    kind
+        ``"started"``, ``"step"``, ``"evaluated"``, ``"checkpointed"`` or ``"finished"``; in a federated phase
+        ``"aggregated"``, too, after each round.
+    backend
+        The backend's name.
+    step
+        The batches done so far.
+    steps
+        The batches in all.
+    epoch
+        The passes over the data begun so far.
+    epochs
+        The passes in all.
+    loss
+        The last training loss known on the host; it lags some steps behind, so as not to wait for the device.
+    evaluation
+        The last test.
+    path
+        The file written.
+    samples
+        The samples taken so far.
+    total_samples
+        The samples in all.
     """
 
     kind: Kind
@@ -40,7 +62,19 @@ class Event:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A test after ``step`` batches; ``test_accuracy`` is ``None`` for regression."""
+    """Hold the figures of a test.
+
+    Parameters
+    ----------
+    step
+        The batches done before it.
+    epoch
+        The passes over the data begun before it.
+    test_loss
+        The mean over the test samples.
+    test_accuracy
+        The share that is right; ``None`` for regression.
+    """
 
     step: int
     epoch: int
@@ -50,9 +84,16 @@ class Evaluation:
 
 @dataclass
 class History:
-    """``loss[i]`` is the training loss of batch i + 1, before its update; ``evaluations`` the tests.
+    """Keep the figures of a run, batch by batch.
 
-    ``size[i]`` is the number of samples of that batch.
+    Parameters
+    ----------
+    loss
+        ``loss[i]`` is the training loss of batch i + 1, before its update.
+    evaluations
+        The tests.
+    size
+        ``size[i]`` is the number of samples of batch i + 1.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -62,11 +103,30 @@ class History:
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """Figures of a finished phase, the run before the first one (``"base"``) too.
+    """Hold the figures of a finished phase, the run before the first one (``"base"``) too.
 
-    ``sparsity`` is the share that is pruned of the parameters that have masks, 0 where none is pruned;
-    ``parameters`` counts all that are not pruned; ``bytes`` is the size of the arrays as they are stored, in
-    which a pruned weight takes as much as any. ``seconds`` is the time of the call that finished it.
+    Parameters
+    ----------
+    name
+        Of the phase.
+    kind
+        What it did: ``"train"``, ``"prune"``, ``"quantize"``, …
+    steps
+        Its batches.
+    test_loss
+        The mean over the test samples, of what it left.
+    test_accuracy
+        The share that is right; ``None`` for regression.
+    sparsity
+        The share that is pruned of the parameters that have masks, 0 where none is pruned.
+    parameters
+        All that are not pruned.
+    bytes
+        The size of the arrays as they are stored, in which a pruned weight takes as much as any.
+    seconds
+        The time of the call that finished it.
+    model
+        The file with its weights.
     """
 
     name: str
@@ -83,17 +143,46 @@ class PhaseResult:
 
 @dataclass(frozen=True)
 class Result:
-    """A run that ended. ``params`` is ``{path: host array}``; ``state`` the optimizer's, on the backend.
-
-    ``steps`` counts the batches from the very start, also where the run was resumed; ``seconds`` only the
-    time of this call; ``step_seconds`` is the mean of its steps alone, without loading, tests, files and the
-    first step, which compiles; NaN where it made none. ``average`` holds the averaged weights where the
-    recipe has ``[ema]``; ``snapshots`` the parameters after some of the batches, ``{batches done: params}``,
-    where they were asked for.
+    """Hold a run that ended.
 
     With phases, what is tested and kept here is what the last of them left; ``history`` and ``steps`` go
-    through all, ``phases`` has each one's figures, and ``model`` is the file with the last one's weights in
-    their true size (``load`` reads it).
+    through all.
+
+    Parameters
+    ----------
+    backend
+        The backend's name.
+    device
+        The device's name.
+    steps
+        The batches from the very start, also where the run was resumed.
+    history
+        Losses, tests and sizes.
+    test_loss
+        The mean over the test samples.
+    test_accuracy
+        The share that is right; ``None`` for regression.
+    seconds
+        Only the time of this call.
+    checkpoint
+        The file, where there is a folder.
+    params
+        ``{path: host array}``.
+    state
+        The optimizer's, on the backend.
+    average
+        The averaged weights where the recipe has ``[ema]``.
+    snapshots
+        The parameters after some of the batches, ``{batches done: params}``, where they were asked for.
+    phases
+        The figures of each.
+    model
+        The file with the last phase's weights in their true size; ``polyopt.quantization.load`` reads it.
+    grids
+        Those of activations, where they are quantized.
+    step_seconds
+        The mean of the steps alone, without loading, tests, files and the first step, which compiles; NaN
+        where it made none.
     """
 
     backend: str

@@ -23,6 +23,27 @@ class Terminated(KeyboardInterrupt):
     """End a run that was asked to by SIGTERM, saved as after Ctrl-C."""
 
 
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise ``Terminated`` within the block, where it would end the process without a word.
+
+    A program with a handler of its own, and another thread than the main one, are left alone.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 Listener: TypeAlias = Callable[[Event], None]
 
 
@@ -133,25 +154,28 @@ class Run:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[list[int]]:
-    """A list that Ctrl-C or SIGTERM makes non-empty, instead of breaking into a step that changes arrays in
-    place.
+    """Give a list that Ctrl-C or SIGTERM makes non-empty.
 
-    A second one ends it at once. Another thread than the main one, and a program with a handler of its
-    own, are left alone.
+    Neither breaks into a step that changes arrays in place. A second one ends it at once. Another thread than
+    the main one, and a program with a handler of its own, are left alone.
     """
     seen: list[int] = []
-    defaults: dict[Any, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual: dict[Any, tuple[Any, ...]] = {
+        signal.SIGINT: (signal.default_int_handler,),
+        signal.SIGTERM: (signal.SIG_DFL, _terminate),
+    }
     mine = threading.current_thread() is threading.main_thread()
-    held = [number for number, own in defaults.items() if mine and signal.getsignal(number) is own]
+    before = {number: signal.getsignal(number) for number in usual if mine}
+    held = {number: own for number, own in before.items() if own in usual[number]}
 
     def note(number: int, frame: Any) -> None:
         seen.append(number)
-        signal.signal(number, defaults[signal.Signals(number)])
+        signal.signal(number, held[signal.Signals(number)])
 
     try:
         for number in held:
             signal.signal(number, note)
         yield seen
     finally:
-        for number in held:
-            signal.signal(number, defaults[number])
+        for number, own in held.items():
+            signal.signal(number, own)

@@ -14,7 +14,7 @@ from polyopt.models import losses
 
 @dataclass(frozen=True)
 class Objective:
-    """A model's loss on samples and their targets; ``classes`` is 0 for regression.
+    """Measure a model's loss on samples and their targets; ``classes`` is 0 for regression.
 
     Targets are rows with a one at the class, or numbers: arrays of shape (n, outputs).
     """
@@ -24,20 +24,20 @@ class Objective:
     label_smoothing: float
 
     def __call__(self, xp: Ops, params: Tree, x: Array, y: Array) -> Array:
-        """The mean loss that training makes small."""
+        """Return the mean loss that training makes small."""
         return self.of_output(xp, self.model.apply(xp, params, x), y)
 
     def of_output(self, xp: Ops, output: Array, y: Array, weights: Array | None = None) -> Array:
-        """The same, of what the model said; ``weights`` of shape (n,) are those of the samples."""
+        """Return the same, of what the model said; ``weights`` of shape (n,) are those of the samples."""
         return self._loss(xp, output, y, self.label_smoothing, weights)
 
     def smoothed(self, y: Array) -> Array:
-        """``y`` as the loss takes it."""
+        """Return ``y`` as the loss takes it."""
         share = self.label_smoothing
         return (1.0 - share) * y + share / self.classes if share else y
 
     def metrics(self, xp: Ops, output: Array, y: Array) -> list[Array]:
-        """The loss on the labels as they are, and the share that is right where there are classes."""
+        """Return the loss on the labels as they are, and the share that is right where there are classes."""
         loss = self._loss(xp, output, y, 0.0)
         return [loss, losses.accuracy(xp, output, y)] if self.classes else [loss]
 

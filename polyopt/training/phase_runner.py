@@ -66,7 +66,7 @@ class PhaseRunner:
         self._spent: list[float] = []
 
     def run(self, max_steps: int | None) -> Result:
-        """All of it, or ``max_steps`` batches."""
+        """Run all of it, or ``max_steps`` batches."""
         for task in self.tasks:
             begun = time.perf_counter()
             work = task.work(self.before)
@@ -108,7 +108,7 @@ class PhaseRunner:
         self._spent += run.spent
 
     def _remember(self, at: Progress) -> None:
-        """Its history behind that of the ones before."""
+        """Put its history behind that of the ones before."""
         self.history.loss += at.history.loss
         self.history.size += at.history.size
         epochs = self.history.evaluations[-1].epoch if self.history.evaluations else 0
@@ -118,7 +118,7 @@ class PhaseRunner:
         self.steps += at.step
 
     def _leave(self, task: PhasePlan, engine: Trainer, at: Progress, begun: float, gone_on: bool) -> None:
-        """The model for the next one, its file and its figures."""
+        """Make the model for the next phase, its file and its figures."""
         left = task.finished(engine.left(at))
         earlier = None if gone_on or not at.step else self._earlier.get(task.name)
         loss, accuracy = engine.test(left) if earlier is None else earlier[:2]
@@ -173,8 +173,10 @@ class PhaseRunner:
 
 
 def stored_bytes(params: Any) -> int:
-    """The size of the arrays of a tree that may have quantized leaves.
+    """Return the size of the arrays of a tree that may have quantized leaves.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> stored_bytes({"w": quantization.quantize(np.ones((2, 4), np.float32), quantization.Integer(bits=4))})
     20

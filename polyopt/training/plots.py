@@ -136,10 +136,12 @@ def comparison(
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean over a window of about a thirtieth of the run around each step, narrower at the ends.
+    """Return the mean over a window of about a thirtieth of the run around each step, narrower at the ends.
 
     Centred, so that it does not lag behind. A short run is left as it is.
 
+    Examples
+    --------
     >>> smoothed([3.0, 2.0, 1.0])
     [3.0, 2.0, 1.0]
     >>> smoothed([float(i) for i in range(100)])[50]
@@ -184,7 +186,7 @@ def _finite(series: Series) -> tuple[list[int], list[float]]:
 
 
 def _logarithmic_if_wide(axis: Any, values: Sequence[float]) -> None:
-    """A loss that falls by orders of magnitude would be a flat line on a linear axis."""
+    """Make the axis logarithmic where a loss falls by orders of magnitude."""
     if values and min(values) > 0 and max(values) > 20 * min(values):
         axis.set_yscale("log")
 

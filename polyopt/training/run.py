@@ -58,6 +58,11 @@ def train(
     snapshots
         How many copies of the parameters to keep on the host, evenly spread over the run before any phase.
 
+    Returns
+    -------
+    Result
+        Losses, tests, parameters and files.
+
     Raises
     ------
     InputError, BackendError, CheckpointError
@@ -100,7 +105,7 @@ def train(
 
 
 def prepare(recipe: Recipe, backend: Backend, device: str | None, record: str) -> Trainer:
-    """The run without its phases, checked: its data, model and optimizer on ``backend``."""
+    """Make the run without its phases, checked: its data, model and optimizer on ``backend``."""
     _ready(recipe, backend, device, record)
     return Trainer(recipe, recipe.data.load(), backend, device, record)
 

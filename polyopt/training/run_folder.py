@@ -40,6 +40,7 @@ class Folder:
 
     @property
     def checkpoint(self) -> Path:
+        """Return the path of the checkpoint."""
         return self.path / CHECKPOINT
 
     def begin(self) -> None:
@@ -63,7 +64,7 @@ class Folder:
         return self.checkpoint
 
     def resume(self, engine: Trainer) -> Progress:
-        """The run as the checkpoint has it; refuses one of another recipe, naming the key that differs."""
+        """Return the run as the checkpoint has it; refuse one of another recipe by the key that differs."""
         if not self.checkpoint.exists():
             raise InputError(f"{self.checkpoint}: no checkpoint to resume from; start without resume")
         try:
@@ -120,6 +121,20 @@ class Folder:
             if record == "step" and len(found) != step:
                 raise InputError(f"{file}: holds {len(found)} {what}; the checkpoint is at step {step}")
         return History(loss, tests, size)
+
+
+def stillborn(folder: Path) -> bool:
+    """Return True if a run began in ``folder`` and ended before it had saved anything.
+
+    A recipe there that no run wrote is the user's own: it is not to be replaced unasked.
+    """
+    if any((folder / name).exists() for name in (CHECKPOINT, MODEL, PHASES)):
+        return False
+    try:
+        text = read_bounded(folder / RECIPE, MAX_HISTORY, "recipe").decode()
+        return Recipe.parse(text).to_toml() == text
+    except (InputError, UnicodeDecodeError):
+        return False
 
 
 def forget_phases(path: Path) -> None:

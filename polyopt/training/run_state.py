@@ -33,16 +33,16 @@ class Progress:
 
     @property
     def params(self) -> Any:
-        """By path, as of now: the next step gives them up. ``None`` where they are frozen."""
+        """Return them by path, as of now: the next step gives them up. ``None`` where they are frozen."""
         return self._by_path()[0]
 
     @property
     def state(self) -> dict[str, Any]:
-        """The optimizer's, by path, as of now: the next step gives its arrays up."""
+        """Return the optimizer's state by path, as of now: the next step gives its arrays up."""
         return self._by_path()[1]
 
     def advance(self, *args: Any) -> Any:
-        """One step on ``args``; gives the loss before it, or what there is instead."""
+        """Make one step on ``args``; give the loss before it, or what there is instead."""
         self._unloaded = None
         self.carry, loss = self.train(self.carry, *args)
         return loss

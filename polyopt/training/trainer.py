@@ -30,9 +30,11 @@ FETCH_EVERY = 32
 
 
 class Trainer:
-    """A recipe on a backend. ``record`` is ``"step"`` to keep every loss, ``"evaluation"`` to keep none.
+    """Train by a recipe on a backend.
 
     ``work`` is what a phase does otherwise than a run from scratch.
+
+    ``record`` is ``"step"`` to keep every loss, ``"evaluation"`` to keep none.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Trainer:
         return self.backend.device_name(self._train[0])
 
     def start(self, step: int = 0) -> Progress:
-        """The beginning: weights from the seed or of the phase before, the same bits on every backend.
+        """Begin: weights from the seed or of the phase before, the same bits on every backend.
 
         With a ``step`` what is trained after so many batches, of which only names and shapes count.
         """
@@ -98,12 +100,14 @@ class Trainer:
         return at
 
     def kept(self, at: Progress) -> dict[str, Any]:
-        """The state that a checkpoint holds."""
+        """Return the state that a checkpoint holds."""
         return at.state if at.server is None else at.state | {KEPT: at.server.plain()}
 
     def resume(self, params: Any, state: dict[str, Any], server: Any, place: Cursor, **rest: Any) -> Progress:
-        """As a checkpoint has it, the server's part on the host; after ``start``, which brought what is
-        held."""
+        """Go on as a checkpoint has it, the server's part on the host.
+
+        To be called after ``start``, which brought what is held.
+        """
         own = {key: value for key, value in state.items() if key != KEPT}
         at = Progress(self._step, self._step.load(params, own), place, **rest)
         if self.federation is not None:
@@ -131,7 +135,7 @@ class Trainer:
         return done >= whole
 
     def advance(self, at: Progress) -> None:
-        """One batch: its loss and gradients, and the update."""
+        """Take one batch: its loss and gradients, and the update."""
         held = () if self._changes.held is None else (self._changes.held,)
         rows = self.course.rows(at.place)
         parts = [
@@ -203,7 +207,7 @@ class Trainer:
         return self._tested(convert(left.weights, self.backend, device=self.device), measure)
 
     def left(self, at: Progress) -> ModelState:
-        """The model as it is tested, on the host, and its masks."""
+        """Return the model as it is tested, on the host, and its masks."""
         masks = self._changes.masks(at)
         return ModelState(self.model, host(self._whole(at)), self.work.initial, masks, self.work.grids)
 
@@ -212,17 +216,17 @@ class Trainer:
         return host(at.params) if at.server is None else at.server.params
 
     def average(self, at: Progress) -> Any:
-        """The averaged weights in a tree like the parameters, ``None`` without ``[ema]``."""
+        """Return the averaged weights in a tree like the parameters, ``None`` without ``[ema]``."""
         if self.recipe.ema is None:
             return None
         return averaged(at.state, at.params)
 
     def epoch(self, at: Progress) -> int:
-        """Passes over the data that were begun."""
+        """Count the passes over the data that were begun."""
         return self.course.epoch(at.place)
 
     def _whole(self, at: Progress) -> Tree:
-        """The weights that are tested: averaged ones where there are any, with what is held; the server's."""
+        """Return the weights that are tested: averages if there are any, with what is held."""
         if at.server is not None:
             return convert(at.server.params, self.backend, device=self.device)
         return self.work.parts.whole(self.average(at) or at.params, self._changes.held)
@@ -268,7 +272,7 @@ class Trainer:
         return gradient
 
     def _by_parts(self, loss: Callable[..., Array]) -> TrainStep:
-        """A step over micro-batches of ``loss``, which is a mean."""
+        """Make a step over micro-batches of ``loss``, which is a mean."""
         micro = self.course.micro
         assert micro is not None
 

@@ -133,7 +133,7 @@ def _signed(word: int) -> int:
 
 @lru_cache(maxsize=1)
 def direct() -> Survey | None:
-    """The survey by the structures themselves, if they look as described above."""
+    """Make the survey by the structures themselves, if they look as described above."""
     at = layout()
     if at is None:
         return None
@@ -194,6 +194,7 @@ class TensorSurvey:
         self._direct = direct
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None:
+        """Return the tensors' facts, by the structures where they show them, else by DLPack."""
         found = None if self._direct is None else self._direct.facts(columns)
         other = exchanged() if found is None else None
         if other is not None:
@@ -222,13 +223,13 @@ def _positive(columns: Sequence[list[Any]]) -> bool:
 
 @lru_cache(maxsize=1)
 def exchanged() -> Survey | None:
-    """The survey by DLPack; compiled when it is needed."""
+    """Return the survey by DLPack; compiled when it is needed."""
     return dlpack_survey(TYPES, *samples())
 
 
 @lru_cache(maxsize=1)
 def tensors() -> TensorSurvey | None:
-    """The survey of tensors, if there is one here."""
+    """Return the survey of tensors, if there is one here."""
     at_once = direct()
     return None if at_once is None and exchanged() is None else TensorSurvey(at_once)
 

@@ -17,7 +17,7 @@ from polyopt_torch.cpu.memory import TorchMemory
 
 @lru_cache(maxsize=1)
 def exact_ops() -> Any:
-    """The operations with ``sum_squares``, which leaves tensors that are being differentiated alone."""
+    """Return the operations with ``sum_squares``, which leaves alone what is being differentiated."""
     fast = with_sum_squares(ops, TorchMemory(), lambda x: torch.from_numpy(np.asarray(x)))
 
     def sum_squares(arrays: Sequence[torch.Tensor], scale: torch.Tensor) -> torch.Tensor | None:

@@ -41,7 +41,7 @@ class Foreach:
         dtype: torch.dtype,
         donate: bool,
     ) -> dict[str, Tensors]:
-        """The outputs; with ``donate``, in the memory of the inputs that they replace.
+        """Return the outputs; with ``donate``, in the memory of the inputs that they replace.
 
         ``values``: what depends on scalars at hand alone, from the host. ``on_device``: other scalars, 0-d
         tensors of ``dtype``.
@@ -60,7 +60,7 @@ class Foreach:
     def _evaluate(
         self, arrays: Mapping[str, Sequence[torch.Tensor]], scalars: Mapping[str, Any], dtype: torch.dtype
     ) -> dict[str, Tensors]:
-        """New tensors in the compute dtype, none of which is an input's or another's memory."""
+        """Make tensors in the compute dtype, none of which is an input's or another's memory."""
         values: dict[str, Any] = dict(scalars)
         ours: set[str] = set()
         for name in self.program.arrays:
@@ -97,7 +97,7 @@ class Foreach:
 
 
 def _placed(old: Sequence[torch.Tensor] | None, new: Tensors, donate: bool) -> Tensors:
-    """``new`` in the memory of ``old``, or with its dtypes and ``requires_grad``."""
+    """Put ``new`` in the memory of ``old``, or give it its dtypes and ``requires_grad``."""
     if old is None:
         return new
     if donate:
@@ -107,7 +107,7 @@ def _placed(old: Sequence[torch.Tensor] | None, new: Tensors, donate: bool) -> T
 
 
 def _apply(instruction: Instruction, args: list[Any], dead: list[bool]) -> Any:
-    """One operation. ``dead`` says which operands may be overwritten."""
+    """Apply one operation. ``dead`` says which operands may be overwritten."""
     op = instruction.op
     lists = [x for x in args if isinstance(x, list)]
     if not lists:
@@ -121,7 +121,7 @@ def _apply(instruction: Instruction, args: list[Any], dead: list[bool]) -> Any:
 
 
 def _together(op: str, args: list[Any], dead: list[bool]) -> Tensors | None:
-    """By foreach; ``None`` where that has not the operation, or not its bits."""
+    """Apply it by foreach; ``None`` where that has not the operation, or not its bits."""
     x, *rest = args
     free = dead[0] and not (rest and rest[0] is x)
     if op == "square":

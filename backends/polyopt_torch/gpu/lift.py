@@ -84,9 +84,11 @@ class DeviceLift:
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
     ) -> dict[str, Tensors] | None:
-        """``None``, and nothing done, for tensors of other kinds (sparse, fake, distributed, on ``meta``).
+        """Run the program; return ``None``, and do nothing, for tensors of other kinds.
 
         Also while a CUDA graph is captured, which would replay this step's scalars.
+
+        Such are sparse, fake and distributed ones, and those on ``meta``.
         """
         sizes = tuple(map(torch.Tensor.numel, arrays["p"]))
         try:
@@ -118,7 +120,7 @@ class DeviceLift:
     # What there is
 
     def _groups(self, arrays: Arrays, sizes: tuple[int, ...]) -> dict[Group, list[int] | None]:
-        """``None`` for the indices of all leaves."""
+        """Return ``None`` for the indices of all leaves."""
         kinds = {n: self._kinds(n, arrays[n], sizes) for n in self._touched}
         uniform = [kind for kind in kinds.values() if isinstance(kind, Kind)]
         if len(uniform) == len(kinds) and len({kind.device for kind in uniform}) == 1:
@@ -227,7 +229,7 @@ class DeviceLift:
         on_device: Mapping[str, torch.Tensor],
         dtype: str,
     ) -> dict[str, Tensors] | None:
-        """``None``, and nothing written, where Triton can't build the kernel."""
+        """Return ``None``, and nothing written, where Triton can't build the kernel."""
         out: dict[str, Tensors] = {}
         starts = []
         for column in kernel.columns:
@@ -252,7 +254,7 @@ class DeviceLift:
         return out
 
     def _make_without(self, on_device: frozenset[str]) -> tuple[Program, Foreach]:
-        """The program without the scalars on the device: what depends on them is not for the host."""
+        """Make the program without the scalars on the device: what depends on them is not for the host."""
         scalars = tuple(n for n in self._program.scalars if n not in on_device)
         program = replace(self._program, scalars=scalars)
         return program, Foreach(program)

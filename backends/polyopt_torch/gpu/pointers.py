@@ -32,7 +32,7 @@ class Tables:
         self._tables: dict[tuple[Any, ...], Table] = {}
 
     def get(self, owner: object, device: torch.device, sizes: tuple[int, ...], addresses: Any) -> Table:
-        """The table for leaves of these ``sizes``; made anew where one of the ``addresses`` has changed.
+        """Return the table for leaves of these ``sizes``; make it anew where an address has changed.
 
         ``addresses``: int64, leaves by columns. ``owner``: the kernel, which knows the columns.
         """
@@ -65,7 +65,7 @@ def cut(sizes: tuple[int, ...]) -> Any:
 
 
 def uploaded(x: Any, device: torch.device) -> torch.Tensor:
-    """A host array on ``device``, without waiting for it."""
+    """Put a host array on ``device``, without waiting for it."""
     tensor = torch.from_numpy(x)
     # PyTorch gives the pinned memory to nobody else before the copy is done.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -189,7 +189,10 @@ def _source(
     scalars: tuple[str, ...],
     resident: tuple[str, ...],
 ) -> str:
-    """The kernel as Python source, which says all that it depends on: equal sources are equal kernels."""
+    """Write the kernel as Python source.
+
+    It says all that the kernel depends on: equal sources are equal kernels.
+    """
     name = Names()
     predicates = {i.name for i in program.body if i.op in PREDICATES}
     arguments = "".join(f"r{k}, " for k in range(len(resident)))

@@ -57,28 +57,27 @@ def kernel(job):
 #READ#
                 if rank > {MOST_AXES}:
                     return
-                size = 1
-                for k in range(rank):
-                    size *= load(shape + 8 * k)
                 row = facts + {8 * FIELDS} * (column * leaves + leaf)
+                size, other = 1, 0
+                for k in range(rank):
+                    n = load(shape + 8 * k)
+                    size *= n
+                    other |= load(row + {8 * SHAPE} + 8 * k) ^ n
+                    if not known:
+                        store(row + {8 * SHAPE} + 8 * k, n)
                 if known:
-                    if load(row + {8 * SIZE}) != size or load(row + {8 * KIND}) != kind:
+                    other |= (load(row + {8 * SIZE}) ^ size) | (load(row + {8 * KIND}) ^ kind)
+                    other |= (load(row + {8 * FLAGS}) ^ flags) | (load(row + {8 * RANK}) ^ rank)
+                    if other != 0:
                         return
-                    if load(row + {8 * FLAGS}) != flags or load(row + {8 * RANK}) != rank:
-                        return
-                    for k in range(rank):
-                        if load(row + {8 * SHAPE} + 8 * k) != load(shape + 8 * k):
-                            return
-                    if load(row + {8 * ADDRESS}) != data:
-                        found = {MOVED}
                 else:
                     store(row + {8 * SIZE}, size)
                     store(row + {8 * KIND}, kind)
                     store(row + {8 * FLAGS}, flags)
                     store(row + {8 * RANK}, rank)
-                    for k in range({MOST_AXES}):
-                        store(row + {8 * SHAPE} + 8 * k, load(shape + 8 * k) if k < rank else 0)
-                store(row + {8 * ADDRESS}, data)
+                if load(row) != data:
+                    found = {MOVED}
+                    store(row, data)
             first = last
     store(job + 80, found)
 """
@@ -124,7 +123,8 @@ Watch: TypeAlias = Callable[[Sequence[list[Any]]], int]
 class ArrayTable(Protocol):
     """Read a table of facts about lists of arrays: see ``Survey``."""
 
-    def facts(self, columns: Sequence[list[Any]]) -> Any | None: ...
+    def facts(self, columns: Sequence[list[Any]]) -> Any | None:
+        """Return an int64 array with a row for each leaf of each column, ``None`` where one can't be read."""
 
     def watch(self, facts: Any) -> Watch: ...
 
@@ -158,11 +158,11 @@ class Survey:
         self._run = _compiled(reader, warm, len(constants))
 
     def facts(self, columns: Sequence[list[Any]]) -> Any | None:
-        """An int64 array with a row for each leaf of each column, ``None`` where one can't be read so.
+        """Return an int64 array with a row for each leaf of each column, ``None`` where one can't be read so.
 
         The columns are lists of one length.
         """
-        facts = np.empty((len(columns), len(columns[0]), FIELDS), np.int64)
+        facts = np.zeros((len(columns), len(columns[0]), FIELDS), np.int64)
         return facts if self._prepared(facts, False)(columns) else None
 
     def watch(self, facts: Any) -> Watch:
@@ -194,7 +194,7 @@ class Survey:
 
 
 def numpy_survey() -> Survey | None:
-    """The survey of ndarrays, if NumPy's arrays look here as its headers say."""
+    """Make the survey of ndarrays, if NumPy's arrays look here as its headers say."""
     samples = [np.arange(3.0), np.ones((4, 2), np.float32)[1::2], np.zeros(()), np.ones((2, 3), np.int8).T]
     samples[0].flags.writeable = False
     expected = [
@@ -213,7 +213,7 @@ def numpy_survey() -> Survey | None:
 
 
 def dlpack_survey(types: Sequence[type], samples: list[Any], expected: list[list[int]]) -> Survey | None:
-    """The survey of a framework's arrays by the DLPack exchange API, if it has that and it is right.
+    """Make the survey of a framework's arrays by the DLPack exchange API, if it has that and it is right.
 
     ``expected`` are the facts of the ``samples``, of which one is not contiguous.
     """
@@ -230,7 +230,7 @@ def dlpack_survey(types: Sequence[type], samples: list[Any], expected: list[list
 
 
 def tried(survey: Survey, samples: list[Any], expected: list[list[int]]) -> Survey | None:
-    """The survey, if ``expected`` are the facts that it gives of ``samples``."""
+    """Return the survey, if ``expected`` are the facts that it gives of ``samples``."""
     facts = survey.facts([samples, samples[::-1]])
     return survey if facts is not None and facts.tolist() == [expected, expected[::-1]] else None
 

@@ -39,6 +39,7 @@ class Pack:
     """The same for packs of the same shapes."""
 
     def of(self, leaves: Sequence[Array]) -> list[Array]:
+        """Return the leaves that this pack is made of."""
         return [leaves[i] for i in self.indices]
 
 
@@ -60,6 +61,7 @@ class Workspace:
         self._views: dict[tuple[str, int], Sequence[Any]] = {}
 
     def views(self, name: str, pack: Pack) -> Sequence[Any]:
+        """Return views of a buffer, shaped like the leaves of ``pack``."""
         key = (name, pack.kind)
         if key not in self._views:
             self._views[key] = self._memory.views(self.buffers[name][: pack.size], pack.shapes)
@@ -82,6 +84,7 @@ class HostLift:
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False
     ) -> dict[str, list[Array]]:
+        """Run the program over all leaves: by the compiled kernel where it can be, else in blocks."""
         fused = self.fused(arrays, scalars, dtype, donate)
         return self.in_blocks(arrays, scalars, dtype, donate) if fused is None else fused
 

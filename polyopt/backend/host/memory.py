@@ -21,16 +21,16 @@ class Surveyed(Protocol):
         """Return what reads many arrays at once, if there is such a thing here; asked for only with numba."""
 
     def team(self) -> Team:
-        """The threads that the compiled kernel runs on."""
+        """Return the threads that the compiled kernel runs on."""
 
     def storage(self, kind: int) -> np.dtype[Any] | None:
-        """The host dtype that the survey codes by ``kind``, ``None`` for others."""
+        """Return the host dtype that the survey codes by ``kind``, ``None`` for others."""
 
     def plain(self) -> bool:
         """Return True if arrays are now what lies in their memory."""
 
     def empty(self, shapes: Shapes, storage: np.dtype[Any], like: Sequence[Array] | None) -> list[Array]:
-        """New arrays, to replace the leaves ``like`` if there are any."""
+        """Make arrays, to replace the leaves ``like`` if there are any."""
 
     def changed(self, leaves: Sequence[Array]) -> None:
         """Tell the framework that these were written to."""
@@ -40,13 +40,13 @@ class Memory(Surveyed, Protocol):
     """Reach a framework's arrays as host memory. All arrays given to it are leaves."""
 
     def dtype(self, kind: Any) -> np.dtype[Any]:
-        """The host dtype of an array whose ``.dtype`` is ``kind``."""
+        """Return the host dtype of an array whose ``.dtype`` is ``kind``."""
 
     def host(self, x: Array) -> Any:
-        """The memory of ``x`` as a host array, of any strides."""
+        """View the memory of ``x`` as a host array, of any strides."""
 
     def wrap(self, x: Any, like: Array | None) -> Array:
-        """A new contiguous host array as an array of the framework, to replace ``like`` if there is one."""
+        """Make of a contiguous host array one of the framework, to replace ``like`` if there is one."""
 
     def assign(self, target: Array, value: Array) -> None:
         """Write ``value`` into ``target``."""
@@ -61,7 +61,7 @@ class Memory(Surveyed, Protocol):
         """Copy ``views`` into ``leaves``, casting."""
 
     def fresh(self, views: Sequence[Any], like: Sequence[Array] | None) -> list[Array]:
-        """New arrays with the values of ``views``, of the dtypes of ``like`` or of the buffer."""
+        """Make arrays with the values of ``views``, of the dtypes of ``like`` or of the buffer."""
 
     def alike(self, leaves: Sequence[Array], shapes: Shapes, kinds: Sequence[Any], written: bool) -> bool:
         """Return True if these are plain arrays in one piece, of ``shapes`` and of the dtypes ``kinds``.

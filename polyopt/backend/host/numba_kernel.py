@@ -79,7 +79,7 @@ class Rows:
     """Results of ``bounds``, kept."""
 
     def bounds(self, parts: int) -> Any:
-        """The first row of each of ``parts`` of about the same work, and the number of rows."""
+        """Return the first row of each of ``parts`` of about the same work, and the number of rows."""
         if parts not in self.cuts:
             ends = np.cumsum(self.length)
             inner: Any = np.searchsorted(ends, np.arange(1, parts) * (self.total / parts))
@@ -130,7 +130,7 @@ class Kernel:
         self.function = compile_kernel(_source(program, dtype, columns, self.scalars))
 
     def over(self, cut: Rows) -> Call:
-        """The kernel for leaves that are cut so."""
+        """Make the call of the kernel for leaves that are cut so."""
         return Call(self, cut)
 
 
@@ -166,7 +166,10 @@ class Call:
 
 
 def _source(program: Program, dtype: str, columns: Columns, scalars: tuple[str, ...]) -> str:
-    """The kernel as Python source, which says all that it depends on: equal sources are equal kernels."""
+    """Write the kernel as Python source.
+
+    It says all that the kernel depends on: equal sources are equal kernels.
+    """
     name = Names()
     predicates = {i.name for i in program.body if i.op in PREDICATES}
     lines = ["def kernel(job):", PREAMBLE.format(words=HEAD + 4).strip("\n")]
@@ -195,7 +198,7 @@ def _source(program: Program, dtype: str, columns: Columns, scalars: tuple[str, 
 
 @lru_cache(maxsize=256)
 def compile_kernel(source: str) -> int:
-    """The address of the function ``kernel`` of ``source``: see ``polyopt.backend.host.threads``."""
+    """Compile ``kernel`` of ``source``, and return its address: see ``polyopt.backend.host.threads``."""
     scope, cached = _scope(f"{source}# kernel\n")
     compiled = _numba().cfunc("void(int64)", error_model="numpy", cache=cached)(scope["kernel"])
     _kept.append(compiled)
@@ -207,7 +210,7 @@ _kept: list[Any] = []
 
 
 def compile_source(source: str, name: str, signature: str, *, nogil: bool = False) -> Callable[..., Any]:
-    """The function ``name`` of ``source``, compiled; from the second process on, loaded from a file."""
+    """Compile the function ``name`` of ``source``; from the second process on, load it from a file."""
     scope, cached = _scope(f"{source}# {signature}\n")
     # Not fast-math: every operation is rounded by itself.
     compiled = _numba().njit(signature, nogil=nogil, error_model="numpy", cache=cached)
@@ -234,7 +237,7 @@ def _scope(source: str) -> tuple[dict[str, Any], bool]:
 
 
 def _cache_file(source: str) -> Path | None:
-    """A file with the source, beside which numba keeps what it compiles; ``None`` where none can be had.
+    """Return a file with the source, beside which numba keeps what it compiles; ``None`` without one.
 
     In ``POLYOPT_CACHE_DIR``, else ``XDG_CACHE_HOME``/polyopt, else ``~/.cache/polyopt``.
     """
@@ -255,7 +258,7 @@ def _cache_file(source: str) -> Path | None:
 
 @lru_cache(maxsize=1)
 def _address() -> Any:
-    """An intrinsic that takes an integer for a pointer."""
+    """Make an intrinsic that takes an integer for a pointer."""
     from numba import types
     from numba.core import cgutils
     from numba.extending import intrinsic
@@ -272,7 +275,7 @@ def _address() -> Any:
 
 @lru_cache(maxsize=1)
 def _load() -> Any:
-    """An intrinsic: the 64-bit word at an address."""
+    """Make an intrinsic that reads the 64-bit word at an address."""
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -289,7 +292,7 @@ def _load() -> Any:
 
 @lru_cache(maxsize=1)
 def _store() -> Any:
-    """An intrinsic that writes a 64-bit word to an address."""
+    """Make an intrinsic that writes a 64-bit word to an address."""
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -307,7 +310,7 @@ def _store() -> Any:
 
 @lru_cache(maxsize=1)
 def _call() -> Any:
-    """An intrinsic that calls ``int f(void *, void *)`` at an address; an error (not 0) is dropped."""
+    """Make an intrinsic that calls ``int f(void *, void *)`` at an address; an error (not 0) is dropped."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -330,7 +333,7 @@ def _call() -> Any:
 
 @lru_cache(maxsize=1)
 def _invoke() -> Any:
-    """An intrinsic that calls ``intptr_t f(intptr_t, intptr_t)`` at an address.
+    """Make an intrinsic that calls ``intptr_t f(intptr_t, intptr_t)`` at an address.
 
     It serves functions of fewer, and of narrower, arguments and results too; the caller knows what of the
     result means something.

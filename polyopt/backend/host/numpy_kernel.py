@@ -99,7 +99,7 @@ class ScalarCells:
 
 
 def _dtypes(program: Program, dtype: str) -> dict[str, np.dtype[Any]]:
-    """The dtype of every value, by evaluating the program on one element."""
+    """Return the dtype of every value, by evaluating the program on one element."""
     one = np.ones(1, dtype)
     values = dict.fromkeys(program.arrays, one)
     values |= dict.fromkeys(program.scalars, one[0]) | {n: one[0] for n, _ in program.constants}
@@ -139,13 +139,16 @@ class Kernel:
         self._files: deque[list[Any]] = deque(maxlen=64)
 
     def add_register(self, dtype: np.dtype[Any]) -> int:
+        """Add a register of ``dtype``, and return its number."""
         self._register_dtypes.append(dtype)
         return self._fixed + len(self._register_dtypes) - 1
 
     def position(self, inputs: bool, name: str) -> int:
+        """Return the number of the register of an input or an output."""
         return self.inputs.index(name) if inputs else len(self.inputs) + self.outputs.index(name)
 
     def scalar_position(self, name: str) -> int:
+        """Return the number of the register of a scalar."""
         return len(self.inputs) + len(self.outputs) + self._scalars.index(name)
 
     def registers(self) -> list[Value]:
@@ -218,7 +221,7 @@ class _Compiler:
         return steps + self._stores(direct)
 
     def _loads(self) -> list[_Step]:
-        """Inputs that are cast, or whose memory is overwritten while another output is still their value."""
+        """Load inputs that are cast, or whose memory is overwritten while an output is still their value."""
         shadowed = {v for name, v in self.program.outputs if self.in_place and v != name}
         steps = []
         for name in self.kernel.inputs:

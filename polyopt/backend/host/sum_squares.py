@@ -183,7 +183,7 @@ def _layout(sizes: bytes) -> Layout:
 
 
 def with_sum_squares(ops: Any, memory: Memory, wrap: Callable[[Any], Array]) -> Any:
-    """``ops`` with ``sum_squares``; ``wrap`` makes an array of a host scalar."""
+    """Return ``ops`` with ``sum_squares``; ``wrap`` makes an array of a host scalar."""
 
     def run(arrays: Sequence[Array], scale: Array) -> Array | None:
         total = sum_squares(memory, arrays, scale)
@@ -193,7 +193,7 @@ def with_sum_squares(ops: Any, memory: Memory, wrap: Callable[[Any], Array]) -> 
 
 
 def sum_squares(memory: Memory, arrays: Sequence[Array], scale: Any) -> Any | None:
-    """The sum of the squares of all elements times ``scale``, as a host scalar of the arrays' dtype.
+    """Return the sum of the squares of all elements times ``scale``, as a host scalar of the arrays' dtype.
 
     ``None`` without numba, and for arrays of mixed or other dtypes than float32 and float64, in pieces, or
     not in host memory.

@@ -82,12 +82,13 @@ class Pool:
         self.forks = 0
 
     def size(self) -> int:
-        """``OMP_NUM_THREADS`` where it is set, and no more than there are cores."""
+        """Return ``OMP_NUM_THREADS`` where it is set, and no more than there are cores."""
         limit = os.environ.get("OMP_NUM_THREADS", "")
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(usable, int(limit)) if limit.isdigit() and int(limit) > 0 else usable
 
     def call(self, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
+        """Prepare a kernel's run in ``parts``; what is returned runs it."""
         jobs = np.array([(part, parts, 0, 0, *words) for part in range(parts)], np.int64)
         function = _callable(kernel)
         first, *rest = range(jobs.ctypes.data, jobs.ctypes.data + jobs.nbytes, jobs.strides[0])
@@ -201,7 +202,7 @@ def _take(jobs: SimpleQueue[_Job | SimpleQueue[None]], alive: list[int]) -> None
 
 
 def _of_process(*names: str) -> list[Any]:
-    """The C functions of these names, or none where one isn't there."""
+    """Return the C functions of these names, or none where one isn't there."""
     try:
         library = ctypes.CDLL(None)
         return [getattr(library, name) for name in names]
@@ -240,7 +241,7 @@ def _arrive(meeting: _Meeting) -> None:
 
 
 def _awaiting(meeting: _Meeting) -> _Work:
-    """What waits until a worker has arrived, in one call of C code."""
+    """Return what waits until a worker has arrived, in one call of C code."""
     if _posix:
         return _posix[1], meeting
     if not _nap:
@@ -275,6 +276,7 @@ class OpenMP:
         self._who = [ctypes.cast(function, ctypes.c_void_p).value for function in names]
 
     def call(self, kernel: int, words: Sequence[int], parts: int) -> Callable[[], None]:
+        """Prepare a kernel's run in ``parts``; what is returned runs it."""
         # A region inside of another, or in a program that has fewer threads left, gets fewer: they share.
         job = np.array([0, 1, *self._who, *words], np.int64)
         where = job.ctypes.data
@@ -289,7 +291,7 @@ class OpenMP:
 
 
 def openmp(libraries: Iterable[str], size: Callable[[], int]) -> Team:
-    """The OpenMP team of the first of ``libraries`` that is loaded; without one, the pool.
+    """Return the OpenMP team of the first of ``libraries`` that is loaded; without one, the pool.
 
     Trusted only where it has as many threads as the framework says.
     """
@@ -337,7 +339,7 @@ _ALONE = _Alone()
 
 @lru_cache(maxsize=512)
 def _callable(kernel: int) -> Callable[[int], Any]:
-    """The function at that address; it is called without the interpreter's lock."""
+    """Return the function at that address; it is called without the interpreter's lock."""
     return ctypes.CFUNCTYPE(None, ctypes.c_size_t)(kernel)
 
 

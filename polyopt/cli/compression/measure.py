@@ -47,7 +47,7 @@ EVEN = (1280, 1024)
 def part(
     name: str, recipes: Path, backends: Sequence[str], seeds: int, before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One of ``PARTS``; ``{key: plain data}`` to keep."""
+    """Measure one of ``PARTS``; ``{key: plain data}`` to keep."""
     found = PARTS[name](recipes, backends, seeds)
     versions = dict(before.get("versions", {}))
     for backend in backends:
@@ -56,7 +56,7 @@ def part(
 
 
 def machine() -> str:
-    """The processor, how many cores this process may use, and the system."""
+    """Describe the processor, how many cores this process may use, and the system."""
     name = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -70,7 +70,7 @@ def machine() -> str:
 
 
 def chains(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]:
-    """``{recipe: {backend: [a list of phases for each seed]}}``."""
+    """Return ``{recipe: {backend: [a list of phases for each seed]}}``."""
     found: dict[str, Any] = {}
     for name in CHAINS:
         recipe = Recipe.load(recipes / f"{name}.toml")
@@ -85,7 +85,7 @@ def chains(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]
 
 
 def control(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]:
-    """``{backend: [a phase for each seed]}``: the phase that prunes, without pruning.
+    """Return ``{backend: [a phase for each seed]}``: the phase that prunes, without pruning.
 
     From the same weights, with the same optimizer, in as many epochs and in the same order of samples: what
     the pruned model would be if nothing had gone.
@@ -100,7 +100,7 @@ def control(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any
 
 
 def dense(recipe: Recipe) -> Recipe:
-    """``recipe`` up to its first phase that prunes, which prunes nothing; its seeds and batches stay."""
+    """Cut ``recipe`` after its first phase that prunes, which then prunes nothing; seeds and batches stay."""
     table = recipe.to_dict()
     last = next(i for i, phase in enumerate(recipe.phase) if phase.kind == "prune")
     phases = [*table["phase"][: last + 1]]
@@ -109,7 +109,7 @@ def dense(recipe: Recipe) -> Recipe:
 
 
 def students(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]:
-    """``{backend: [{seed, teacher, taught, alone}]}``: the same student with and without its teacher."""
+    """Train a student with and without its teacher: ``{backend: [{seed, teacher, taught, alone}]}``."""
     recipe = Recipe.load(recipes / f"{STUDENT}.toml")
     found: dict[str, Any] = {}
     for backend in backends:
@@ -149,7 +149,7 @@ SCHEMES = (
 
 
 def bits(recipes: Path, backends: Sequence[str], seeds: int) -> list[dict[str, Any]]:
-    """Masks, codes and scales of the same weights on each backend: the same bits?"""
+    """Compare masks, codes and scales of the same weights on each backend, bit by bit."""
     recipe = Recipe.load(recipes / f"{CHAINS[0]}.toml").of_phase(0)
     weights = {"trained": train(recipe, backend=backends[0]).params, "drawn": _million()}
     rows = []
@@ -241,7 +241,7 @@ def _round(params: Any, flat: Any) -> dict[str, float]:
 
 
 def minilm(recipes: Path, backends: Sequence[str], seeds: int) -> dict[str, Any]:
-    """A real pre-trained transformer, or what to install for it."""
+    """Measure a real pre-trained transformer, or say what to install for it."""
     from polyopt.cli.compression.transformer import transformer
 
     try:

@@ -24,12 +24,12 @@ class Verdict:
     holds: bool
 
     def plain(self) -> dict[str, Any]:
-        """As ``--json`` has it."""
+        """Return it as ``--json`` has it."""
         return asdict(self)
 
 
 def verdicts(found: Mapping[str, Any]) -> list[Verdict]:
-    """Each requirement that was measured, misses first."""
+    """Judge each requirement that was measured, misses first."""
     rows = [
         *_sparse(found.get("chains", {}), found.get("control", {})),
         *_drops(found.get("chains", {})),
@@ -42,7 +42,7 @@ def verdicts(found: Mapping[str, Any]) -> list[Verdict]:
 
 
 def page(found: Mapping[str, Any], *, drawn: bool) -> str:
-    """The whole of ``compression.md``."""
+    """Write the whole of ``compression.md``."""
     judged = verdicts(found)
     missed = sum(not verdict.holds for verdict in judged)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
@@ -73,7 +73,7 @@ def page(found: Mapping[str, Any], *, drawn: bool) -> str:
 
 
 def _sparse(chains: Mapping[str, Any], control: Mapping[str, Any]) -> Iterable[Verdict]:
-    """The pruned model against one that was trained as long, from the same weights, and lost nothing."""
+    """Judge the pruned model against one that was trained as long, from the same weights."""
     chain = chains.get(COMPRESSED, {})
     change = {b: _mean(chain[b], _pruned(chain[b])) - _accuracy(control[b]) for b in chain if b in control}
     if change:
@@ -167,7 +167,7 @@ def _chains(found: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _phase(by_backend: Mapping[str, Sequence[Any]], name: str = "") -> list[str]:
-    """A row: one phase on every backend, seed by seed."""
+    """Write a row: one phase on every backend, seed by seed."""
     runs = next(iter(by_backend.values()))
     phase = runs[0]
     cells = [_spread([100 * run["test_accuracy"] for run in others]) for others in by_backend.values()]

@@ -49,7 +49,7 @@ def _phases(axis: Any, chain: Mapping[str, Any]) -> None:
 
 
 def _students(axis: Any, students: Mapping[str, Any]) -> None:
-    """Each seed's student, with its teacher over without it."""
+    """Draw each seed's student, with its teacher over without it."""
     axis.set_title("A student: taught or alone")
     for (backend, rows), colour, marker in zip(
         students.items(), cycle(COLOURS), cycle(MARKERS), strict=False

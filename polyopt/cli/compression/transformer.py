@@ -29,7 +29,10 @@ EIGHT, FOUR = Integer(layout="out_in"), Integer(bits=4, per="group", group_size=
 
 
 def transformer(recipes: Path, backends: Sequence[str]) -> dict[str, Any]:
-    """The head's phases on every backend, and the whole model in each form: accuracy, bytes, seconds."""
+    """Measure the head's phases on every backend, and the whole model in each form.
+
+    Accuracy, bytes and seconds.
+    """
     recipe = Recipe.load(recipes / f"{RECIPE}.toml")
     heads = {backend: [asdict(p) for p in train(recipe, backend=backend).phases] for backend in backends}
     trained = train(recipe.of_phase(0), backend="numpy")
@@ -38,7 +41,7 @@ def transformer(recipes: Path, backends: Sequence[str]) -> dict[str, Any]:
 
 
 def _forms() -> list[tuple[str, Tree]]:
-    """The encoder as published, and smaller; in the order of the table."""
+    """Make the encoder as published, and smaller; in the order of the table."""
     params = minilm.load("numpy")
     sparse = {s: pruned(params, magnitude_masks(params, s, select=MATRICES)) for s in (0.3, 0.5)}
     return [
@@ -84,7 +87,7 @@ class _Judge:
 
 
 def _fast(params: Tree) -> Tree:
-    """On the backend that is quickest at it, if it is there."""
+    """Choose the backend that is quickest at it, if it is there."""
     from polyopt.backend import registry
 
     names = registry.installed()

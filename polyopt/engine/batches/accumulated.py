@@ -21,7 +21,7 @@ from polyopt.engine.execution import compute_dtype
 
 @dataclass(frozen=True)
 class Outcome:
-    """Loss of an update over micro-batches, and the norms of its gradients.
+    """Hold the loss of an update over micro-batches, and the norms of its gradients.
 
     Parameters
     ----------
@@ -72,8 +72,10 @@ class Accumulated:
         self.gradient = value_and_grad(loss, compiled=compiled, pure=True)
 
     def __call__(self, params: Tree, parts: Iterable[Sequence[Any]], many: int) -> tuple[Outcome, Tree]:
-        """Of ``many`` samples: ``parts`` are the arguments of the loss for each micro-batch, the last of
-        which may be short."""
+        """Add up the gradients of ``many`` samples.
+
+        ``parts`` are the arguments of the loss for each micro-batch, the last of which may be short.
+        """
         flat = tree.flatten(params)
         present = {path: x for path, x in zip(flat.paths, flat.leaves, strict=True) if x is not None}
         backend, paths, compiled = registry.of(*present.values()), tuple(present), self.compiled

@@ -13,7 +13,7 @@ from polyopt.engine.batches.sizes import _check_size
 
 @dataclass(frozen=True)
 class Buckets:
-    """The sizes that arrays may have: a batch is padded to the smallest that holds it.
+    """Name the sizes that arrays may have: a batch is padded to the smallest that holds it.
 
     Parameters
     ----------
@@ -46,9 +46,21 @@ class Buckets:
 
     @classmethod
     def powers(cls, largest: int, smallest: int = 1) -> Buckets:
-        """``smallest``, its double, … and ``largest``: at most ⌈log2(largest/smallest)⌉ + 1 of them.
+        """Make buckets of ``smallest``, its double, … and ``largest``: at most ⌈log2(largest/smallest)⌉ + 1.
 
         A batch of at least ``smallest`` samples is padded by less than as many again.
+
+        Parameters
+        ----------
+        largest
+            The largest batch.
+        smallest
+            The size of the first bucket.
+
+        Returns
+        -------
+        Buckets
+            Their sizes ascend.
         """
         _check_size("Buckets", "smallest", smallest, 1)
         _check_size("Buckets", "largest", largest, 1)
@@ -61,16 +73,26 @@ class Buckets:
         return cls((*sizes, largest))
 
     def __call__(self, size: int) -> int:
-        """The smallest bucket that holds ``size`` samples."""
+        """Return the smallest bucket that holds ``size`` samples."""
         if not 1 <= size <= self.sizes[-1]:
             raise InputError(f"Buckets: a batch of {size} samples; expected 1 to {self.sizes[-1]}")
         return self.sizes[bisect_left(self.sizes, size)]
 
     def pad(self, rows: Any) -> tuple[Any, Any]:
-        """Row numbers and weights of shape (bucket,): int32 and float32 host arrays.
+        """Fill row numbers up to the size of a bucket, with weights of 0.
 
         The last row is repeated, with the weight 0; the others have 1. Both go into a compiled loss as they
         are, beside the whole data: ``xp.take(x, rows, axis=0)``, and ``weights=`` of the losses.
+
+        Parameters
+        ----------
+        rows
+            Row numbers of shape (n,), at least one.
+
+        Returns
+        -------
+        tuple
+            ``(rows, weights)`` of shape (bucket,): int32 and float32 host arrays.
         """
         import numpy as np
 

@@ -21,6 +21,7 @@ class Fetch:
     size: int
 
     def __call__(self, data: Sequence[Any], part: Any) -> Any:
+        """Fetch the samples of the rows ``part`` from each array, filled up to one size."""
         rows = self.rows(part)
 
         def one(x: Any) -> Any:
@@ -33,15 +34,15 @@ class Fetch:
         return registry.of(x) is self.backend
 
     def brought(self, x: Any, part: Any) -> Any:
-        """The samples out of an array of another framework, or the host's."""
+        """Fetch the samples out of an array of another framework, or the host's."""
         return self._array(registry.of(x).to_numpy(x)[filled(part, self.size, part[-1])])
 
     def rows(self, part: Any) -> Any:
-        """The row numbers, int32, shape (size,)."""
+        """Return the row numbers, int32, shape (size,)."""
         return self._array(filled(part, self.size, part[-1]).astype("int32"))
 
     def counted(self, part: Any) -> Any:
-        """1 for each sample, 0 for each that fills up: float32, shape (size,)."""
+        """Return 1 for each sample, 0 for each that fills up: float32, shape (size,)."""
         return self._array(filled((part >= 0).astype("float32"), self.size, 0.0))
 
     def _array(self, x: Any) -> Any:
@@ -52,14 +53,14 @@ class Fetch:
 
 
 def filled(x: Any, size: int, fill: Any) -> Any:
-    """The host array ``x`` of shape (n,), filled up to (size,)."""
+    """Fill the host array ``x`` of shape (n,) up to (size,)."""
     import numpy as np
 
     return np.concatenate([x, np.full(size - len(x), fill, dtype=x.dtype)])
 
 
 def checked(owner: str, data: tuple[Any, ...], indices: Any) -> Any:
-    """The indices as a host array, held against the data."""
+    """Return the indices as a host array, held against the data."""
     import numpy as np
 
     lengths = {f"data.{path}": int(x.shape[0]) for path, x in tree.named(data).items()}

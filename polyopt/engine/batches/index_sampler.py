@@ -18,7 +18,7 @@ from polyopt.engine.batches.sizes import BatchSize
 
 @dataclass(frozen=True)
 class IndexSampler:
-    """An endless row of samples, epoch after epoch, from which batches of any size are taken.
+    """Line up samples without end, epoch after epoch, from which batches of any size are taken.
 
     A *position* is the number of samples taken since the beginning: all that a run must save.
 
@@ -52,9 +52,21 @@ class IndexSampler:
             raise InputError(f"Feed: samples = {self.samples!r}; expected an integer >= 1")
 
     def take(self, position: int, size: int) -> Any:
-        """The indices from ``position`` on: ``size`` of them, or as many as the epoch has left.
+        """Return the indices from ``position`` on: ``size`` of them, or as many as the epoch has left.
 
-        An int64 host array. The next position is ``position + len(indices)``.
+        The next position is ``position + len(indices)``.
+
+        Parameters
+        ----------
+        position
+            The samples taken so far, in all epochs.
+        size
+            How many, at least 1.
+
+        Returns
+        -------
+        array
+            int64, on the host.
         """
         if position < 0 or size < 1:
             raise InputError(f"Feed: position = {position!r}, size = {size!r}; expected >= 0 and >= 1")
@@ -63,13 +75,24 @@ class IndexSampler:
         return order[start : start + size].copy()
 
     def epoch(self, position: int) -> int:
-        """The epoch, from 0, that ``position`` lies in."""
+        """Return the epoch, from 0, that ``position`` lies in.
+
+        Parameters
+        ----------
+        position
+            The samples taken so far, in all epochs.
+
+        Returns
+        -------
+        int
+            The epoch.
+        """
         return position // self.samples
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Index batches whose sizes follow a schedule: a pure function of (seed, step).
+    """Make index batches whose sizes follow a schedule: a pure function of (seed, step).
 
     Parameters
     ----------
@@ -94,7 +117,18 @@ class Batches:
     size: BatchSize
 
     def start(self, step: int = 0) -> Iterator[Any]:
-        """The batches from ``step`` on, without end; each is an int64 host array of shape (size,)."""
+        """Yield the batches from ``step`` on, without end.
+
+        Parameters
+        ----------
+        step
+            The number of updates made.
+
+        Yields
+        ------
+        array
+            int64, on the host, of shape (size,).
+        """
         position = self.position(step)
         while True:
             batch = self.feed.take(position, self.size(step))
@@ -102,13 +136,34 @@ class Batches:
             position, step = position + len(batch), step + 1
 
     def batch(self, step: int) -> Any:
-        """The batch of the update after ``step`` were made."""
+        """Return the batch of the update after ``step`` were made.
+
+        Parameters
+        ----------
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        array
+            int64, on the host, of shape (size,).
+        """
         return self.feed.take(self.position(step), self.size(step))
 
     def position(self, step: int) -> int:
         """Return how many samples the first ``step`` updates take.
 
         It counts them, in time proportional to step.
+
+        Parameters
+        ----------
+        step
+            The number of updates.
+
+        Returns
+        -------
+        int
+            The number of samples.
         """
         if step < 0:
             raise InputError(f"Batches: step = {step!r}; expected an integer >= 0")
@@ -118,15 +173,50 @@ class Batches:
         return position
 
     def after(self, position: int, step: int) -> int:
-        """The position behind the batch at ``position`` that is taken after ``step`` updates."""
+        """Return the position behind the batch at ``position`` that is taken after ``step`` updates.
+
+        Parameters
+        ----------
+        position
+            The samples taken so far.
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        int
+            The next position.
+        """
         return position + min(self.size(step), self.feed.samples - position % self.feed.samples)
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 0, that the update after ``step`` were made belongs to."""
+        """Return the epoch, from 0, that the update after ``step`` were made belongs to.
+
+        Parameters
+        ----------
+        step
+            The number of updates made.
+
+        Returns
+        -------
+        int
+            The epoch.
+        """
         return self.feed.epoch(self.position(step))
 
     def steps(self, epochs: int) -> int:
-        """Return how many updates the first ``epochs`` take: what schedules of the rate want to know."""
+        """Return how many updates the first ``epochs`` take: what schedules of the rate want to know.
+
+        Parameters
+        ----------
+        epochs
+            The number of epochs.
+
+        Returns
+        -------
+        int
+            The number of updates.
+        """
         position = step = 0
         while position < epochs * self.feed.samples:
             position, step = self.after(position, step), step + 1
@@ -135,7 +225,7 @@ class Batches:
 
 @lru_cache(maxsize=4)
 def _order(samples: int, seed: int, name: str, epoch: int) -> Any:
-    """The order of an epoch, not to be changed; -1: as they stand."""
+    """Return the order of an epoch, not to be changed; -1: as they stand."""
     import numpy as np
 
     order = np.arange(samples) if epoch < 0 else random.permutation(samples, seed, name, epoch)

@@ -23,7 +23,7 @@ State = dict[str, float]
 
 @dataclass(frozen=True)
 class Norms:
-    """Norms of gradients over few and over many samples, from which the noise scale is estimated.
+    """Hold the norms of gradients over few and over many samples, which tell of the noise.
 
     Parameters
     ----------
@@ -39,8 +39,15 @@ class Norms:
     many: int
 
     def estimates(self) -> tuple[float, float]:
-        """``(tr Σ, ‖G‖²)``, unbiased (appendix A.1); the second may be negative.
+        """Estimate ``(tr Σ, ‖G‖²)`` without bias (appendix A.1); the second may be negative.
 
+        Returns
+        -------
+        tuple of float
+            The variance of one sample's gradient, and the squared norm of the mean.
+
+        Examples
+        --------
         >>> Norms(small=3.0, large=2.0, few=10, many=20).estimates()
         (20.0, 1.0)
         """
@@ -51,7 +58,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """Exponential averages of the two estimates, whose ratio is the noise scale.
+    """Keep exponential averages of the two estimates, whose ratio is the noise scale.
 
     They are averaged one by one, because a ratio of noisy numbers is biased (appendix A.1), and debiased as
     Adam's are.
@@ -76,11 +83,30 @@ class NoiseScale:
             raise InputError(f"NoiseScale: decay = {self.decay!r}; expected a number in [0, 1)")
 
     def init(self) -> State:
-        """Before anything was observed."""
+        """Return the state before anything was observed.
+
+        Returns
+        -------
+        dict
+            Plain numbers.
+        """
         return {"noise": 0.0, "signal": 0.0, "weight": 0.0}
 
     def observe(self, state: Mapping[str, float], norms: Norms | None) -> State:
-        """The state after an update; ``None``, or norms that tell nothing, change nothing."""
+        """Return the state after an update; ``None``, or norms that tell nothing, change nothing.
+
+        Parameters
+        ----------
+        state
+            The state before it.
+        norms
+            Of the update's gradients.
+
+        Returns
+        -------
+        dict
+            Plain numbers.
+        """
         if norms is None or not 0 < norms.few < norms.many:
             return dict(state)
         noise, signal = norms.estimates()
@@ -90,7 +116,18 @@ class NoiseScale:
         return {k: self.decay * state[k] + (1.0 - self.decay) * x for k, x in new.items()}
 
     def value(self, state: Mapping[str, float]) -> float | None:
-        """B: ``None`` before the first observation, infinite where no signal shows above the noise."""
+        """Return B: ``None`` before the first observation, infinite where no signal shows above the noise.
+
+        Parameters
+        ----------
+        state
+            What was observed.
+
+        Returns
+        -------
+        float or None
+            Number of samples.
+        """
         if not state["weight"]:
             return None
         if state["signal"] <= 0:
@@ -100,7 +137,7 @@ class NoiseScale:
 
 @dataclass(frozen=True)
 class DynamicSize:
-    """A batch size that follows the noise scale.
+    """Let a batch size follow the noise scale.
 
     Parameters
     ----------
@@ -152,11 +189,30 @@ class DynamicSize:
         NoiseScale(self.decay)
 
     def init(self) -> State:
-        """The beginning: plain numbers, to be saved as they are."""
+        """Return the state at first: plain numbers, to be saved as they are.
+
+        Returns
+        -------
+        dict
+            Plain numbers.
+        """
         return NoiseScale(self.decay).init() | {"size": float(self.initial)}
 
     def observe(self, state: Mapping[str, float], norms: Norms | None) -> State:
-        """The state after an update that gave ``norms``; ``None`` changes nothing."""
+        """Return the state after an update that gave ``norms``; ``None`` changes nothing.
+
+        Parameters
+        ----------
+        state
+            The state before it.
+        norms
+            Of the update's gradients.
+
+        Returns
+        -------
+        dict
+            Plain numbers.
+        """
         scale = NoiseScale(self.decay)
         averages = scale.observe({k: state[k] for k in scale.init()}, norms)
         size, noise = state["size"], scale.value(averages)
@@ -167,9 +223,31 @@ class DynamicSize:
         return averages | {"size": size}
 
     def value(self, state: Mapping[str, float]) -> int:
-        """Return how many samples the coming update takes."""
+        """Return how many samples the coming update takes.
+
+        Parameters
+        ----------
+        state
+            What was observed.
+
+        Returns
+        -------
+        int
+            A multiple of ``micro``.
+        """
         return int(rounded(host, state["size"], self.micro, 2 * self.micro, self.maximum))
 
     def noise_scale(self, state: Mapping[str, float]) -> float | None:
-        """B as ``NoiseScale.value`` has it."""
+        """Return B as ``NoiseScale.value`` has it.
+
+        Parameters
+        ----------
+        state
+            What was observed.
+
+        Returns
+        -------
+        float or None
+            Number of samples.
+        """
         return NoiseScale(self.decay).value(state)

@@ -18,7 +18,7 @@ from polyopt.engine.train_step import TrainState, TrainStep
 
 
 class PaddedStep:
-    """Loss, gradients and update over a real batch of any size: one gradient, of all its samples.
+    """Take loss, gradients and update over a real batch of any size: one gradient, of all its samples.
 
     The arrays have the size of the smallest bucket that holds the batch; what fills up counts nothing. So it
     makes the update of the batch alone, up to the order of a sum, and JAX and TensorFlow compile at most once
@@ -72,25 +72,77 @@ class PaddedStep:
         return self._step.optimizer
 
     def init(self, params: Tree) -> TrainState:
-        """The beginning, as ``TrainStep.init``."""
+        """Begin, as ``TrainStep.init`` does.
+
+        Parameters
+        ----------
+        params
+            They are copied.
+
+        Returns
+        -------
+        TrainState
+            What the first step takes.
+        """
         return self._step.init(params)
 
     def load(self, params: Tree, state: State) -> TrainState:
-        """Go on from parameters and a state by path, which are copied."""
+        """Go on from parameters and a state by path, which are copied.
+
+        Parameters
+        ----------
+        params
+            They are copied.
+        state
+            By path, as ``Optimizer.step`` has it.
+
+        Returns
+        -------
+        TrainState
+            What the next step takes.
+        """
         return self._step.load(params, state)
 
     def unload(self, carry: TrainState, *, copy: bool = True) -> tuple[Tree, State]:
-        """``(params, state)`` by path, as ``Optimizer.step`` has them."""
+        """Return ``(params, state)`` by path, as ``Optimizer.step`` has them.
+
+        Parameters
+        ----------
+        carry
+            What the last step gave.
+        copy
+            ``False`` may give arrays that the next step gives up.
+
+        Returns
+        -------
+        tuple
+            ``(params, state)``.
+        """
         return self._step.unload(carry, copy=copy)
 
     def observe(self, carry: TrainState, value: float, what: str = "metric") -> TrainState:
-        """Report ``value`` to the schedules that wait for ``what``, a ``"size"`` say."""
+        """Report ``value`` to the schedules that wait for ``what``, a ``"size"`` say.
+
+        Parameters
+        ----------
+        carry
+            What the last step gave.
+        value
+            What is reported.
+        what
+            ``"metric"`` or ``"size"``.
+
+        Returns
+        -------
+        TrainState
+            What the next step takes.
+        """
         return self._step.observe(carry, value, what)
 
     def __call__(
         self, carry: TrainState, data: Sequence[Any], indices: Any, *, shared: Sequence[Any] = ()
     ) -> tuple[TrainState, Array]:
-        """``(carry after one step, mean loss of the batch before it)``; the carry that was given is given up.
+        """Make a step: ``(carry after it, mean loss of the batch before it)``; the carry given is given up.
 
         Parameters
         ----------

@@ -95,23 +95,29 @@ class FixedBatches(BatchPlan):
 
     @property
     def per_epoch(self) -> int:
+        """Return the number of batches in an epoch."""
         n = self.feed.samples
         return n // self.size if self.drop_last else -(-n // self.size)
 
     def steps(self, epochs: int) -> int:
+        """Return the number of batches in so many epochs."""
         return epochs * self.per_epoch
 
     def epochs(self, steps: int) -> int:
+        """Return the number of epochs that so many batches begin."""
         return -(-steps // self.per_epoch)
 
     def size_at(self, place: Cursor) -> int:
+        """Return the size, the same everywhere."""
         return self.size
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
+        """Return the batch as one part."""
         # int32: a backend may have no int64 (JAX by default).
         return [(rows.astype("int32"),)]
 
     def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
+        """Return the next place, past what is too little for a batch where that is dropped."""
         position = place.position + taken
         left = -position % self.feed.samples
         return Cursor(place.step + 1, position + left if self.drop_last and left < self.size else position)
@@ -151,15 +157,19 @@ class ScheduledBatches(BatchPlan):
     micro: int | None = None
 
     def steps(self, epochs: int) -> int:
+        """Return the number of batches in so many epochs."""
         return Batches(self.feed, self.size).steps(epochs)
 
     def epochs(self, steps: int) -> int:
+        """Return the number of epochs that so many batches begin."""
         return -(-Batches(self.feed, self.size).position(steps) // self.feed.samples)
 
     def size_at(self, place: Cursor) -> int:
+        """Return the size that the schedule has there."""
         return self.size(place.step)
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
+        """Pad the batch to the size of a bucket."""
         return _padded(self.buckets, rows)
 
 
@@ -181,28 +191,33 @@ class NoiseScaledBatches(BatchPlan):
 
     @property
     def micro(self) -> int:
+        """Return the size of a micro-batch."""
         return self.size.micro
 
     def steps(self, epochs: int) -> None:
-        return None
+        """Return None: only the run will know."""
 
     def epochs(self, steps: int) -> None:
-        return None
+        """Return None: only the run will know."""
 
     def start(self) -> Cursor:
+        """Return the place before the first batch."""
         return Cursor(noise=self.size.init())
 
     def size_at(self, place: Cursor) -> int:
+        """Return the size by the noise that was seen so far."""
         return self.size.value(place.noise)
 
     def parts(self, rows: Any) -> list[tuple[Any, ...]]:
+        """Cut the batch into padded micro-batches."""
         return _padded(Buckets((self.micro,)), rows)
 
     def after(self, place: Cursor, taken: int, norms: Norms | None = None) -> Cursor:
+        """Return the next place, with the noise that ``norms`` show."""
         return Cursor(place.step + 1, place.position + taken, self.size.observe(place.noise, norms))
 
 
 def _padded(buckets: Buckets, rows: Any) -> list[tuple[Any, ...]]:
-    """The rows padded to the next bucket; more than the largest holds, one after the other."""
+    """Pad the rows to the next bucket; more than the largest holds, one after the other."""
     most = buckets.sizes[-1]
     return [buckets.pad(rows[start : start + most]) for start in range(0, len(rows), most)]

@@ -15,7 +15,7 @@ from polyopt.schedules import Measured, Schedule
 
 @dataclass(frozen=True)
 class BatchSize:
-    """A size for every update: a schedule's value, rounded to a multiple and held inside limits.
+    """Give a size for every update: a schedule's value, rounded to a multiple and held inside limits.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class BatchSize:
             )
 
     def __call__(self, step: int) -> int:
-        """The size of the update after ``step`` were made."""
+        """Return the size of the update after ``step`` were made."""
         value = float(self.value(host, step))
         if not math.isfinite(value):
             raise InputError(
@@ -68,13 +68,26 @@ class BatchSize:
         return int(value)
 
     def value(self, xp: Any, t: Any) -> Any:
-        """The size as a number, with ``xp`` the host's scalars or a framework's operations."""
+        """Return the size as a number.
+
+        Parameters
+        ----------
+        xp
+            The host's scalars, or a framework's operations where the step is traced.
+        t
+            The number of updates made.
+
+        Returns
+        -------
+        number
+            A float, or a 0-d array of the framework.
+        """
         raw = self.schedule.value(xp, t) if isinstance(self.schedule, Schedule) else float(self.schedule)
         return rounded(xp, raw, self.multiple, self.minimum, self.maximum)
 
 
 def rounded(xp: Any, value: Any, multiple: int, minimum: int | None, maximum: int | None) -> Any:
-    """``value`` to the nearest multiple inside the limits.
+    """Return ``value`` to the nearest multiple inside the limits.
 
     >>> rounded(host, 24.0, 16, None, 64), rounded(host, float("inf"), 16, None, 64)
     (32.0, 64.0)
@@ -86,12 +99,21 @@ def rounded(xp: Any, value: Any, multiple: int, minimum: int | None, maximum: in
 
 @dataclass(frozen=True)
 class InsteadOfDecay(Schedule):
-    """A size that grows as a rate would decay: ``initial · rate(0) / rate(t)``, with the rate kept constant.
+    """Grow a size as a rate would decay, ``initial · rate(0) / rate(t)``, with the rate kept constant.
 
     Smith, Kindermans, Ying & Le, "Don't decay the learning rate, increase the batch size", 2018: the
     noise of SGD goes with rate/size. Where the rate comes to 0 the size is infinite: give the
     ``BatchSize`` a maximum.
 
+    Parameters
+    ----------
+    rate
+        The decay that the size takes the place of.
+    initial
+        The size at first, at least 1.
+
+    Examples
+    --------
     >>> from polyopt.schedules import MultiStep
     >>> grown = InsteadOfDecay(MultiStep(0.1, milestones=[10, 20], rate=0.2), initial=128)
     >>> round(grown(0)), round(grown(10)), round(grown(20))
@@ -108,6 +130,7 @@ class InsteadOfDecay(Schedule):
             raise InputError(f"InsteadOfDecay: rate = {self.rate!r}; expected one that doesn't fall below 0")
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``initial · rate(0) / rate(t)``."""
         return xp.divide(self.initial * self.rate.value(xp, 0.0 * t), self.rate.value(xp, t))
 
 
@@ -116,7 +139,7 @@ POWERS = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 @dataclass(frozen=True)
 class RateByPlannedSize(Schedule):
-    """A learning rate that follows the batch size: ``rate(t) · (size(t) / base)^power``.
+    """Let a learning rate follow the batch size: ``rate(t) · (size(t) / base)^power``.
 
     Parameters
     ----------
@@ -155,16 +178,24 @@ class RateByPlannedSize(Schedule):
         return _levels(self.rate)
 
     def value(self, xp: Any, t: Any) -> Any:
+        """Return ``rate(t) · (size(t) / base)^power``."""
         return _scaled(self, xp, t, self.size.value(xp, t))
 
 
 @dataclass(frozen=True)
 class RateByReportedSize(Measured):
-    """A learning rate that follows a size which no schedule knows: ``rate(t) · (size / base)^power``.
+    """Let a learning rate follow a size which no schedule knows: ``rate(t) · (size / base)^power``.
 
     Report each batch's size before its update: ``state = optimizer.observe(state, size, "size")``. Until then
-    it is that of ``base``. Rate, base and scaling are those of ``RateByPlannedSize``.
+    it is that of ``base``.
 
+    Parameters
+    ----------
+    rate, base, scaling
+        As of ``RateByPlannedSize``.
+
+    Examples
+    --------
     >>> rate = RateByReportedSize(0.1, base=32)
     >>> rate.current(rate.observe(rate.initial_state(), 64))
     0.2
@@ -181,6 +212,7 @@ class RateByReportedSize(Measured):
 
     @property
     def awaits(self) -> str:
+        """Return ``"size"``, what it is told."""
         return "size"
 
     def levels(self) -> Iterator[tuple[str, float]]:
@@ -188,14 +220,17 @@ class RateByReportedSize(Measured):
         return _levels(self.rate)
 
     def initial_state(self) -> dict[str, float]:
+        """Return the size of ``base``."""
         return {"size": float(self.base)}
 
     def observe(self, state: dict[str, float], metric: float) -> dict[str, float]:
+        """Return the size that was reported, or refuse what is none."""
         if not 0 < metric < math.inf:
             raise InputError(f"RateByReportedSize: a batch of {metric!r} samples; expected a number above 0")
         return {"size": float(metric)}
 
     def current(self, state: dict[str, float], xp: Any = host, t: Any = 0) -> Any:
+        """Return the rate at the size that was reported last."""
         return _scaled(self, xp, t, state["size"])
 
 

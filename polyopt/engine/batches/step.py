@@ -19,7 +19,7 @@ Losses = Callable[..., Array]
 
 
 class AccumulatedStep:
-    """Loss, gradients and update over a batch of any size, as many micro-batches as it takes.
+    """Take loss, gradients and update over a batch of any size, in as many micro-batches as it takes.
 
     The gradient is the mean over the batch's samples. A micro-batch that is not full is padded by samples
     that count nothing, so every array has the same shape, and nothing is compiled again. For a whole number
@@ -85,7 +85,7 @@ class AccumulatedStep:
         shared: Sequence[Any] = (),
         donate: bool = False,
     ) -> tuple[Tree, State, Outcome]:
-        """``(next params, next state, outcome)`` after one update.
+        """Return ``(next params, next state, outcome)`` after one update.
 
         Parameters
         ----------

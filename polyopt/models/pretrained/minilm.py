@@ -104,7 +104,7 @@ def tokenize(
 def padded(
     tokens: Sequence[Sequence[int]], *, multiple: int = PADDING, rows: int | None = None
 ) -> tuple[Any, Any]:
-    """``(ids, mask)`` of a batch: int32 and bool host arrays of shape (rows, length).
+    """Return ``(ids, mask)`` of a batch: int32 and bool host arrays of shape (rows, length).
 
     ``length`` is that of the longest text, rounded up to a ``multiple``; rows beyond the texts have no token.
 
@@ -218,7 +218,7 @@ def _texts(texts: Iterable[str]) -> list[str]:
 
 
 def _nested(named: Mapping[str, Any]) -> Tree:
-    """``{"layer.0.weight": x}`` as ``{"layer": [{"weight": x}]}``."""
+    """Return ``{"layer.0.weight": x}`` as ``{"layer": [{"weight": x}]}``."""
     root: dict[str, Any] = {}
     for name, x in named.items():
         *parts, last = name.split(".")

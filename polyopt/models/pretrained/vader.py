@@ -60,7 +60,7 @@ def default_path() -> Path:
 
 
 def read(path: str | os.PathLike[str] | None = None) -> tuple[tuple[str, ...], Any]:
-    """All snippets in their order, and their mean ratings: float64 in [-4, 4], of shape (10605,).
+    """Read all snippets in their order, and their mean ratings: float64 in [-4, 4], (10605,).
 
     Raises ``BackendError``, saying how to get it, where there is no archive.
     """
@@ -79,7 +79,7 @@ def read(path: str | os.PathLike[str] | None = None) -> tuple[tuple[str, ...], A
 def load(
     train: int = 1500, test: int = 500, *, split_seed: int = 0, path: str | os.PathLike[str] | None = None
 ) -> Snippets:
-    """``train`` and ``test`` snippets, drawn by ``split_seed`` without overlap.
+    """Return ``train`` and ``test`` snippets, drawn by ``split_seed`` without overlap.
 
     Those of a mean rating of exactly 0 are left out: they are neither. With the same seed, a larger
     ``train`` has the smaller one's texts in it, and the test set stays.

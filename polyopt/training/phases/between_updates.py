@@ -80,7 +80,7 @@ class Changes:
         self._keep_masks(at)
 
     def _hand_over(self, at: Progress) -> None:
-        """To the next client, from the server's parameters, where one is done with its round."""
+        """Hand over to the next client, from the server's parameters, where one is done with its round."""
         federation = self.work.federation
         if federation is None or at.server is None:
             return
@@ -101,7 +101,7 @@ class Changes:
         at.put(start, self.optimizer.init(start))
 
     def _of_frozen(self, at: Progress) -> dict[str, Any]:
-        """The masks of what is pruned and frozen, which has no slot."""
+        """Return the masks of what is pruned and frozen, which has no slot."""
         sparsifier, own = self.work.sparsifier, masks_of(at.state)
         if sparsifier is None or len(own) == len(tree.named(at.params)):
             return {}

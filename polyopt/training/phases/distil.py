@@ -51,7 +51,7 @@ class LayerPair:
     def __call__(
         self, xp: Ops, mine: Mapping[str, Array], told: TeacherOutputs, regressors: Any, weights: Array | None
     ) -> Array:
-        """``weight`` times the loss, from what the student gives and what the teachers have told."""
+        """Return ``weight`` times the loss, from what the student gives and what the teachers have told."""
         student, teacher = mine[self.student], told[self.number][self.teacher]
         matrix = () if self.regressor is None else (regressors[self.regressor]["weight"],)
         return self.weight * self.loss(xp, student, teacher, *matrix, name=self.student, weights=weights)
@@ -93,7 +93,7 @@ class Teaching:
         told: TeacherOutputs,
         weights: Array | None,
     ) -> Array:
-        """The loss of a batch: a 0-d array, differentiable by ``params``, as ``parts`` has them.
+        """Return the loss of a batch: a 0-d array, differentiable by ``params``, as ``parts`` has them.
 
         ``y`` are probabilities (n, classes), ``weights`` of shape (n,) those of the samples.
         """
@@ -145,7 +145,7 @@ def teaching(
 def _links(
     section: Distil, mine: Shapes, its: Mapping[str, Shapes]
 ) -> Iterator[tuple[LayerPair, tuple[int, int] | None]]:
-    """Each link, with the shape of the regressor that it needs, if any."""
+    """Yield each link, with the shape of the regressor that it needs, if any."""
     for key, term in section.terms.items():
         loss = term.build()
         for student, layer in zip(term.student, term.teacher, strict=True):

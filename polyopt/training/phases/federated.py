@@ -38,7 +38,7 @@ class ServerState:
     """What the clients sent that are done in this round."""
 
     def plain(self) -> dict[str, Any]:
-        """As a checkpoint holds it."""
+        """Return it as a checkpoint holds it."""
         sent = {str(client): tree.named(params) for client, params in self.sent.items()}
         return {"params": tree.named(self.params), "state": self.state, "sent": sent}
 
@@ -56,7 +56,7 @@ class Federation:
 
     @classmethod
     def of(cls, section: Federated, recipe: Recipe, dataset: Dataset, masks: Masks | None) -> Federation:
-        """The clients are drawn; raises ``InputError`` where that can't be."""
+        """Draw the clients, or raise ``InputError`` where that can't be."""
         _no_measured(recipe.build_optimizer().rule)
         try:
             course = section.course(dataset.y_train, recipe.train, recipe.seed)
@@ -70,7 +70,7 @@ class Federation:
         return self.course.steps(self.rounds)
 
     def around(self, stage: Stage) -> Stage:
-        """A client's clipping and optimizer, after the term that holds it near the server."""
+        """Put the term that holds a client near the server before its clipping and optimizer."""
         return stage if self.proximal is None else chain(Proximal(mu=self.proximal), stage)
 
     def begin(self, params: Tree) -> ServerState:
@@ -109,7 +109,7 @@ class Federation:
 
 
 def _no_measured(rule: Stage) -> None:
-    """A client begins anew in each round: what it would be told, it would forget."""
+    """Refuse a plateau: a client begins anew in each round and would forget what it was told."""
     for _, part in rules_of(rule):
         for name, value in part.hyperparameters().items():
             if isinstance(value, Measured):

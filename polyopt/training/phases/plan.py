@@ -42,10 +42,12 @@ class PhasePlan:
 
     @property
     def name(self) -> str:
+        """Return the phase's name."""
         return BASE if self.phase is None else self.phase.name
 
     @property
     def kind(self) -> str:
+        """Return what the phase does."""
         return "train" if self.phase is None else self.phase.kind
 
     @property
@@ -72,7 +74,7 @@ class PhasePlan:
             return self.made(left)
 
     def made(self, left: ModelState, *, rehearsal: bool = False) -> ModelState:
-        """The same; in rehearsal something of those shapes, quickly."""
+        """Return what the phase begins with; in rehearsal something of those shapes, quickly."""
         phase = self.phase
         if phase is not None and phase.quantize is not None:
             quantizer = self._quantizer(left.model)
@@ -92,7 +94,7 @@ class PhasePlan:
         return model.init(self.recipe.seed, self.recipe.dtype)
 
     def _taught(self, before: Mapping[str, ModelState], last: ModelState) -> PhaseSetup:
-        """A student that begins."""
+        """Set up a student that begins."""
         assert self.phase is not None
         section = self.phase.distil
         assert section is not None
@@ -102,7 +104,7 @@ class PhasePlan:
         return PhaseSetup(self.model, fresh, fresh, self.phase.name, parts=found.parts, teaching=found)
 
     def _gone_on(self, last: ModelState) -> PhaseSetup:
-        """The model that was left, by what the phase says."""
+        """Set up the model that was left, by what the phase says."""
         phase = self.phase
         assert phase is not None
         model = structure.resized(self.model, last.initial)
@@ -173,7 +175,7 @@ class PhasePlan:
 
 
 def tasks(recipe: Recipe, samples: Callable[[Recipe], Dataset] | None = None) -> list[PhasePlan]:
-    """The run and its phases, checked as far as can be without training.
+    """Plan the run and its phases, checked as far as can be without training.
 
     ``samples`` gives those of each, by its own recipe, where they are not what the recipe says.
     """
@@ -210,8 +212,10 @@ def _rehearse(found: list[PhasePlan]) -> None:
 
 
 def _final(sparsifier: Sparsifier, task: PhasePlan) -> float:
-    """The sparsity that a phase ends with. How many neurons of which layer that is, the initial weights do
-    not say where all are ranked together."""
+    """Return the sparsity that a phase ends with.
+
+    How many neurons of which layer that is, the initial weights do not say where all are ranked together.
+    """
     steps = 0 if task.phase is None or task.phase.train is None else task.steps
     updates, last = steps // task.recipe.train.accumulate, sparsifier.schedule.last
     if last > updates:
@@ -239,7 +243,7 @@ class _named:
 
 
 def _start(fresh: Tree, last: Tree, anew: tuple[str, ...]) -> Tree:
-    """The weights that were left, and initial ones where ``anew`` says so."""
+    """Return the weights that were left, and initial ones where ``anew`` says so."""
     drawn = set(finetuning.select(fresh, *anew)) if anew else set()
     old, flat = tree.named(last), tree.flatten(fresh)
     leaves = []
@@ -269,7 +273,7 @@ def _by_layer(model: Any, params: Tree, section: Finetune) -> Callable[[Stage], 
 
 
 def _drawn(section: Finetune, anew: tuple[str, ...]) -> Callable[[Stage], Stage] | None:
-    """To where they started from; what is drawn anew, to 0."""
+    """Draw weights to where they started from; what is drawn anew, to 0."""
     if section.l2sp is None:
         return None
     new = frozenset(anew).__contains__ if anew else None

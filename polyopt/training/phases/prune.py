@@ -70,7 +70,7 @@ class Sparsifier:
         return self._scored(self._scores(params, scores), sparsity, within)
 
     def shrunk(self, params: Tree, initial: Tree, masks: Masks) -> tuple[Tree, Tree, Masks]:
-        """``(params, initial, masks)`` without the units of which nothing is left."""
+        """Return ``(params, initial, masks)`` without the units of which nothing is left."""
         couplings = [coupling for group in self._groups(params) for coupling in group]
         flat = tree.flatten(params)
         ones = flat.unflatten(np.ones(x.shape, np.float32) for x in flat.leaves)
@@ -80,7 +80,7 @@ class Sparsifier:
         return small[0], small[1], {path: mask for path, mask in left.items() if not mask.all()}
 
     def seen(self, begun: Tree, params: Tree, masks: Masks) -> Masks:
-        """The masks of the leaves that have none in ``masks``, since they are frozen: what became 0.
+        """Find the masks of the leaves that have none in ``masks``, since they are frozen: what became 0.
 
         Of a unit of which nothing else is left, what was 0 before is gone too. All are host arrays.
         """
@@ -172,8 +172,10 @@ class Sparsifier:
         return _both(found, within)
 
     def _groups(self, params: Tree) -> list[tuple[Coupling, ...]]:
-        """The units with all their weights, in groups of one kind: those that ``select`` finds by a weight
-        that they are ranked by."""
+        """Return the units with all their weights, in groups of one kind.
+
+        Those that ``select`` finds by a weight that they are ranked by.
+        """
         groups = structure.couplings(self.objective.model, params)
         if self.section.select is None:
             return groups
@@ -189,7 +191,7 @@ class Sparsifier:
 
 
 def movement(state: State) -> dict[str, Any] | None:
-    """The scores that an optimizer's state gathers, of what it doesn't freeze; ``None`` for none."""
+    """Return the scores that an optimizer's state gathers, of what it doesn't freeze; ``None`` for none."""
     return next((x for name, x in state["slots"].items() if name.split(".")[-1] == MOVEMENT), None)
 
 

@@ -43,7 +43,7 @@ class Quantizer:
     seed: int
 
     def stored(self, params: Tree, masks: dict[str, Any]) -> Tree:
-        """``params``, host arrays, with codes for what is selected; what ``masks`` prune stays 0."""
+        """Return ``params``, host arrays, with codes for what is selected; what ``masks`` prune stays 0."""
         section = self.section
         if section.method == "nearest":
             return self._nearest(params, self._chosen(params))
@@ -54,7 +54,7 @@ class Quantizer:
         return gptq_layers(self.model.apply, params, x, scheme, select=section.select, masks=masks, **options)
 
     def rehearsed(self, params: Tree) -> Tree:
-        """As ``stored`` as far as names, shapes and samples go, and quick: by rounding to nearest."""
+        """Do as ``stored`` as far as names, shapes and samples go, and quickly: round to nearest."""
         section = self.section
         self.grids(params, few=True)
         chosen = self._chosen(params)
@@ -87,7 +87,7 @@ class Quantizer:
         return Calibration().observe(seen).grids(section.built(), section.scheme())
 
     def rounding(self, params: Tree) -> Callable[[Ops, Tree], Tree]:
-        """The weights as they will be stored, with a gradient through the rounding."""
+        """Make the weights as they will be stored, with a gradient through the rounding."""
         layouts = structure.by_layout(self.model, self._chosen(params))
         schemes = {path: self._integers(layout) for layout, paths in layouts.items() for path in paths}
 
@@ -104,7 +104,7 @@ class Quantizer:
         return selected(tree.flatten(params), self.section.select)
 
     def _nearest(self, params: Tree, chosen: set[str]) -> Tree:
-        """Each weight rounded, with a scale of its own for what each output of the model's is made from."""
+        """Round each weight, with a scale of its own for what each output of the model is made from."""
         for layout, paths in structure.by_layout(self.model, chosen).items():
             params = quantize(params, self.section.scheme(layout), set(paths).__contains__)
         return params
@@ -115,7 +115,7 @@ class Quantizer:
         return scheme
 
     def _looked_at(self, key: str, count: int | None) -> Any:
-        """Some training samples, drawn with the seed."""
+        """Draw some training samples with the seed."""
         number, there = count or 1, len(self.x)
         if number > there:
             raise InputError(f"quantize.{key} = {number}; expected at most the {there} training samples")

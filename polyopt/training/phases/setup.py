@@ -40,7 +40,7 @@ class ModelState:
 
     @property
     def weights(self) -> Tree:
-        """The parameters as arrays."""
+        """Return the parameters as arrays."""
         return dequantize(self.params)
 
     def apply(self, xp: Ops, params: Tree, x: Array) -> Array:
@@ -97,7 +97,7 @@ class PhaseSetup:
         return output
 
     def optimizer(self, recipe: Recipe) -> Optimizer:
-        """The recipe's, with masks, with rates by layer, with whatever else the phase puts around it."""
+        """Make the recipe's, with masks, with rates by layer, with whatever else the phase puts around it."""
 
         def around(stage: Stage) -> Stage:
             stage = stage if self.around is None else self.around(stage)
@@ -114,6 +114,6 @@ class PhaseSetup:
 
 
 def host(params: Tree) -> Tree:
-    """A copy of a tree of arrays of any framework, on the host."""
+    """Copy a tree of arrays of any framework to the host."""
     backend = registry.of(*tree.named(params).values())
     return tree.map_leaves(lambda x: backend.to_numpy(x).copy(), params)

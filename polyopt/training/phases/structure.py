@@ -33,7 +33,7 @@ def couplings(model: Any, params: Tree) -> list[tuple[Coupling, ...]]:
 
 
 def layers(model: Any, params: Tree) -> tuple[Pattern, ...]:
-    """A pattern for each layer of what is trained of ``model``, the lowest first."""
+    """Return a pattern for each layer of what is trained of ``model``, the lowest first."""
     if isinstance(model, Linear):
         return (".",)
     if not isinstance(model, MiniLM):
@@ -44,7 +44,7 @@ def layers(model: Any, params: Tree) -> tuple[Pattern, ...]:
 
 
 def resized(model: Any, params: Tree) -> Any:
-    """``model`` with the sizes of ``params``; those of an encoder are its parameters' to say."""
+    """Return ``model`` with the sizes of ``params``; those of an encoder are its parameters' to say."""
     if not isinstance(model, MLP):
         return model
     return replace(model, hidden=tuple(int(layer["weight"].shape[1]) for layer in params["layers"][:-1]))
@@ -63,7 +63,7 @@ def layout(model: Any) -> str:
 
 
 def by_layout(model: Any, paths: Iterable[str]) -> dict[str, list[str]]:
-    """``paths`` by which of their axes counts inputs: the last but one (in_out), or the second (out_in)."""
+    """Group ``paths`` by which of their axes counts inputs: the last but one (in_out), or the second."""
     found: dict[str, list[str]] = {}
     for path in paths:
         own = "in_out" if path.startswith("head.") else layout(model)

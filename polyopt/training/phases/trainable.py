@@ -26,14 +26,16 @@ class Trainable(Protocol):
     """Split a tree of parameters into what is trained and what is held."""
 
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
-        """``(trained, held)`` at the coming update, after so many; ``held`` is ``None`` for nothing."""
+        """Return ``(trained, held)`` at the coming update, after so many; ``held`` is None for nothing."""
 
     def whole(self, trained: Tree, held: Tree) -> Tree:
-        """The parameters that the two make."""
+        """Return the parameters that the two make."""
 
     def loss(self, loss: LossFunction) -> LossFunction:
-        """``loss`` of the parameters as one of ``(xp, trained, held, *args)``, without ``held`` if it is
-        nothing."""
+        """Make of ``loss`` of the parameters one of ``(xp, trained, held, *args)``.
+
+        It goes without ``held`` if that is nothing.
+        """
 
     def changes(self, updates: int) -> bool:
         """Return True if another part than before is trained from the coming update on."""
@@ -44,15 +46,19 @@ class TrainableAll:
     """All parameters."""
 
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
+        """Train all, and hold nothing."""
         return params, None
 
     def whole(self, trained: Tree, held: Tree) -> Tree:
+        """Return all."""
         return trained
 
     def loss(self, loss: LossFunction) -> LossFunction:
+        """Return the same loss."""
         return loss
 
     def changes(self, updates: int) -> bool:
+        """Return False: it never changes."""
         return False
 
 
@@ -67,6 +73,7 @@ class TrainableBeside:
     more: Tree
 
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
+        """Train all, and what is beside them, on the same device."""
         like = tree.flatten(params).leaves[0]
         backend = registry.of(like)
         device = backend.device_name(like)
@@ -74,12 +81,15 @@ class TrainableBeside:
         return {**params, self.key: more}, None
 
     def whole(self, trained: Tree, held: Tree) -> Tree:
+        """Return all but what is beside them."""
         return {key: part for key, part in trained.items() if key != self.key}
 
     def loss(self, loss: LossFunction) -> LossFunction:
+        """Return the same loss."""
         return loss
 
     def changes(self, updates: int) -> bool:
+        """Return False: it never changes."""
         return False
 
 
@@ -91,6 +101,7 @@ class Layers:
     plan: GradualUnfreezing | None = None
 
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
+        """Hold the frozen leaves, and train the others."""
         held = set(self.frozen)
         if self.plan is not None:
             finetuning.select(params, *self.plan.layers)  # a pattern that matches nothing is a mistake
@@ -103,12 +114,15 @@ class Layers:
         return finetuning.split(params, held.__contains__)
 
     def whole(self, trained: Tree, held: Tree) -> Tree:
+        """Put the two parts together."""
         return finetuning.merge(trained, held)
 
     def loss(self, loss: LossFunction) -> LossFunction:
+        """Make of ``loss`` a function of the trained part."""
         return finetuning.trainable(loss)
 
     def changes(self, updates: int) -> bool:
+        """Return True if a layer thaws before the coming update."""
         return self.plan is not None and self.plan.changes(updates)
 
 
@@ -125,6 +139,7 @@ class Adapters:
     seed: int = 0
 
     def split(self, params: Tree, updates: int) -> tuple[Tree, Tree]:
+        """Train adapters and what is new; hold the other weights and their masks."""
         named = tree.named(params)
         trained = self.lora.init(params, self.seed) | {path: named[path] for path in self.anew}
         kept = finetuning.split(params, self.anew.__contains__)[0] if self.anew else params
@@ -132,10 +147,13 @@ class Adapters:
         return trained, {"params": kept, "masks": masks}
 
     def whole(self, trained: Tree, held: Tree) -> Tree:
+        """Return the weights with the adapters' product in them, pruned as before."""
         params, adapters = self._divided(trained, held)
         return pruned(self.lora.merge(params, adapters)[0], held["masks"])
 
     def loss(self, loss: LossFunction) -> LossFunction:
+        """Make of ``loss`` a function of the adapters and of what is new."""
+
         def of_adapters(xp: Ops, trained: Tree, held: Tree, *args: Any) -> Array:
             kept = {"params": constant(held["params"]), "masks": held["masks"]}
             params, adapters = self._divided(trained, kept)
@@ -144,10 +162,11 @@ class Adapters:
         return of_adapters
 
     def changes(self, updates: int) -> bool:
+        """Return False: it never changes."""
         return False
 
     def _divided(self, trained: Mapping[str, Any], held: Tree) -> tuple[Tree, Any]:
-        """The whole tree without what the adapters add, and the adapters."""
+        """Return the whole tree without what the adapters add, and the adapters."""
         flat = tree.flatten(held["params"])
         params = flat.unflatten(
             trained[path] if path in self.anew else x for path, x in zip(flat.paths, flat.leaves, strict=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from polyopt.core.files import write_atomic
-from polyopt.recipe.tuning import Axis, Choices
+from polyopt.recipe.tuning import Axis, Choices, Range
 from polyopt.training.plots import COLOURS, STYLE
 from polyopt.training.tuning.study import Study, Trial
 
@@ -70,7 +71,7 @@ def _history(panel: Any, study: Study) -> None:
 
 
 def _against(panel: Any, study: Study, key: str, axis: Axis) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     for state in ("pruned", "complete"):
         found = _of(study, state)
@@ -81,15 +82,28 @@ def _against(panel: Any, study: Study, key: str, axis: Axis) -> None:
     if isinstance(axis, Choices):
         panel.set_xticks(range(len(axis.values)), [str(_plain(v)) for v in axis.values])
         panel.set_xlim(-0.5, len(axis.values) - 0.5)
-    elif axis.log:
-        panel.set_xscale("log")
-        # Within a panel this narrow the labels of minor ticks lie on each other.
-        low, high = panel.get_xlim()
-        subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
-        panel.xaxis.set_major_locator(LogLocator(subs=subs, numticks=5))
+    else:
+        panel.set_xscale("log" if axis.log else "linear")
+        panel.xaxis.set_major_locator(FixedLocator(_ticks(*panel.get_xlim(), axis)))
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel(key)
+
+
+def _ticks(low: float, high: float, axis: Range) -> list[float]:
+    """Round numbers between the ends of a panel, so few that their labels don't lie on each other.
+
+    >>> _ticks(8e-6, 0.4, Range(1e-5, 0.3, log=True)), _ticks(0.9, 4.1, Range(1, 4))
+    ([1e-05, 0.001, 0.1], [2.0, 4.0])
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if axis.log:
+        powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+        if len(powers) > 1:
+            return [float(f"1e{k}") for k in powers[:: -(-len(powers) // 3)]]
+    places = MaxNLocator(3, integer=axis.whole, min_n_ticks=1).tick_values(low, high)
+    return [float(x) for x in places if low <= x <= high]
 
 
 def _of(study: Study, state: str) -> list[Trial]:

@@ -32,10 +32,22 @@ from polyopt.training.tuning.study import State, Study, Trial
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a study: its trials so far, their number in all, and the one at work.
+    """Tell how far a study is: its trials so far, their number in all, and the one at work.
 
-    ``epoch`` of ``epochs`` are done of trial ``number``, of the phase at work and of those before it, where
-    that is known beforehand. ``ended`` is the trial once it is over.
+    Parameters
+    ----------
+    study
+        The trials so far.
+    trials
+        Their number in all.
+    number
+        The trial at work.
+    epoch
+        How many epochs of it are done, of the phase at work and of those before it.
+    epochs
+        How many it has, where that is known beforehand.
+    ended
+        The trial once it is over.
     """
 
     study: Study
@@ -80,6 +92,11 @@ def tune(
         Go on with the study in ``out``, which must be of this recipe and backend.
     on_progress
         Called with a ``Progress`` after each evaluation and each trial.
+
+    Returns
+    -------
+    Study
+        All trials, the best one first by ``ranked``.
 
     Raises
     ------
@@ -131,7 +148,7 @@ def tune(
 
 
 def validation(section: Data, tune: Tune) -> Dataset:
-    """A recipe's data with a part of its *training* samples as what is tested on.
+    """Make a recipe's data with a part of its *training* samples as what is tested on.
 
     Inputs are shifted and scaled by the training samples that are left.
     """
@@ -171,7 +188,7 @@ class _Trials:
         Trainer(base.recipe, base.dataset, backend, device, "evaluation").start()
 
     def run(self, values: Mapping[str, Any], listener: EventListener) -> Result:
-        """A run, or a chain of them, with these values."""
+        """Make a run, or a chain of them, with these values."""
         recipe, first = self._made(values), first_phase(self.study.section.space)
         found = tasks(recipe, self._of)
         if self._before is None:

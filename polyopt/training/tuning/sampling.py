@@ -19,7 +19,7 @@ STARTUP, WARMUP = 5, 2
 
 
 def optuna() -> Any:
-    """The module; ``BackendError`` says what to install where it is missing."""
+    """Import the module; ``BackendError`` says what to install where it is missing."""
     try:
         import optuna as found
     except ImportError as e:
@@ -61,7 +61,7 @@ class Asker:
             self._study.add_trial(self._frozen(trial))
 
     def ask(self) -> Asked:
-        """The next trial."""
+        """Begin the next trial."""
         number = len(self._study.get_trials(deepcopy=False))
         seed = int(random.generator(self.seed, "tune", number).integers(2**31))
         self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
@@ -91,17 +91,21 @@ class Asker:
         made = self._optuna.distributions
         if isinstance(axis, Choices):
             return made.CategoricalDistribution(range(len(axis.values)))
-        if axis.whole:
-            return made.IntDistribution(axis.low, axis.high, log=axis.log, step=axis.step or 1)
-        return made.FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step)
+        if axis.steps is not None:
+            # Optuna's own steps end short of high where they do not lead there, and 3 * 0.3 is no 0.9.
+            return made.IntDistribution(0, axis.steps)
+        kind = made.IntDistribution if axis.whole else made.FloatDistribution
+        return kind(axis.low, axis.high, log=axis.log)
 
 
 def _value(axis: Axis, param: Any) -> Any:
     """Choices go by their place: Optuna knows no lists, and takes 1 for true."""
-    return axis.values[param] if isinstance(axis, Choices) else param
+    if isinstance(axis, Choices):
+        return axis.values[param]
+    return param if axis.steps is None else axis.after(param)
 
 
 def _param(axis: Axis, value: Any) -> Any:
     if not isinstance(axis, Choices):
-        return value
+        return value if axis.steps is None else axis.steps_to(value)
     return next(i for i, x in enumerate(axis.values) if type(x) is type(value) and x == value)

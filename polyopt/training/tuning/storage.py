@@ -23,6 +23,8 @@ STUDY, BEST = "study.json", "best.toml"
 MAX_BYTES = 1 << 28
 EXTENDABLE = ("name", "tune.trials")
 """Keys that may differ when a study is gone on with."""
+KEYS = {"backend", "recipe", "trials"}
+"""Of a study's file."""
 
 
 def save(folder: Path, study: Study) -> None:
@@ -39,7 +41,10 @@ def save(folder: Path, study: Study) -> None:
 
 
 def load(folder: Path, recipe: Recipe, backend: str) -> Study:
-    """The study in ``folder``, to go on with; one of another recipe or backend is refused by what differs."""
+    """Load the study in ``folder``, to go on with.
+
+    One of another recipe or backend is refused by what differs.
+    """
     file = folder / STUDY
     if not file.exists():
         raise InputError(f"{file}: no study to go on with; start without resume")
@@ -64,6 +69,15 @@ def load(folder: Path, recipe: Recipe, backend: str) -> Study:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise _foreign(file) from None
     return study
+
+
+def stillborn(folder: Path) -> bool:
+    """Return True if a study began in ``folder`` and ended before its first trial was over."""
+    try:
+        table = json.loads(read_bounded(folder / STUDY, MAX_BYTES, "study"))
+        return not (folder / BEST).exists() and set(table) == KEYS and table["trials"] == []
+    except (InputError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _foreign(file: Path) -> InputError:

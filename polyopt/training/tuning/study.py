@@ -17,11 +17,24 @@ STATES: tuple[State, ...] = ("complete", "pruned", "failed")
 
 @dataclass(frozen=True)
 class Trial:
-    """One run.
+    """Hold one run of a study.
 
-    ``values`` are its hyperparameters by their keys in the recipe; ``reports`` what was measured after so
-    many epochs, ``value`` the last of it. A trial that was ``pruned`` was given up; one that ``failed`` has
-    no value: its ``reason`` is a number that is not finite, or values that don't go together.
+    Parameters
+    ----------
+    number
+        From 0, in the order in which they began.
+    state
+        ``"complete"``, ``"pruned"`` (given up) or ``"failed"``.
+    value
+        The last of what was measured; ``None`` where it failed.
+    values
+        Its hyperparameters by their keys in the recipe.
+    reports
+        What was measured after so many epochs.
+    seconds
+        What it took.
+    reason
+        Why it failed: a number that is not finite, or values that don't go together.
     """
 
     number: int
@@ -35,7 +48,17 @@ class Trial:
 
 @dataclass
 class Study:
-    """A recipe with its ``[tune]``, the backend, and the trials so far, in their order."""
+    """Hold a recipe with its ``[tune]``, the backend, and the trials so far.
+
+    Parameters
+    ----------
+    recipe
+        What is tuned.
+    backend
+        The backend's name.
+    trials
+        In their order.
+    """
 
     recipe: Recipe
     backend: str
@@ -43,7 +66,7 @@ class Study:
 
     @property
     def section(self) -> Tune:
-        """The recipe's ``[tune]``; ``InputError`` where it has none."""
+        """Return the recipe's ``[tune]``; ``InputError`` where it has none."""
         if self.recipe.tune is None:
             raise InputError(
                 "tune: this table is missing; add [tune.space] with the keys to look for, such as "
@@ -53,19 +76,25 @@ class Study:
 
     @property
     def metric(self) -> str:
-        """``"accuracy"``, which is to be large, or ``"loss"``."""
+        """Return ``"accuracy"``, which is to be large, or ``"loss"``."""
         by_task = "loss" if self.recipe.task == "regression" else "accuracy"
         return self.section.metric or by_task
 
     @property
     def best(self) -> Trial | None:
-        """The first of the best among the complete trials."""
+        """Return the first of the best among the complete trials."""
         done = [t for t in self.trials if t.state == "complete" and t.value is not None]
         sign = -1.0 if self.metric == "accuracy" else 1.0
         return min(done, key=lambda t: sign * (t.value or 0.0), default=None)
 
     def ranked(self) -> list[Trial]:
-        """All trials: the complete ones from best to worst, then those given up, then those that failed."""
+        """Rank all trials: the complete ones from best to worst, then those given up, then those that failed.
+
+        Returns
+        -------
+        list of Trial
+            The best one first.
+        """
         sign = -1.0 if self.metric == "accuracy" else 1.0
         return sorted(
             self.trials,
@@ -73,7 +102,13 @@ class Study:
         )
 
     def best_recipe(self) -> Recipe | None:
-        """The recipe with the best trial's values and without ``[tune]``, named after it."""
+        """Return the recipe with the best trial's values and without ``[tune]``, named after it.
+
+        Returns
+        -------
+        Recipe or None
+            None where no trial is complete.
+        """
         if self.best is None:
             return None
         return self.recipe.tuned({"name": f"{self.recipe.name}-best"} | dict(self.best.values))

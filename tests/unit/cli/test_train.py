@@ -109,6 +109,47 @@ def test_an_earlier_run_is_not_replaced_unasked(recipe: Path, capsys: pytest.Cap
     assert result(capsys)["steps"] == 40
 
 
+def crashed(recipe: Path) -> None:
+    """Leave what a run leaves that ends before its first checkpoint."""
+    assert run(["train", str(recipe), "--out", "run", "--steps", "5", "--json"]) == 0
+    for name in ("checkpoint.safetensors", "curve.png"):
+        (Path("run") / name).unlink()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_saved_nothing_needs_no_leave(
+    resume: bool, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crashed(recipe)
+    capsys.readouterr()
+    recipe.write_text(RECIPE.replace("0.01", "0.02"))
+    more = ["--resume"] if resume else []
+    assert run(["train", str(recipe), "--out", "run", "--json", *more]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["steps"] == 40
+    assert ("nothing was saved in run yet: it begins anew" in said.err) == resume
+    assert run(["train", str(recipe), "--out", "whole", "--json"]) == 0
+    same_run("whole", "run")
+
+
+def test_a_recipe_of_ones_own_is_not_replaced_unasked(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("recipe.toml").write_text(RECIPE)
+    assert run(["train", str(recipe), "--out", ".", "--steps", "5"]) == 2
+    assert "recipe.toml of an earlier run is there" in error(capsys)
+    assert Path("recipe.toml").read_text() == RECIPE
+
+
+def test_recipes_without_a_name_go_to_folders_of_their_own(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        Path(f"{name}.toml").write_text(RECIPE.replace('name = "small"', ""))
+        assert run(["train", f"{name}.toml", "--backend", "numpy", "--steps", "2", "--json"]) == 0
+        assert result(capsys)["checkpoint"] == f"runs/{name}-numpy/{training.CHECKPOINT}"
+
+
 def test_resumed_in_the_same_bits(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", str(recipe), "--out", "whole", "--json"]) == 0
     assert run(["train", str(recipe), "--out", "parts", "--steps", "17", "--json"]) == 0

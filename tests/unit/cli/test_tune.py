@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +107,57 @@ def test_interrupted_it_says_how_to_go_on(
     assert said.err == f"error: interrupted after 2 trials; {expected}\n"
     assert command.tune(request(recipe, resume=True), True) == 0
     assert len(result(capsys)["trials"]) == 3
+
+
+@pytest.mark.parametrize("moment", ["in a trial", "between two"])
+def test_sigterm_saves_the_trials_that_are_done(
+    moment: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command.tune(request(recipe, out=Path("whole")), True) == 0
+    whole = result(capsys)
+
+    @contextmanager
+    def terminating(announcement: str) -> Iterator[Callable[[tuning.Progress], None]]:
+        def show(now: tuning.Progress) -> None:
+            if now.number == 1 and (now.ended is not None) == (moment == "between two"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        yield show
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "progress", terminating)
+        assert command.tune(request(recipe), False) == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    done = 1 if moment == "in a trial" else 2
+    assert f"after {done} trial{'s' if done > 1 else ''}; " in capsys.readouterr().err
+    assert command.tune(request(recipe, resume=True), True) == 0
+    again = result(capsys)
+    for trial in (*whole["trials"], *again["trials"]):
+        del trial["seconds"]
+    assert again["trials"] == whole["trials"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_study_without_a_trial_needs_no_leave(
+    resume: bool, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended before its first trial had: it begins anew, also by a recipe that was changed since."""
+
+    @contextmanager
+    def stopping(announcement: str) -> Iterator[Callable[[tuning.Progress], None]]:
+        def show(now: tuning.Progress) -> None:
+            raise KeyboardInterrupt
+
+        yield show
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "progress", stopping)
+        assert command.tune(request(recipe), False) == 130
+    assert "nothing was saved" in capsys.readouterr().err
+    recipe.write_text(TEXT.replace("epochs = 3", "epochs = 2"))
+    assert command.tune(request(recipe, resume=resume, trials=1), True) == 0
+    said = capsys.readouterr()
+    assert ("it begins anew" in said.err) == resume
 
 
 def test_a_search_in_which_nothing_ends_well(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from polyopt import AdaptiveGradientClip, ClipByNorm, Optimizer
 from polyopt.backend.protocol import Backend
 from polyopt.core import reductions
+from polyopt.core.errors import RuleError
 from polyopt.core.ops import DTYPES, Array, Ops
 from polyopt.core.rule import Leafwise, Slot, Slots, hyper
 from polyopt.core.trace import BINARY, UNARY
@@ -349,5 +350,5 @@ def test_an_error_is_that_of_the_rule(backend: Backend) -> None:
 
     params = {f"{i}": backend.from_numpy(np.ones(3, np.float32)) for i in range(3)}
     opt = Optimizer(Wrong())
-    with pytest.raises(AttributeError, match="missing"):
+    with pytest.raises(RuleError, match="missing"):
         opt.step(params, params, opt.init(params))

@@ -13,11 +13,12 @@ import pytest
 
 from polyopt import SGD, Adam, ClipByGlobalNorm, Cosine, Exponential, NAdam, Optimizer, chain, partition
 from polyopt.backend import registry
+from polyopt.backend.host import numba_kernel
 from polyopt.core.errors import InputError, NonFiniteError
 from polyopt.core.reductions import root_sum_squares
 from polyopt.core.rule import Global, hyper
 from polyopt.engine import optimizer
-from polyopt.engine.repeat_step import CachedStep
+from polyopt.engine.repeat_step import CachedStep, LeafOrder
 from polyopt.testing import assert_same_bits
 
 pytest.importorskip("numba")
@@ -321,3 +322,13 @@ def test_without_surveys_every_update_of_tensors_goes_the_long_way(short: Taken)
     with mock.patch.object(memory, "tensors", return_value=None):
         runs(Optimizer(Adam(lr=0.1)), lambda i: arrays(HOSTS[1], i), arrays(HOSTS[1], 0), True)
     assert short.count == 0
+
+
+def test_without_numba_nothing_of_tensors_is_kept_and_no_time_is_spent_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(numba_kernel, "_numba", lambda: None)
+    monkeypatch.setattr(LeafOrder, "of", lambda *_: pytest.fail("the leaves were put in order for nothing"))
+    opt = Optimizer(Adam(lr=0.1))
+    runs(opt, lambda i: arrays(HOSTS[1], i), arrays(HOSTS[1], 0), True, steps=2)
+    assert opt._replay is None

@@ -110,6 +110,14 @@ def test_a_round_is_what_its_clients_do() -> None:
         assert ended == {s: ends.index(s) + 1 if s in ends else None for s in range(1, step + 1)}
 
 
+def test_sizes_of_any_imbalance_are_finite() -> None:
+    """Where exp would overflow, all but the largest have no sample, and that is said."""
+    for imbalance in (100.0, 800.0, 1e308):
+        with pytest.raises(InputError, match="would have no sample"):
+            split_iid(1000, 3, imbalance=imbalance)
+    assert [len(x) for x in split_iid(10, 1, imbalance=1e308)] == [10]
+
+
 WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: split_iid(3, 4), "split_iid: clients = 4; expected at most the 3 samples"),
     (lambda: split_iid(3, 0), "split_iid: clients = 0; expected an integer >= 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -302,6 +303,56 @@ def test_rounds_with_clients_of_four_frameworks_learn(backends: list[Backend]) -
     assert np.abs(params["w"] - truth).max() < 0.2 * start
 
 
+# The largest and the smallest numbers
+
+LARGE, TINY = 1.7e308, 5e-324
+EXTREMES: list[tuple[Callable[[Any, list[Client]], Any], list[float], list[Any], float]] = [
+    (fedavg, [1.0, 3.0], [1e308, 1e308], 2.0),
+    (fedavg, [1.0, 3.0], [10**308, 10**308], 2.0),
+    (fedavg, [1.0, 3.0, 5.0], [LARGE, LARGE, 1.0], 2.0),
+    (fedavg, [0.25, 0.75], [TINY, TINY], 0.5),
+    (fedavg, [LARGE, LARGE], [3.0, 1.0], LARGE),
+    (fedavg, [LARGE, -LARGE], [1e10, 1e10], 0.0),
+    (fedavg, [TINY, TINY], [3.0, 1.0], TINY),
+    (median, [LARGE, LARGE], [1.0, 1.0], LARGE),
+    (median, [TINY, TINY], [1.0, 1.0], TINY),
+    (trimming(0.1), [LARGE] * 10, [1.0] * 10, LARGE),
+    (trimming(0.1), [TINY] * 10, [1.0] * 10, TINY),
+]
+
+
+@pytest.mark.parametrize(("aggregate", "values", "weights", "expected"), EXTREMES)
+def test_what_float64_holds_is_averaged(
+    aggregate: Any, values: list[float], weights: list[Any], expected: float
+) -> None:
+    clients = [
+        Client(i, {"w": np.array([x, 1.0])}, w) for i, (x, w) in enumerate(zip(values, weights, strict=True))
+    ]
+    found = aggregate({"w": np.zeros(2)}, clients)["w"]
+    assert_close(found, np.array([expected, 1.0]), rtol=1e-15, because="float64, a few roundings")
+
+
+@pytest.mark.parametrize("aggregate", [fedavg, median, trimming(0.1), pseudo_gradient])
+def test_what_the_server_s_dtype_can_t_hold_is_named(aggregate: Any, backend: Backend) -> None:
+    server = {"w": backend.from_numpy(np.zeros(1, np.float32))}
+    clients = [Client(i, {"w": np.array([1e300])}) for i in range(10)]
+    with pytest.raises(
+        InputError, match=r"leaf 'w' would become 1e\+300; expected at most 3\.4e\+38.*float32"
+    ):
+        aggregate(server, clients)
+    largest = np.finfo(np.float32).max
+    clients = [Client(i, {"w": np.array([largest])}) for i in range(10)]
+    if aggregate is not pseudo_gradient:
+        found = aggregate(server, clients)["w"]
+        assert_close(found, np.array([largest]), rtol=0.0, because="the mean of equals, rounded to float32")
+
+
+def test_a_pseudo_gradient_that_is_not_finite_is_named() -> None:
+    for mine in (LARGE, math.inf, math.nan):
+        with pytest.raises(InputError, match="pseudo_gradient: leaf 'w' would become"):
+            pseudo_gradient({"w": np.array([mine])}, [Client("a", {"w": np.array([-LARGE])})])
+
+
 # Errors
 
 GOOD = {"w": np.ones(2), "b": np.ones(1)}
@@ -331,6 +382,12 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: fedavg(GOOD, [one(weight=-1.0)]), "client 'a' has the weight -1.0"),
     (lambda: fedavg(GOOD, [one(weight=float("nan"))]), "client 'a' has the weight nan"),
     (lambda: fedavg(GOOD, [one(weight="3")]), "client 'a' has the weight '3'"),
+    (lambda: fedavg(GOOD, [one(weight=10**400)]), "client 'a' has the weight beyond float64; expected a fin"),
+    (lambda: fedavg(GOOD, [one(weight=np.ones(2))]), "client 'a' has the weight array"),
+    (lambda: fedavg(GOOD, [one(name=None)]), "fedavg: a client has the id None; expected a name or an int"),
+    (lambda: fedavg(GOOD, [GOOD]), r"fedavg: expected a list of Client\(id, params, weight\)"),  # type: ignore[list-item]
+    (lambda: fedavg(GOOD, one()), r"fedavg: expected a list of Client\(id, params, weight\)"),  # type: ignore[arg-type]
+    (lambda: trimmed_mean(GOOD, [one()], 5e-324), "1 clients are too few for trim = 5e-324.*at least 10000"),
     (lambda: fedavg(GOOD, [one(), one()]), "two clients have the id 'a'"),
     (lambda: trimmed_mean(GOOD, [one(name=i) for i in range(4)], 0.2), "4 clients are too few.*at least 5"),
     (lambda: trimmed_mean(GOOD, [one()], 0.5), r"trim = 0\.5; expected a number in \(0, 0\.5\)"),

@@ -232,7 +232,7 @@ class Odd(Elementwise):
 
     def leaf(self, xp: Any, g: Any, p: Any, slots: Any, c: Any) -> Any:
         low = xp.where(g < 0.0, xp.where(p > 1.0, g, -p), g - (p - g))
-        high = xp.exp(-(g * g)) / (2.0 / (p * (g / 3.0))) + (-(p + 1.0)) ** 2.0
+        high = xp.exp(-(g * g)) / (2.0 / (p * (g / 3.0))) + xp.pow(-(p + 1.0), 2.0)
         return low * -high - xp.minimum(xp.abs(g), -1.5) * (low + high), {}
 
 

@@ -49,7 +49,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (recipe({"prune": {"sparsity": float("nan")}}), r"^phase\.0\.prune\.sparsity = nan; expected"),
     (recipe({"prune": {"sparsity": True}}), r"^phase\.0\.prune\.sparsity = True; expected"),
     (
-        recipe({"prune": {"sparsity": {"schedule": "gradul", "end": 0.8}}}),
+        recipe({"prune": {"sparsity": {"schedule": "gradul", "end": 0.8, "steps": 3}}, "train": EPOCH}),
         r"^phase\.0\.prune\.sparsity\.schedule = 'gradul': unknown sparsity; did you mean 'gradual'\?$",
     ),
     (

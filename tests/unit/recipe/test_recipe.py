@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer__mask": "("}, r"^optimizer\.mask: '\(' is not a regular expression"),
     ({"optimizer__mask": 3}, r"^optimizer\.mask = 3; expected a string$"),
     (
-        {"optimizer__lr": {"schedule": "cosin"}},
+        {"optimizer__lr": {"schedule": "cosin", "initial": 0.1, "steps": 3}},
         r"^optimizer\.lr\.schedule = 'cosin': unknown schedule; did you",
     ),
     ({"optimizer__lr": {"steps": 3}}, r"^optimizer\.lr\.schedule: this key is missing"),
@@ -142,7 +143,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"optimizer__lr": {"schedule": "warmup", "steps": 3, "then": {"schedule": "constant", "vale": 1}}},
         r"^optimizer\.lr\.then\.vale: 'constant' has no such",
     ),
-    ({"clip": {"name": "clip_by_norms"}}, r"^clip\.name = 'clip_by_norms': unknown clipping; did you mean"),
+    (
+        {"clip": {"name": "clip_by_norms", "max_norm": 1.0}},
+        r"^clip\.name = 'clip_by_norms': unknown clipping; did you mean",
+    ),
     ({"clip": {"name": "clip_by_norm", "max_norm": 0}}, r"^clip\.max_norm = 0; expected"),
     ({"ema": {"decay": 1.0}}, r"^ema\.decay = 1\.0; expected"),
     ({"partition": [{"pattern": "(", "freeze": True}]}, r"^partition\.0\.pattern: '\(' is not a regular"),
@@ -160,6 +164,67 @@ def test_what_is_wrong_is_said_in_one_line(changes: dict[str, Any], message: str
     with pytest.raises(InputError, match=message) as caught:
         Recipe.from_dict(base(**changes))
     assert "\n" not in str(caught.value)
+
+
+SEVERAL: list[tuple[dict[str, Any], list[str]]] = [
+    (
+        {"data__name": "digit", "optimizer__lrr": 0.1, "optimizer__b1": 1.0, "train__epoch": 3, "seed": "0"},
+        [
+            "train.epoch: unknown key; did you mean 'epochs'?",
+            "seed = '0'; expected an integer (write 0 without quotes)",
+            "data.name = 'digit': unknown data set; did you mean 'digits'?",
+            "optimizer.lrr: 'adamw' has no such hyperparameter; did you mean 'lr'?",
+            "optimizer.b1 = 1.0; expected a finite number in [0.0, 1.0)",
+        ],
+    ),
+    # What is checked only once each table is sound by itself.
+    (
+        {
+            "optimiser": {"name": "sgd"},
+            "optimizer": None,
+            "train__steps": 3,
+            "loss__name": "mean_squared_error",
+        },
+        [
+            "optimiser: unknown key; did you mean 'optimizer'?",
+            "train.steps = 3 and epochs = 2; expected one of the two",
+            "loss.name = 'mean_squared_error' is not for classification; expected 'cross_entropy', or "
+            "leave it out",
+        ],
+    ),
+    (
+        {
+            "phase": [
+                {"name": "a", "quantize": {"bits": 4}, "train": {"epochs": 1}},
+                {"name": "b", "train": {"epochs": 1}, "optimizer": {"name": "smg"}},
+            ],
+            "tune__space": {"optimizer.lr": {"low": -1.0, "high": 1.0}, "train.epoch": {"low": 1, "high": 2}},
+        },
+        [
+            "phase.0.train: nothing is trained here; leave it out, or add quantize.aware = true",
+            "phase.1.optimizer.name = 'smg': unknown optimizer; did you mean 'sgd'?",
+            "tune.space.optimizer.lr: optimizer.lr = -1.0; expected a finite number in [0.0, inf]",
+            "tune.space.train.epoch: train.epoch: unknown key; did you mean 'epochs'?",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "mistakes"), SEVERAL)
+def test_all_mistakes_are_told_at_once(changes: dict[str, Any], mistakes: list[str]) -> None:
+    table = base(**changes)
+    before = copy.deepcopy(table)
+    with pytest.raises(InputError) as caught:
+        Recipe.from_dict(table)
+    told = str(caught.value)
+    assert told.startswith(f"{len(mistakes)} mistakes: (1) ")
+    assert re.split(r" ?\(\d+\) ", told)[1:] == mistakes
+    assert table == before
+
+
+def test_very_many_mistakes_are_counted() -> None:
+    with pytest.raises(InputError, match=r"^30 mistakes: .* \(20\) \w+: unknown key; .* and 10 more$"):
+        Recipe.from_dict(base(**{f"key{i}": 1 for i in range(30)}))
 
 
 def test_it_can_not_be_changed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,26 @@ def test_values_lie_in_the_space_and_the_best_is_written(tmp_path: Path) -> None
     assert best.to_dict()["optimizer"]["lr"] == study.best.values["optimizer.lr"]
     assert [p.ended.number for p in seen if p.ended] == list(range(8))
     assert study.ranked()[0] == study.best
+
+
+@pytest.mark.parametrize(
+    ("key", "axis", "grid"),
+    [
+        ("train.epochs", {"low": 1, "high": 4, "step": 2}, {1, 3, 4}),
+        ("optimizer.momentum", {"low": 0.1, "high": 0.9, "step": 0.3}, {0.1, 0.4, 0.7, 0.9}),
+        ("optimizer.momentum", {"low": 0.0, "high": 0.9, "step": 0.3}, {0.0, 0.3, 0.6, 0.9}),
+    ],
+)
+def test_both_ends_of_a_range_are_tried_whatever_the_step(
+    key: str, axis: dict[str, Any], grid: set[float], tmp_path: Path
+) -> None:
+    """The documented values, all of them, and no warning of Optuna's; also when it is gone on with."""
+    found = recipe({key: axis}, prune=False)
+    tune(found, backend="numpy", out=tmp_path, trials=6)
+    study = tune(found, backend="numpy", out=tmp_path, trials=24, resume=True)
+    assert {trial.values[key] for trial in study.trials} == grid
+    whole = tune(found, backend="numpy", trials=24)
+    assert without_times(study) == without_times(whole)
 
 
 def test_a_loss_is_made_small() -> None:
@@ -317,3 +338,49 @@ def test_the_picture(tmp_path: Path) -> None:
     assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
     picture(tmp_path / "given_up.png", Study(found, "numpy", trials[1:2]))
     assert (tmp_path / "given_up.png").stat().st_size > 10_000
+
+
+AXES = [
+    RATE,
+    {"low": 1e-5, "high": 3e-1, "log": True},
+    {"low": 1e-4, "high": 1e-3, "log": True},
+    {"low": 0.011, "high": 0.013, "log": True},
+    {"low": 1e-12, "high": 1e12, "log": True},
+    {"low": 12345.0, "high": 23456.0},
+    {"low": 0.00001, "high": 0.00009},
+]
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_no_label_of_the_picture_lies_on_another_and_trials_are_whole(
+    axis: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    space = {f"optimizer.{key}": axis for key in ("lr", "weight_decay", "dampening")}
+    found = recipe({"optimizer.lr": axis})
+    section = found.tune
+    assert section is not None
+    shown = tuple((key, dict(section.space)["optimizer.lr"]) for key in space)
+    study = Study(found.model_copy(update={"tune": section.model_copy(update={"space": shown})}), "numpy")
+    for i, x in enumerate((axis["low"], axis["high"])):
+        study.trials.append(Trial(i, "complete", 0.5 + i, dict.fromkeys(space, x), ((3, 0.5),), 1.0))
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    picture(tmp_path / "tune.png", study)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    history, *panels = figure.axes
+    low, high = history.get_xlim()
+    assert [x for x in history.get_xticks() if low <= x <= high] == [0, 1]
+    assert len(panels) == 3
+    boxes = []
+    for panel in panels:
+        left, right = panel.get_xlim()
+        ticks = [*panel.xaxis.get_major_ticks(), *panel.xaxis.get_minor_ticks()]
+        labels = [t.label1 for t in ticks if left <= t.get_loc() <= right and t.label1.get_text()]
+        assert labels
+        boxes += [label.get_window_extent() for label in labels]
+    boxes.sort(key=lambda box: box.x0)
+    for one, two in pairwise(boxes):
+        assert one.x1 < two.x0

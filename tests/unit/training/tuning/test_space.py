@@ -49,6 +49,11 @@ AXES: dict[str, tuple[str, Any, str]] = {
         {"low": 1, "high": 5, "step": 5},
         r"\.step = 5; expected more than 0 and at",
     ),
+    "tiny step": (
+        "optimizer.lr",
+        {"low": 0.0, "high": 1.0, "step": 1e-300},
+        r"\.step = 1e-300; expected at most 1e\+15 steps from low to high",
+    ),
     "no low": ("optimizer.lr", {"high": 5.0}, r"\.low: this key is missing; add it, or give choices"),
     "text": ("optimizer.lr", {"low": "1", "high": 5.0}, r"\.low = '1'; expected a number"),
     "nan": ("optimizer.lr", {"low": math.nan, "high": 5.0}, r"\.low = nan; expected a finite number"),
@@ -94,7 +99,7 @@ def test_what_is_wrong_with_a_space_is_said_in_one_line(case: str) -> None:
     key, axis, message = AXES[case]
     with pytest.raises(InputError, match=message) as caught:
         recipe({key: axis})
-    assert str(caught.value).startswith(f"tune.space.{key}")
+    assert f"tune.space.{key}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
