@@ -59,6 +59,7 @@ class Names:
         self._names: dict[str, str] = {}
 
     def __call__(self, value: str) -> str:
+        """Return the name of ``value``."""
         return self._names.setdefault(value, f"x{len(self._names)}")
 
 

@@ -152,13 +152,13 @@ class Kernel:
         return len(self.inputs) + len(self.outputs) + self._scalars.index(name)
 
     def registers(self) -> list[Value]:
-        """New memory for what lies between inputs and outputs, for ``bound``."""
+        """Return new memory for what lies between inputs and outputs, for ``bound``."""
         return [np.empty(BLOCK, dtype) for dtype in self._register_dtypes]
 
     def bound(
         self, arrays: Sequence[Value], scalars: Mapping[str, Value], registers: Sequence[Value]
     ) -> list[Call]:
-        """The calls that compute outputs of at most ``BLOCK`` elements, for memory that stays where it is.
+        """Return calls that compute up to ``BLOCK`` elements, for memory that stays where it is.
 
         ``arrays`` as of ``run``; ``scalars`` are 0-d arrays.
         """

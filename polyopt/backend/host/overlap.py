@@ -57,6 +57,7 @@ class NoOverlap:
         self._last: Any = None
 
     def __call__(self, facts: Any) -> bool:
+        """Look at the addresses in ``facts``."""
         starts = facts[self._rows, :, ADDRESS]
         mine, theirs = starts[: self._wrote], starts[self._wrote :]
         if self._last is None or not np.array_equal(mine, self._last):
