@@ -88,15 +88,34 @@ class NumpyMemory:
             return [view.copy() for view in views]
         return [view.astype(x.dtype) for view, x in zip(views, like, strict=True)]
 
-    def alike(self, leaves: Sequence[Any], shapes: Shapes, kinds: Sequence[Any], written: bool) -> bool:
-        if len(leaves) != len(shapes):
-            return False
-        for x, shape, kind in zip(leaves, shapes, kinds, strict=True):
-            if type(x) is not np.ndarray or x.shape != shape or x.dtype is not kind:
+    def alike(
+        self,
+        columns: Sequence[Sequence[Any]],
+        shapes: Shapes,
+        kinds: Sequence[Sequence[Any]],
+        written: Sequence[bool],
+    ) -> bool:
+        owners: set[int] = set()
+        for leaves, own, into in zip(columns, kinds, written, strict=True):
+            if len(leaves) != len(shapes):
                 return False
-            if not (x.flags.carray if written else x.flags.c_contiguous):
-                return False
-        return True
+            for x, shape, kind in zip(leaves, shapes, own, strict=True):
+                if type(x) is not np.ndarray or x.shape != shape or x.dtype is not kind:
+                    return False
+                if not (x.flags.carray if into else x.flags.c_contiguous):
+                    return False
+                owner = x.base
+                if owner is None:
+                    owners.add(id(x))
+                elif type(owner) is np.ndarray:
+                    owners.add(id(owner))
+        if len(owners) == len(shapes) * len(columns):
+            return True  # as in ``disjoint``
+        targets, others = (
+            [x for leaves, into in zip(columns, written, strict=True) if into is which for x in leaves]
+            for which in (True, False)
+        )
+        return self.disjoint(targets, others)
 
     def writable(self, leaves: Sequence[Any]) -> bool:
         return set(map(type, leaves)) <= {np.ndarray} and all(x.flags.writeable for x in leaves)

@@ -57,7 +57,11 @@ class TorchMemory:
         ]
 
     def alike(
-        self, leaves: Sequence[torch.Tensor], shapes: Shapes, kinds: Sequence[Any], written: bool
+        self,
+        columns: Sequence[Sequence[torch.Tensor]],
+        shapes: Shapes,
+        kinds: Sequence[Sequence[Any]],
+        written: Sequence[bool],
     ) -> bool:
         return False
 

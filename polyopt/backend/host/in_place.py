@@ -53,7 +53,7 @@ class InPlaceLift:
         self._lift, self._memory = lift, lift.memory
         program = lift.program
         self._read, self._written, self._touched = program.read, program.replaced, program.touched
-        self._kept = tuple(n for n in self._read if n not in self._written)
+        self._into = [n in self._written for n in self._touched]
         self._order = [self._touched.index(n) for n in (*self._read, *self._written)]
 
     def look(self, arrays: Arrays, dtype: str, donate: bool) -> InPlacePlan | None:
@@ -101,11 +101,8 @@ class InPlaceLift:
             memory.changed(arrays[name])
 
     def _alike(self, shapes: Shapes, kinds: tuple[tuple[Any, ...], ...], arrays: Arrays) -> bool:
-        for name, own in zip(self._touched, kinds, strict=True):
-            if not self._memory.alike(arrays[name], shapes, own, name in self._written):
-                return False
-        targets, others = ([x for n in names for x in arrays[n]] for names in (self._written, self._kept))
-        return self._memory.disjoint(targets, others)
+        columns = [arrays[name] for name in self._touched]
+        return self._memory.alike(columns, shapes, kinds, self._into)
 
     def _calls(
         self,

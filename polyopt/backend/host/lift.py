@@ -198,21 +198,25 @@ class HostLift:
     ) -> Layout:
         groups: list[list[int]] = []
         alone: list[tuple[int, Kernel]] = []
+        single: list[int] = []
         filled = 0
         for i, shape in enumerate(shapes):
             size = math.prod(shape)
             if size > SMALL:
-                storage = tuple(self.memory.dtype(kind[i]) for kind in kinds)
-                alone.append((i, self._kernel(storage, dtype, donate)))
+                single.append(i)
                 continue
             if filled + size > BLOCK or not groups:
                 groups.append([])
                 filled = 0
             groups[-1].append(i)
             filled += size
+        single += [group[0] for group in groups if len(group) == 1]
+        for i in single:
+            storage = tuple(self.memory.dtype(kind[i]) for kind in kinds)
+            alone.append((i, self._kernel(storage, dtype, donate)))
         kinds_of: dict[Shapes, int] = {}
         packs = []
-        for indices in groups:
+        for indices in (group for group in groups if len(group) > 1):
             own = tuple(shapes[i] for i in indices)
             total = sum(math.prod(shape) for shape in own)
             packs.append(Pack(tuple(indices), own, total, kinds_of.setdefault(own, len(kinds_of))))

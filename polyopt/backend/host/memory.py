@@ -63,11 +63,17 @@ class Memory(Surveyed, Protocol):
     def fresh(self, views: Sequence[Any], like: Sequence[Array] | None) -> list[Array]:
         """Make arrays with the values of ``views``, of the dtypes of ``like`` or of the buffer."""
 
-    def alike(self, leaves: Sequence[Array], shapes: Shapes, kinds: Sequence[Any], written: bool) -> bool:
+    def alike(
+        self,
+        columns: Sequence[Sequence[Array]],
+        shapes: Shapes,
+        kinds: Sequence[Sequence[Any]],
+        written: Sequence[bool],
+    ) -> bool:
         """Return True if these are plain arrays in one piece, of ``shapes`` and of the dtypes ``kinds``.
 
-        With ``written``, they can be written to. False where to find that out takes as long as to look at
-        them anew.
+        Those of columns that are ``written`` can be, and share memory with no other. False where to find that
+        out takes as long as to look at them anew.
         """
 
     def writable(self, leaves: Sequence[Array]) -> bool:

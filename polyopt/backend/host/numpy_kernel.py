@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -132,7 +133,8 @@ class Kernel:
         self._register_dtypes: list[np.dtype[Any]] = []
         self._fixed = len(self.inputs) + len(self.outputs) + len(self._scalars)
         self._steps = tuple(
-            (s.function, s.args) for s in _Compiler(self, program, dtype, storage, in_place).steps()
+            (s.function, itemgetter(*s.args))
+            for s in _Compiler(self, program, dtype, storage, in_place).steps()
         )
         self._files: deque[list[Any]] = deque(maxlen=64)
 
@@ -162,7 +164,7 @@ class Kernel:
         """
         n = len(arrays[0])
         file = [*arrays, *[scalars[name] for name in self._scalars], *[r[:n] for r in registers]]
-        return [(function, tuple([file[i] for i in args])) for function, args in self._steps]
+        return [(function, operands(file)) for function, operands in self._steps]
 
     def run(self, arrays: Sequence[Value], scalars: Mapping[str, Value]) -> None:
         """Compute the outputs, where NumPy is told to ignore overflows and the like.
@@ -181,8 +183,8 @@ class Kernel:
                 file[self._fixed :] = [r[: stop - start] for r in registers]
             if n > BLOCK:
                 file[: len(arrays)] = [x[start:stop] for x in arrays]
-            for function, args in self._steps:
-                function(*[file[i] for i in args])
+            for function, operands in self._steps:
+                function(*operands(file))
         file[: len(arrays)] = [None] * len(arrays)  # keep no caller's memory alive
         file[self._fixed :] = registers
         self._files.append(file)
