@@ -62,22 +62,20 @@ class Descent(Elementwise):
         With a constant β the weights of all gradients in an average add up to 1 - β^t; with a scheduled one,
         to 1 - Πβ_i. The ``"torch"`` convention has no such slot and keeps 1 - β^t.
         """
-        if self.convention == "torch":
-            return ()
-        return tuple(
-            Slot(f"{beta}_weight", 0.0, "scalar")
-            for beta in betas
-            if isinstance(getattr(self, beta), Schedule)
-        )
+        return tuple(Slot(f"{beta}_weight", 0.0, "scalar") for beta in betas if self._weighs(beta))
+
+    def _weighs(self, beta: str) -> bool:
+        return self.convention != "torch" and isinstance(getattr(self, beta), Schedule)
 
     def correction(self, xp: Any, beta: str, t: Any, h: Any) -> tuple[Any, dict[str, Any]]:
         """Return what an average is divided by to correct its bias, and the slot that holds it.
 
         1 - β^t without a slot; 1 - Πβ_i with one.
         """
-        slot, b = f"{beta}_weight", getattr(h, beta)
-        if not any(x.name == slot for x in self.weights(beta)):
+        b = getattr(h, beta)
+        if not self._weighs(beta):
             return one_minus_power(xp, b, t), {}
+        slot = f"{beta}_weight"
         # Summed as the average itself is: 1 - Πβ_i by the product would cancel, in float32 to 5e-5 of it.
         weight = b * getattr(h, slot) + (1 - b)
         return weight, {slot: weight}
