@@ -72,13 +72,10 @@ class Descent(Elementwise):
         tuple of Slot
             Scalar slots that start at 0, ``"<beta>_weight"``.
         """
-        if self.convention == "torch":
-            return ()
-        return tuple(
-            Slot(f"{beta}_weight", 0.0, "scalar")
-            for beta in betas
-            if isinstance(getattr(self, beta), Schedule)
-        )
+        return tuple(Slot(f"{beta}_weight", 0.0, "scalar") for beta in betas if self._weighs(beta))
+
+    def _weighs(self, beta: str) -> bool:
+        return self.convention != "torch" and isinstance(getattr(self, beta), Schedule)
 
     def correction(self, xp: Any, beta: str, t: Any, h: Any) -> tuple[Any, dict[str, Any]]:
         """Return what an average is divided by to correct its bias, and the slot that holds it.
@@ -101,9 +98,10 @@ class Descent(Elementwise):
         tuple
             The divisor, and ``{slot: next value}``, empty without one.
         """
-        slot, b = f"{beta}_weight", getattr(h, beta)
-        if not any(x.name == slot for x in self.weights(beta)):
+        b = getattr(h, beta)
+        if not self._weighs(beta):
             return one_minus_power(xp, b, t), {}
+        slot = f"{beta}_weight"
         # Summed as the average itself is: 1 - Πβ_i by the product would cancel, in float32 to 5e-5 of it.
         weight = b * getattr(h, slot) + (1 - b)
         return weight, {slot: weight}
