@@ -16,6 +16,7 @@ from jax import lax
 
 from polyopt.backend.evaluate import cast, evaluate_leaves
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
+from polyopt.core.groups import by_kind, chunks
 from polyopt.core.trace import Program
 from polyopt_jax import ops
 from polyopt_jax.fence import Fenced
@@ -175,16 +176,13 @@ def batches(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
     >>> [len(members) for members in batches(((32, 32),) * 1001 + ((7,),) * 3)][-3:]
     [62, 62, 12]
     """
-    found: dict[Any, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        found.setdefault(kind, []).append(i)
     full: list[tuple[int, ...]] = []
     rest: list[int] = []
-    for members in found.values():
+    for members in by_kind(kinds).values():
         calls = ceil(len(members) / BATCH)
         size = len(members) // calls
         if calls > 1:
-            full += [tuple(members[k * size : (k + 1) * size]) for k in range(calls)]
+            full += chunks(members[: calls * size], size)
             members = members[calls * size :]
         rest += members
     return (*full, tuple(sorted(rest))) if rest else tuple(full)

@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from polyopt.backend.protocol import Arrays
+from polyopt.core.groups import by_kind
 from polyopt_tensorflow import variables
 
 SMALL = 32_768
@@ -79,10 +80,7 @@ def _grouped(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
 
     A kind is ``(shape, *dtypes)``.
     """
-    found: dict[Any, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        found.setdefault(kind if prod(kind[0]) < SMALL else i, []).append(i)
     members: list[tuple[int, ...]] = []
-    for group in found.values():
+    for group in by_kind(kind if prod(kind[0]) < SMALL else i for i, kind in enumerate(kinds)).values():
         members += [tuple(group)] if len(group) >= MANY else [(i,) for i in group]
     return tuple(members)
