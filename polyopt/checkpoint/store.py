@@ -162,6 +162,8 @@ def load(
                 raise CheckpointError("it holds no optimizer state")
             _check(_entries(state), _entries(state_like), "state")
         meta = decode(body["meta"], _no_tensor)
+        if not isinstance(meta, dict):
+            raise CheckpointError("its meta is no table")
     except CheckpointError as e:
         raise CheckpointError(f"{shown_path(path)}: {e}") from None
     if target is not None:
@@ -264,7 +266,8 @@ def _check(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
     for name, want in expected.items():
         have = found[name]
         if not hasattr(want, "shape") or not hasattr(have, "shape"):
-            if isinstance(want, int | float) != isinstance(have, int | float):
+            one_array = hasattr(want, "shape") or hasattr(have, "shape")
+            if one_array or isinstance(want, int | float) != isinstance(have, int | float):
                 raise CheckpointError(f"{what} {name!r} is {_kind(have)}; expected {_kind(want)}")
             continue
         if tuple(have.shape) != tuple(want.shape):

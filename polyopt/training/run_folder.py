@@ -12,11 +12,12 @@ from typing import Any
 
 from polyopt import checkpoint
 from polyopt.core.errors import CheckpointError, InputError
-from polyopt.core.files import read_bounded, remove_leftovers, write_atomic
+from polyopt.core.files import read_bounded, remove_leftovers, shown_path, write_atomic
 from polyopt.engine.batches.plan import Cursor
 from polyopt.recipe import Recipe
 from polyopt.recipe.problems import shown
 from polyopt.training.events import Evaluation, History, PhaseResult
+from polyopt.training.kept import check_like, count, number, refusing
 from polyopt.training.phases.federated import KEPT
 from polyopt.training.run_state import Progress
 from polyopt.training.trainer import Trainer
@@ -67,24 +68,10 @@ class Folder:
         """Return the run as the checkpoint has it; refuse one of another recipe by the key that differs."""
         if not self.checkpoint.exists():
             raise InputError(f"{self.checkpoint}: no checkpoint to resume from; start without resume")
-        try:
-            for name in (CHECKPOINT, HISTORY, RECIPE, MODEL):
-                remove_leftovers(self.path / name)
-            found = checkpoint.load(self.checkpoint, backend=None)
-            self._check_recipe(found.meta.get("recipe"))
-            server = None if engine.federation is None else (found.state or {})[KEPT]
-            fresh = engine.start(int(found.meta["step"]))
-            del found  # it may be large, and is read once more
-            found = checkpoint.load(
-                self.checkpoint, fresh.params, engine.backend, engine.device, state_like=fresh.state
-            )
-            meta = found.meta
-            assert found.state is not None
-            place = Cursor(*(meta[key] for key in ("step", "position", "noise")))
-            counts = {key: meta[key] for key in ("loss_sum", "loss_count")}
-            at = engine.resume(found.params, found.state, server, place, **counts)
-        except KeyError as e:
-            raise CheckpointError(f"{self.checkpoint}: not one of a training run: it has no {e}") from None
+        for name in (CHECKPOINT, HISTORY, RECIPE, MODEL):
+            remove_leftovers(self.path / name)
+        with refusing(self.checkpoint, "one of a training run", CheckpointError):
+            at, meta = self._loaded(engine)
         if meta.get("record") != engine.record:
             raise InputError(f"record = {engine.record!r}; the run began with {meta.get('record')!r}")
         done, whole = engine.way(at)
@@ -96,6 +83,30 @@ class Folder:
             )
         at.history = self._history(at.step, engine.record)
         return at
+
+    def _loaded(self, engine: Trainer) -> tuple[Progress, dict[str, Any]]:
+        """Read the checkpoint: how the run stands, and then the arrays of a run that stands so."""
+        found = checkpoint.load(self.checkpoint)
+        meta = found.meta
+        self._check_recipe(meta.get("recipe"))
+        fresh = engine.start(count(meta["step"]))
+        kept = {key: meta[key] for key in ("step", "position", "noise", "loss_sum", "loss_count")}
+        like = {"step": 0, "position": 0, "loss_sum": 0.0, "loss_count": 0, "noise": fresh.place.noise}
+        plain = {key: x for key, x in (found.state or {}).items() if key not in ("slots", KEPT)}
+        try:
+            check_like(kept, like, "meta")
+            check_like(plain, {key: x for key, x in fresh.state.items() if key != "slots"}, "state")
+            server = None if fresh.server is None else _server(found.state, fresh.server.plain())
+        except CheckpointError as e:
+            raise CheckpointError(f"{shown_path(self.checkpoint)}: {e}") from None
+        del found, plain  # the arrays may be large, and are read once more
+        found = checkpoint.load(
+            self.checkpoint, fresh.params, engine.backend, engine.device, state_like=fresh.state
+        )
+        assert found.state is not None
+        place = Cursor(*(meta[key] for key in ("step", "position", "noise")))
+        counts = {key: meta[key] for key in ("loss_sum", "loss_count")}
+        return engine.resume(found.params, found.state, server, place, **counts), meta
 
     def _check_recipe(self, earlier: Any) -> None:
         was, now = flat(earlier if isinstance(earlier, dict) else {}), flat(self.recipe.to_dict())
@@ -111,15 +122,11 @@ class Folder:
     def _history(self, step: int, record: str) -> History:
         file = self.path / HISTORY
         text = read_bounded(file, MAX_HISTORY, "history")
-        try:
+        with refusing(file, "a history that a run wrote; remove the folder and start again", InputError):
             table = json.loads(text)
-            loss = [float(x) for x in table["loss"]][:step]
-            size = [int(x) for x in table["size"]][:step]
-            tests = [Evaluation(**_finite(e, float)) for e in table["evaluations"] if e["step"] <= step]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise InputError(
-                f"{file}: not a history that a run wrote; remove the folder and start again"
-            ) from None
+            loss = [number(x) for x in table["loss"]][:step]
+            size = [count(x) for x in table["size"]][:step]
+            tests = [x for x in map(_evaluation, table["evaluations"]) if x.step <= step]
         for what, found in (("losses", loss), ("sizes", size)):
             if record == "step" and len(found) != step:
                 raise InputError(f"{file}: holds {len(found)} {what}; the checkpoint is at step {step}")
@@ -173,16 +180,35 @@ def read_figures(path: Path) -> dict[str, tuple[float, float | None, float]]:
         remove_leftovers(path / name)
     if not file.exists():
         return {}
-    try:
+    with refusing(file, "a list that a run wrote; remove it and resume again", InputError):
         rows = json.loads(read_bounded(file, MAX_HISTORY, "list of phases"))
         return {str(row["name"]): _figures(row) for row in rows}
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise InputError(f"{file}: not a list that a run wrote; remove it and resume again") from None
 
 
 def _figures(row: dict[str, Any]) -> tuple[float, float | None, float]:
     accuracy = row["test_accuracy"]
-    return float(row["test_loss"]), None if accuracy is None else float(accuracy), float(row["seconds"])
+    return number(row["test_loss"]), None if accuracy is None else number(accuracy), number(row["seconds"])
+
+
+def _evaluation(row: dict[str, Any]) -> Evaluation:
+    accuracy = row["test_accuracy"]
+    return Evaluation(
+        count(row["step"]),
+        count(row["epoch"]),
+        number(row["test_loss"]),
+        None if accuracy is None else number(accuracy),
+    )
+
+
+def _server(state: Any, fresh: dict[str, Any]) -> dict[str, Any]:
+    """Return the server's part of a federated run's state, which is like that of a fresh one."""
+    kept: dict[str, Any] = state[KEPT]
+    sent = kept["sent"]
+    check_like({**kept, "sent": {}}, {**fresh, "sent": {}}, KEPT)
+    for client, params in sent.items():
+        count(int(client))
+        check_like(params, fresh["params"], f"{KEPT}.sent.{client}"[:200])
+    return kept
 
 
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
