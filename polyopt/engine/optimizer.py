@@ -16,27 +16,22 @@ from polyopt.backend import registry
 from polyopt.backend.evaluate import full_like
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
-from polyopt.core.aliases import CheckedKeywords
+from polyopt.core.aliases import HintedMethods
 from polyopt.core.errors import InputError, NonFiniteError
 from polyopt.core.opaque import opaque
 from polyopt.core.ops import FLOATING, Array
-from polyopt.core.rule import Chain, Partition, Rule, Stage, check_scheduled, rules_of
+from polyopt.core.rule import Rule, Stage, check_scheduled, rules_of
 from polyopt.core.schedule import for_traced_step
 from polyopt.core.tree import Tree
 from polyopt.engine import accumulate, repeat_step
-from polyopt.engine.checks import (
-    UnchangedVariables,
-    check_leaves,
-    check_shared,
-    check_slots,
-    check_state,
-)
+from polyopt.engine.checks import UnchangedVariables, check_leaves, check_options, check_shared, check_swapped
 from polyopt.engine.execution import Execution, Resolve, compute_dtype
 from polyopt.engine.gradient_pass import GradientPass
 from polyopt.engine.lift import all_finite, initial
 from polyopt.engine.outcome import select, write_back
 from polyopt.engine.plan import Plan, plan
 from polyopt.engine.repeat_step import CachedStep
+from polyopt.engine.state_checks import check_accumulated, check_observed, check_slots, check_state
 from polyopt.schedules import Measured, Schedule
 
 State: TypeAlias = dict[str, Any]
@@ -45,7 +40,7 @@ State: TypeAlias = dict[str, Any]
 Policy: TypeAlias = Literal["propagate", "skip", "raise"]
 
 
-class Optimizer(CheckedKeywords):
+class Optimizer(HintedMethods):
     """A rule at work.
 
     Parameters
@@ -85,14 +80,7 @@ class Optimizer(CheckedKeywords):
         nonfinite: Policy = "propagate",
         compiled: bool = True,
     ) -> None:
-        if not isinstance(rule, Rule | Chain | Partition):
-            raise InputError(f"Optimizer: expected a rule, a chain or a partition, found {rule!r}")
-        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-            raise InputError(f"Optimizer: accumulate = {accumulate!r}; expected an integer >= 1")
-        if nonfinite not in ("propagate", "skip", "raise"):
-            raise InputError(f"Optimizer: nonfinite = {nonfinite!r}; expected 'propagate', 'skip' or 'raise'")
-        if reduce not in ("mean", "sum"):
-            raise InputError(f"Optimizer: reduce = {reduce!r}; expected 'mean' or 'sum'")
+        check_options(rule, accumulate, reduce, nonfinite, compiled)
         self.rule = rule
         self.accumulate = accumulate
         self.reduce = reduce
@@ -121,7 +109,7 @@ class Optimizer(CheckedKeywords):
         bias corrections count without them, as torch's do); ``slots`` holds ``{slot: {path: array}}``.
         """
         flat = tree.flatten(params)
-        backend = registry.of(*(x for x in flat.leaves if x is not None))
+        backend = registry.of_leaves(flat.paths, flat.leaves)
         slots: dict[str, dict[str, Any]] = {}
         pipelines = self._plan(flat.paths).pipelines
         for path, leaf, pipeline in zip(flat.paths, flat.leaves, pipelines, strict=True):
@@ -195,7 +183,7 @@ class Optimizer(CheckedKeywords):
         if not micro:
             return params, state
         flat = tree.flatten(params)
-        backend = registry.of(*(x for x in flat.leaves if x is not None))
+        backend = registry.of_leaves(flat.paths, flat.leaves)
         execution = Execution(backend, flat, state, self.resolver(state), self.compiled)
         held = state["slots"].get("grad_accumulator", {})
         active = [path for path in flat.paths if state["accumulated"].get(path, 0) > 0]
@@ -231,6 +219,8 @@ class Optimizer(CheckedKeywords):
 
         A plateau waits for a ``"metric"``, a ``RateByReportedSize`` for a ``"size"``.
         """
+        check_state(state)
+        check_observed(state, self._measured(), value, what)
         told = {
             name: schedule.observe(state["observed"][name], float(value))
             for name, schedule in self._measured()
@@ -240,6 +230,8 @@ class Optimizer(CheckedKeywords):
 
     def hyperparameters(self, state: State) -> dict[str, float]:
         """``{"lr": value}`` at the coming update; names are qualified by position inside a composition."""
+        check_state(state)
+        check_observed(state, self._measured())
         values: dict[str, float] = {}
         for key, rule in rules_of(self.rule):
             resolved = self._resolve(key, rule, host, int(state["step"]), state)
@@ -262,6 +254,7 @@ class Optimizer(CheckedKeywords):
             if type(value) is float:
                 continue
             if isinstance(value, Measured):
+                check_observed(state, [(f"{key}{name}", value)])
                 values[name] = value.current(state["observed"][f"{key}{name}"], xp, step)
             elif isinstance(value, Schedule):
                 values[name] = (value if xp is host else for_traced_step(value)).value(xp, step)
@@ -274,15 +267,23 @@ class Optimizer(CheckedKeywords):
     ) -> tuple[Tree, State]:
         check_state(state)
         flat = tree.flatten(params)
-        gradients = tree.aligned(grads, flat, "gradients")
+        try:
+            gradients = tree.aligned(grads, flat, "gradients")
+        except InputError:
+            registry.of_leaves(flat.paths, flat.leaves)  # what the parameters are is said before
+            raise
+        if donate is not True and donate is not False:
+            raise InputError(f"step: donate = {donate!r}; expected True or False")
         if donate:
             check_shared(flat.paths, flat.leaves)
-        backend = registry.of(*(x for x in (*flat.leaves, *gradients) if x is not None))
+        backend = registry.of_leaves(flat.paths, flat.leaves, gradients)
+        if self._replay is None and output == "p":
+            check_swapped(backend, flat, gradients)
         plan_ = self._plan(flat.paths)
         frozen = plan_.pipelines
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
         check_leaves(backend, flat.paths, flat.leaves, g)
-        check_slots(plan_, flat, g, state["slots"])
+        check_slots(backend, plan_, flat, g, state["slots"])
         unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
         if output == "p" and not donate:
             self._unchanged.check(backend, flat, state)
@@ -343,11 +344,7 @@ class Optimizer(CheckedKeywords):
     ) -> tuple[list[Array | None], State]:
         """Hold the gradients back, or use those held at the end of a round."""
         backend, paths, state = execution.backend, execution.flat.paths, execution.state
-        if "micro_step" not in state:
-            raise InputError(
-                "the state has no 'micro_step': its optimizer did not accumulate; expected one from the init "
-                f"of an optimizer with accumulate = {self.accumulate}"
-            )
+        check_accumulated(state, self.accumulate)
         before = state["slots"].get("grad_accumulator", {})  # none where every leaf is frozen
         held = accumulate.add(backend, paths, g, before, self.compiled)
         counts = dict(state["accumulated"])
@@ -413,7 +410,7 @@ def apply(params: Tree, updates: Tree) -> Tree:
     """
     flat = tree.flatten(params)
     u = tree.aligned(updates, flat, "updates")
-    backend = registry.of(*(x for x in (*flat.leaves, *u) if x is not None))
+    backend = registry.of_leaves(flat.paths, flat.leaves, u, other="update")
     check_leaves(backend, flat.paths, flat.leaves, u)
     present = {p: x for p, x in zip(flat.paths, flat.leaves, strict=True) if x is not None}
     moves = [x if path in present else None for path, x in zip(flat.paths, u, strict=True)]
