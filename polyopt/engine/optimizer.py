@@ -92,6 +92,7 @@ class Optimizer(HintedMethods):
         """Make what is kept from step to step."""
         self._plan = lru_cache(maxsize=16)(partial(plan, self.rule))
         self._replay: CachedStep | None = None
+        self._first = True
         self._unchanged = UnchangedVariables()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -277,8 +278,9 @@ class Optimizer(HintedMethods):
         if donate:
             check_shared(flat.paths, flat.leaves)
         backend = registry.of_leaves(flat.paths, flat.leaves, gradients)
-        if self._replay is None and output == "p":
+        if self._first and output == "p":
             check_swapped(backend, flat, gradients)
+            self._first = False
         plan_ = self._plan(flat.paths)
         frozen = plan_.pipelines
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
