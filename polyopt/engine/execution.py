@@ -19,19 +19,10 @@ from polyopt.engine.checks import check_coefficients, check_hyperparameters, mak
 from polyopt.engine.gradient_pass import GradientPass, KnownNorm
 from polyopt.engine.leafwise import leafwise
 from polyopt.engine.lift import TracedScalars, lifted
-from polyopt.engine.plan import Part, Plan, Segment, program
+from polyopt.engine.plan import Part, Plan, Segment, compute_dtype, program
 
 Resolve = Callable[[str, Rule, Any, Any], SimpleNamespace]
 """``resolve(key, rule, xp, step)``: a rule's hyperparameters at ``step``, schedules evaluated."""
-
-
-def compute_dtype(dtype: str) -> str:
-    """The dtype in which a leaf of ``dtype`` is updated, and in which its slots are kept.
-
-    >>> compute_dtype("bfloat16"), compute_dtype("float64")
-    ('float32', 'float64')
-    """
-    return "float64" if dtype == "float64" else "float32"
 
 
 @dataclass

@@ -26,15 +26,15 @@ from polyopt.engine import accumulate, repeat_step
 from polyopt.engine.checks import (
     UnchangedVariables,
     check_leaves,
-    check_shared,
     check_slots,
     check_state,
 )
-from polyopt.engine.execution import Execution, Resolve, compute_dtype
+from polyopt.engine.execution import Execution, Resolve
+from polyopt.engine.given_up import alone
 from polyopt.engine.gradient_pass import GradientPass
 from polyopt.engine.lift import all_finite, initial
 from polyopt.engine.outcome import select, write_back
-from polyopt.engine.plan import Plan, plan
+from polyopt.engine.plan import Plan, compute_dtype, plan
 from polyopt.engine.repeat_step import CachedStep
 from polyopt.schedules import Measured, Schedule
 
@@ -197,11 +197,15 @@ class Optimizer:
         flat = tree.flatten(params)
         backend = registry.of(*(x for x in flat.leaves if x is not None))
         execution = Execution(backend, flat, state, self.resolver(state), self.compiled)
-        held = state["slots"].get("grad_accumulator", {})
+        plan_, slots = self._plan(flat.paths), state["slots"]
+        held = slots.get("grad_accumulator", {})
         active = [path for path in flat.paths if state["accumulated"].get(path, 0) > 0]
         usable = self._released(execution, held, state["accumulated"], active, micro, micro)
         g = [usable.get(path) for path in flat.paths]
-        leaves, new = execution.advance(self._plan(flat.paths), g, "p", donate)
+        check_slots(backend, plan_, flat, g, slots, True)
+        if donate:
+            g = alone(backend, plan_, flat, g, slots)
+        leaves, new = execution.advance(plan_, g, "p", donate)
         return flat.unflatten(leaves), new
 
     def _released(
@@ -275,14 +279,14 @@ class Optimizer:
         check_state(state)
         flat = tree.flatten(params)
         gradients = tree.aligned(grads, flat, "gradients")
-        if donate:
-            check_shared(flat.paths, flat.leaves)
         backend = registry.of(*(x for x in (*flat.leaves, *gradients) if x is not None))
         plan_ = self._plan(flat.paths)
         frozen = plan_.pipelines
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
         check_leaves(backend, flat.paths, flat.leaves, g)
-        check_slots(plan_, flat, g, state["slots"])
+        check_slots(backend, plan_, flat, g, state["slots"], self.accumulate > 1 and "micro_step" in state)
+        if donate:
+            g = alone(backend, plan_, flat, g, state["slots"])
         unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
         if output == "p" and not donate:
             self._unchanged.check(backend, flat, state)

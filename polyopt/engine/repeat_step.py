@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from polyopt.backend.host.fused import FusedLift, KernelPlan
+from polyopt.backend.host.fused import FusedLift, KernelPlan, NoOverlap
 from polyopt.backend.protocol import Backend
 from polyopt.core.ops import Array
 from polyopt.core.tree import Flat, Tree, flatten
@@ -168,6 +168,8 @@ def record(
     kept = [x for x in found if x is not None]
     if not kept or len(kept) < len(found):
         return None
+    if len(kept) > 1:
+        NoOverlap.join([x.look.apart for x in kept])
     return CachedStep(backend, flat, places, slots, kept)
 
 

@@ -9,10 +9,11 @@ from polyopt.backend import registry
 from polyopt.backend.gradients import check_takes_xp, gradient_on
 from polyopt.backend.protocol import Backend, LossFunction
 from polyopt.core import tree
-from polyopt.core.errors import InputError, nearest
+from polyopt.core.errors import InputError
 from polyopt.core.opaque import opaque
 from polyopt.core.ops import Array
 from polyopt.core.tree import Tree
+from polyopt.engine.checks import check_slots, check_state
 from polyopt.engine.compiled_update import CompiledUpdate
 from polyopt.engine.optimizer import Optimizer, State
 from polyopt.engine.packing import Packing
@@ -89,6 +90,17 @@ class TrainStep:
                     "function: it compiles by itself"
                 )
         optimizer, gradient = self.optimizer, self.gradient
+        if state is not None:
+            check_state(state)
+            planned = plan(optimizer.rule, flat.paths)
+            check_slots(
+                backend,
+                planned,
+                flat,
+                flat.leaves,
+                state["slots"],
+                optimizer.accumulate > 1 and "micro_step" in state,
+            )
         whole = optimizer.accumulate == 1 and optimizer.nonfinite != "raise" and gradient is None
         if optimizer.compiled and whole:
             packed = self._packed(backend, params, state)
@@ -146,7 +158,6 @@ class TrainStep:
         if state is None:
             packed = Optimizer(packing.rule).init(buffers)
         else:
-            self._check_state(params, state)
             packed = copied(backend, packing.pack_state(state))
         way = self._whole if whole else self._buffers
         return way(backend, packing, buffers, packed)
@@ -177,23 +188,6 @@ class TrainStep:
     def _over_buffers(self, packing: Packing) -> Callable[..., Array]:
         loss = self.loss
         return lambda xp, buffers, *args: loss(xp, packing.unpack(buffers), *args)
-
-    def _check_state(self, params: Tree, state: State) -> None:
-        """Refuse a state that lacks a slot or a leaf of this optimizer."""
-        wanted = "expected the state that this optimizer's init made for these parameters"
-        flat = tree.flatten(params)
-        for path, x, pipeline in zip(
-            flat.paths, flat.leaves, plan(self.optimizer.rule, flat.paths).pipelines, strict=True
-        ):
-            for name in (n for s in pipeline or () for part in s.parts for n, _ in part.names):
-                if x is None:
-                    continue
-                slots = state["slots"]
-                if name not in slots:
-                    raise InputError(f"the state has no slot {name!r}; {nearest(name, slots)}; {wanted}")
-                if path not in slots[name]:
-                    near = nearest(path, slots[name])
-                    raise InputError(f"the state's slot {name!r} has no leaf {path!r}; {near}; {wanted}")
 
 
 def _unused(*_: Any) -> Any:

@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyopt.backend.host.lift import disjoint
 from polyopt.backend.host.numpy_kernel import scalar_values
+from polyopt.backend.host.overlap import disjoint
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
+from polyopt_torch.extents import span
 from polyopt_torch.gpu import triton_kernel
 from polyopt_torch.gpu.foreach import Foreach
-from polyopt_torch.gpu.pointers import Tables, addresses_of, alike, span, uploaded
+from polyopt_torch.gpu.pointers import Tables, addresses_of, alike, uploaded
 from polyopt_torch.gpu.triton_kernel import STORED, Column, Kernel
 from polyopt_torch.host_views import DTYPES
+from polyopt_torch.overwrite import overwritten
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
@@ -112,7 +114,7 @@ class DeviceLift:
         if not apart:
             # Leaves that share memory: all were computed from the old values; now one after the other.
             for name in self._replaced:
-                out[name] = [x.copy_(y) for x, y in zip(arrays[name], out[name], strict=True)]
+                out[name] = [overwritten(x, y) for x, y in zip(arrays[name], out[name], strict=True)]
         return out
 
     # What there is

@@ -194,6 +194,18 @@ class NoOverlap:
         self._written, self._read = (np.array(x, np.int64).reshape(-1, 2) for x in (written, read))
         self._last = np.empty((len(written), 0), np.int64)
         self._starts = self._stops = np.empty(0, np.int64)
+        self._joined = False
+
+    @staticmethod
+    def join(several: list[NoOverlap]) -> None:
+        """Hold what each reads against what any of them writes.
+
+        They are apart as they are now. Where what is written lies elsewhere at a later call, it is ``False``.
+        """
+        starts, stops = (np.concatenate([getattr(x, n) for x in several]) for n in ("_starts", "_stops"))
+        order = np.argsort(starts)
+        for x in several:
+            x._starts, x._stops, x._joined = starts[order], stops[order], True
 
     def __call__(self, facts: Any) -> bool:
         run = _compiled_apart()
@@ -206,7 +218,7 @@ class NoOverlap:
                 run(job.ctypes.data)
                 if job[-1]:
                     return bool(job[-1] == FREE)
-            if not self._sort(facts):
+            if self._joined or not self._sort(facts):
                 return False
         return True
 

@@ -19,6 +19,7 @@ import numpy as np
 from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.host.memory import Memory, Shapes
 from polyopt.backend.host.numpy_kernel import BLOCK, Kernel, scalar_values
+from polyopt.backend.host.overlap import disjoint
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
 from polyopt.core.trace import Program
@@ -91,7 +92,7 @@ class HostLift:
             targets = [x for name in self._replaced for x in arrays[name]]
             donate = self.memory.writable(targets)
             others = [x for name in self._read if name not in self._replaced for x in arrays[name]]
-            if donate and not self.memory.disjoint(targets, others):
+            if donate and self._meet(targets, others):
                 return self._in_order(arrays, scalars, dtype)
         kinds = tuple([tuple([x.dtype for x in arrays[name]]) for name in self._touched])
         layout = self._layout(shapes, kinds, dtype, donate)
@@ -103,6 +104,13 @@ class HostLift:
                 leaf = {name: arrays[name][i] for name in self._touched}
                 self._run_alone(kernel, leaf, shapes[i], values, dtype, donate, out, i)
         return out
+
+    def _meet(self, targets: list[Array], others: list[Array]) -> bool:
+        extents = self.memory.extents([*targets, *others], len(targets))
+        if extents is None:
+            return False
+        bounds = [(x.start, x.stop) for x in extents]
+        return not disjoint(bounds[: len(targets)], bounds[len(targets) :])
 
     def _in_order(self, arrays: Arrays, scalars: Scalars, dtype: str) -> dict[str, list[Array]]:
         """Leaves that share memory: compute all from the old values, then write one after the other."""
@@ -212,19 +220,3 @@ class HostLift:
 
     def _make_kernel(self, storage: tuple[np.dtype[Any], ...], dtype: str, in_place: bool) -> Kernel:
         return Kernel(self.program, dtype, dict(zip(self._touched, storage, strict=True)), in_place=in_place)
-
-
-def disjoint(targets: Any, others: Any) -> bool:
-    """Return True if no interval ``[start, stop)`` of ``targets`` meets another one or one of ``others``.
-
-    >>> disjoint([(0, 4), (8, 12)], [(4, 8)]), disjoint([(0, 4)], [(3, 5)])
-    (True, False)
-    """
-    mine, theirs = (np.array(x, np.int64).reshape(-1, 2) for x in (targets, others))
-    mine = mine[mine[:, 0] < mine[:, 1]]
-    theirs = theirs[theirs[:, 0] < theirs[:, 1]]
-    mine = mine[np.argsort(mine[:, 0])]
-    if (mine[1:, 0] < mine[:-1, 1]).any():
-        return False
-    before = np.searchsorted(mine[:, 0], theirs[:, 1])  # the targets that start before each one ends
-    return not (mine[before - 1, 1] > theirs[:, 0])[before > 0].any() if len(mine) else True

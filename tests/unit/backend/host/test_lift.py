@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from polyopt import SGD, Adam, ClipByGlobalNorm, Optimizer, chain
 from polyopt.backend import registry
-from polyopt.backend.host.lift import SMALL, disjoint
+from polyopt.backend.host.lift import SMALL
 from polyopt.backend.host.numpy_kernel import BLOCK
+from polyopt.backend.host.overlap import disjoint
 from polyopt.core.trace import Program, Symbol, Tracer
 from polyopt.testing import assert_same_bits
 
