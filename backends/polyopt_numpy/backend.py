@@ -10,6 +10,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 import polyopt.backend.protocol as protocol
+from polyopt.backend.host.overlap import Extent
 from polyopt.backend.host.sum_squares import with_sum_squares
 from polyopt.backend.protocol import LossFunction
 from polyopt.core.errors import InputError, nearest
@@ -122,6 +123,14 @@ class NumpyBackend:
 
     def packed_gradient(self, loss: LossFunction, leaves: int) -> None:
         return None  # the kernel takes many leaves as fast as few
+
+    def extents(self, arrays: Sequence[Any], written: int) -> list[Extent] | None:
+        """Give the memory of each: see ``polyopt.engine.given_up``."""
+        return NumpyMemory().extents(arrays, written)
+
+    def placed(self, x: Any) -> Any:
+        """Give ``x``: it is a host array."""
+        return x
 
     def assign(self, target: Any, value: Any) -> Any:
         target[...] = value

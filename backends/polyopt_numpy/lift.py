@@ -13,7 +13,7 @@ from polyopt.backend.evaluate import evaluate_leaves
 from polyopt.backend.host.array_table import Survey, numpy_survey
 from polyopt.backend.host.lift import HostLift
 from polyopt.backend.host.memory import Shapes
-from polyopt.backend.host.overlap import disjoint
+from polyopt.backend.host.overlap import FOLDED, Extent, apart, folds
 from polyopt.backend.host.threads import POOL, Team
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
@@ -110,23 +110,24 @@ class NumpyMemory:
                 elif type(owner) is np.ndarray:
                     owners.add(id(owner))
         if len(owners) == len(shapes) * len(columns):
-            return True  # as in ``disjoint``
+            return True  # as in ``extents``
         targets, others = (
             [x for leaves, into in zip(columns, written, strict=True) if into is which for x in leaves]
             for which in (True, False)
         )
-        return self.disjoint(targets, others)
+        return apart(self.extents([*targets, *others], len(targets)), len(targets))
 
     def writable(self, leaves: Sequence[Any]) -> bool:
         return set(map(type, leaves)) <= {np.ndarray} and all(x.flags.writeable for x in leaves)
 
-    def disjoint(self, targets: Sequence[Any], others: Sequence[Any]) -> bool:
+    def extents(self, arrays: Sequence[Any], written: int) -> list[Extent] | None:
         # An array and its views have one owner, so memory with different owners is different memory.
         # NumPy keeps the base of a view of a view; looking up addresses would take as long as the step.
-        owners = [x if x.base is None else x.base for x in (*targets, *others)]
-        if len(set(map(id, owners))) == len(owners) and set(map(type, owners)) <= {np.ndarray}:
-            return True
-        return disjoint([byte_bounds(x) for x in targets], [byte_bounds(np.asarray(x)) for x in others])
+        owners = [x if x.base is None else x.base for x in arrays]
+        alone = len(set(map(id, owners))) == len(owners) and set(map(type, owners)) <= {np.ndarray}
+        if alone and all(x is owner or x.flags.forc for x, owner in zip(arrays, owners, strict=True)):
+            return None
+        return [_extent(x) for x in arrays]
 
     def survey(self) -> Survey | None:
         return _survey()
@@ -145,6 +146,14 @@ class NumpyMemory:
 
     def changed(self, leaves: Sequence[Any]) -> None:
         pass
+
+
+def _extent(x: Any) -> Extent:
+    if not isinstance(x, np.ndarray):
+        return Extent(0, 0)  # a scalar, which is never written into
+    fixed = not x.flags.writeable
+    folded = not fixed and not x.flags.forc and folds(x.shape, x.strides, x.itemsize)
+    return Extent(*byte_bounds(x), FOLDED if folded else "", fixed)
 
 
 _STORAGE = {id(np.dtype(name)): np.dtype(name) for name in ("float32", "float64")}

@@ -10,17 +10,21 @@ import numpy as np
 import torch
 
 import polyopt.backend.protocol as protocol
+from polyopt.backend.host.overlap import Extent
 from polyopt.backend.protocol import LossFunction
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Ops
 from polyopt.core.trace import Program
 from polyopt_torch import devices
 from polyopt_torch import ops as _ops
+from polyopt_torch.cpu.memory import TorchMemory
 from polyopt_torch.cpu.sum_squares import exact_ops
+from polyopt_torch.extents import stand_in
 from polyopt_torch.flatten_concat import join, split
 from polyopt_torch.host_views import DTYPES, NAMES, host_view, tensor_from_host
 from polyopt_torch.int8 import int8_matmul
 from polyopt_torch.lift import lift
+from polyopt_torch.overwrite import overwritten
 
 
 class TorchBackend:
@@ -135,6 +139,14 @@ class TorchBackend:
     def packed_gradient(self, loss: LossFunction, leaves: int) -> None:
         return None  # the kernel takes many leaves as fast as few
 
+    def extents(self, arrays: Sequence[Any], written: int) -> list[Extent] | None:
+        """Give the memory of each: see ``polyopt.engine.given_up``."""
+        return TorchMemory().extents(arrays, written)
+
+    def placed(self, x: Any) -> Any:
+        """Give a host array with its elements where ``x`` has them."""
+        return stand_in(x)
+
     def assign(self, target: Any, value: Any) -> Any:
         with torch.no_grad():
-            return target.copy_(value)
+            return overwritten(target, value)

@@ -27,6 +27,8 @@ def host_view(x: torch.Tensor) -> Any:
     """View the memory of a CPU tensor as a host array."""
     if x.requires_grad:
         x = x.detach()
+    if x.is_neg():  # to be read: it is never written in place
+        x = x.resolve_neg()
     if x.dtype == torch.bfloat16:
         return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return x.numpy()

@@ -15,12 +15,12 @@ from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
 from polyopt_torch import ops
 from polyopt_torch.cpu.memory import TorchMemory, transformed
+from polyopt_torch.extents import PLAIN
 from polyopt_torch.gpu.lift import DeviceLift
+from polyopt_torch.overwrite import overwritten
 
 if TYPE_CHECKING:
     from polyopt_torch.backend import TorchBackend
-
-_PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 def lift(backend: TorchBackend, program: Program, compiled: bool) -> Lifted:
@@ -61,7 +61,7 @@ class TorchLift:
 
 def _in_host_memory(arrays: Arrays) -> bool:
     return not transformed() and all(
-        set(map(type, leaves)) <= _PLAIN
+        set(map(type, leaves)) <= PLAIN
         and all(x.is_cpu for x in leaves)
         and {x.layout for x in leaves} <= {torch.strided}
         for leaves in arrays.values()
@@ -96,5 +96,5 @@ def _op_by_op(
 def _owned(old: torch.Tensor, value: torch.Tensor, donate: bool) -> torch.Tensor:
     """Return ``value`` in the memory of ``old``, or with its ``requires_grad``."""
     if donate:
-        return old.copy_(value)
+        return overwritten(old, value)
     return value.requires_grad_() if old.requires_grad else value

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyopt.cli import output
-from polyopt.core.aliases import FIELDS, called
+from polyopt.core.aliases import keyword
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.rule import Rule
 
@@ -59,7 +59,7 @@ def build(algorithm: str, convention: str | None, settings: Sequence[str]) -> Ru
         if key == "convention" and key not in fields:
             raise InputError(f"{algorithm} is the same in every convention: leave --convention out")
         if key not in fields:
-            raise InputError(f"{algorithm} has no hyperparameter {key!r}; {called(key, FIELDS, fields)}")
+            raise InputError(f"{algorithm} has no hyperparameter {key!r}; {keyword(key, fields)}")
     missing = [n for n, f in fields.items() if _required(f) and n not in values]
     if missing:
         raise InputError(f"{algorithm} needs {missing[0]}: give it with --set {missing[0]}=0.1")

@@ -9,8 +9,8 @@ from polyopt.backend.protocol import Backend
 from polyopt.core.groups import by_kind
 from polyopt.core.ops import Array
 from polyopt.core.trace import Program, Symbol, Tracer
-from polyopt.engine.execution import compute_dtype
 from polyopt.engine.lift import lifted
+from polyopt.engine.plan import compute_dtype
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyopt.backend.protocol import Backend
@@ -74,21 +74,6 @@ def check_leaves(
                 f"leaf {path!r}: its gradient or update has dtype {dtype}; "
                 f"expected one of {', '.join(FLOATING)}"
             )
-
-
-def check_shared(paths: Sequence[str], leaves: Iterable[Array | None]) -> None:
-    """Refuse one array at two paths where arrays are given up: one of its two updates would be lost."""
-    present = [(path, x) for path, x in zip(paths, leaves, strict=True) if x is not None]
-    if len({id(x) for _, x in present}) == len(present):
-        return
-    first: dict[int, str] = {}
-    for path, x in present:
-        if id(x) in first:
-            raise InputError(
-                f"leaves {first[id(x)]!r} and {path!r} are the same array, which donate=True would update "
-                "twice in place; give it once, or leave donate=True out"
-            )
-        first[id(x)] = path
 
 
 LARGEST = {"float32": (2.0 - 2.0**-23) * 2.0**127, "float64": sys.float_info.max}

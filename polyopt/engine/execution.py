@@ -21,19 +21,8 @@ from polyopt.engine.gradient_pass import GradientPass, KnownNorm
 from polyopt.engine.hyperparameters import Resolve
 from polyopt.engine.leafwise import leafwise
 from polyopt.engine.lift import TracedScalars, lifted
-from polyopt.engine.plan import Part, Plan, Segment, program
+from polyopt.engine.plan import Part, Plan, Segment, compute_dtype, program
 from polyopt.engine.state_checks import whole_step
-
-
-def compute_dtype(dtype: str) -> str:
-    """Return the dtype in which a leaf of ``dtype`` is updated, and in which its slots are kept.
-
-    Examples
-    --------
-    >>> compute_dtype("bfloat16"), compute_dtype("float64")
-    ('float32', 'float64')
-    """
-    return "float64" if dtype == "float64" else "float32"
 
 
 @dataclass

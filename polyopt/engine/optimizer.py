@@ -21,13 +21,14 @@ from polyopt.core.ops import FLOATING, Array
 from polyopt.core.rule import Stage
 from polyopt.core.tree import Tree
 from polyopt.engine import accumulate, repeat_step
-from polyopt.engine.checks import UnchangedVariables, check_leaves, check_options, check_shared, check_swapped
-from polyopt.engine.execution import Execution, compute_dtype
+from polyopt.engine.checks import UnchangedVariables, check_leaves, check_options, check_swapped
+from polyopt.engine.execution import Execution
+from polyopt.engine.given_up import alone
 from polyopt.engine.gradient_pass import GradientPass, Policy, verdict
 from polyopt.engine.hyperparameters import Hyperparameters, Resolve
 from polyopt.engine.lift import initial
 from polyopt.engine.outcome import select, write_back
-from polyopt.engine.plan import Plan, plan
+from polyopt.engine.plan import Plan, compute_dtype, plan
 from polyopt.engine.repeat_step import CachedStep
 from polyopt.engine.state_checks import check_accumulated, check_slots, check_state
 
@@ -240,11 +241,15 @@ class Optimizer(HintedMethods):
         flat = tree.flatten(params)
         backend = registry.of_leaves(flat.paths, flat.leaves)
         execution = Execution(backend, flat, state, self.resolver(state), self.compiled)
-        held = state["slots"].get("grad_accumulator", {})
+        plan_, slots = self._plan(flat.paths), state["slots"]
+        held = slots.get("grad_accumulator", {})
         active = [path for path in flat.paths if state["accumulated"].get(path, 0) > 0]
         usable = self._released(execution, held, state["accumulated"], active, micro, micro)
         g = [usable.get(path) for path in flat.paths]
-        leaves, new = execution.advance(self._plan(flat.paths), g, "p", donate)
+        check_slots(backend, plan_, flat, g, slots, True)
+        if donate:
+            g = alone(backend, plan_, flat, g, slots)
+        leaves, new = execution.advance(plan_, g, "p", donate)
         return flat.unflatten(leaves), new
 
     def _released(
@@ -321,8 +326,6 @@ class Optimizer(HintedMethods):
             raise
         if donate is not True and donate is not False:
             raise InputError(f"step: donate = {donate!r}; expected True or False")
-        if donate:
-            check_shared(flat.paths, flat.leaves)
         backend = registry.of_leaves(flat.paths, flat.leaves, gradients)
         if self._first and output == "p":
             check_swapped(backend, flat, gradients)
@@ -331,7 +334,9 @@ class Optimizer(HintedMethods):
         frozen = plan_.pipelines
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
         check_leaves(backend, flat.paths, flat.leaves, g)
-        check_slots(backend, plan_, flat, g, state["slots"])
+        check_slots(backend, plan_, flat, g, state["slots"], self.accumulate > 1 and "micro_step" in state)
+        if donate:
+            g = alone(backend, plan_, flat, g, state["slots"])
         unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
         if output == "p" and not donate:
             self._unchanged.check(backend, flat, state)

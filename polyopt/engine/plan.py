@@ -35,6 +35,17 @@ RESERVED = {"g": "gradient", "p": "parameter", "update": "update"}
 """Names that the arrays of a leaf function have beside its slots."""
 
 
+def compute_dtype(dtype: str) -> str:
+    """Return the dtype in which a leaf of ``dtype`` is updated, and in which its slots are kept.
+
+    Examples
+    --------
+    >>> compute_dtype("bfloat16"), compute_dtype("float64")
+    ('float32', 'float64')
+    """
+    return "float64" if dtype == "float64" else "float32"
+
+
 @dataclass(frozen=True)
 class Part:
     """One rule in a leaf's pipeline; ``key`` is its position in the composition ("1.0." or "")."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.host.in_place import InPlaceLift
+from polyopt.backend.host.overlap import NoOverlap
 from polyopt.backend.protocol import Backend, Repeatable
 from polyopt.core.ops import Array
 from polyopt.core.rule import Global
@@ -211,6 +212,9 @@ class CachedStep:
             if self._norm is not None:
                 self._stale = self._stale or not kept.look.placed
             groups.append((kept, arrays, numbers))
+        plain = [(x.lift, arrays) for x, arrays, _ in groups if isinstance(x.lift, InPlaceLift)]
+        if len(plain) > 1 and not InPlaceLift.apart(plain):
+            return None
         if self._norm is None:
             return Ready(p, g, groups, values, None)
         found = self._measure(step, state)
@@ -315,6 +319,8 @@ def record(
     kept = [x for x in found if x is not None]
     if not kept or len(kept) < len(found):
         return None
+    if len(kept) > 1:
+        NoOverlap.join([x.look.apart for x in kept if isinstance(x.lift, FusedLift)])
     norm = _norm(kept, state) if finite or _awaiting(kept) else None
     return CachedStep(backend, flat, places, slots, kept, norm, finite=finite)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from functools import lru_cache
+from numbers import Integral, Real
+from operator import attrgetter
 from typing import Any
 
 from polyopt.backend.protocol import Backend
 from polyopt.core.errors import InputError, nearest
-from polyopt.core.ops import FLOATING, Array
+from polyopt.core.ops import Array
+from polyopt.core.rule import Slot
 from polyopt.core.schedule import Measured
 from polyopt.core.tree import Flat
-from polyopt.engine.plan import Plan
+from polyopt.engine.plan import Plan, compute_dtype
 
 WANTED = "expected the state that this optimizer's init made for these parameters"
 
@@ -124,72 +127,115 @@ def check_observed(
             )
 
 
-def _check_slot(backend: Backend, name: str, path: str, x: Any) -> None:
-    """Refuse a slot that is no floating array of the parameters' framework."""
-    if not backend.is_array(x):
-        kind = f"{type(x).__module__.split('.')[0]}.{type(x).__name__}"
-        raise InputError(
-            f"the state's slot {name!r} of leaf {path!r} is a {kind.removeprefix('builtins.')}; expected an "
-            f"array of {backend.name} (polyopt.convert moves a state)"
-        )
-    dtype = backend.dtype_name(x)
-    if dtype not in FLOATING:
-        raise InputError(
-            f"the state's slot {name!r} of leaf {path!r} has dtype {dtype}; expected one of "
-            f"{', '.join(FLOATING)}"
-        )
-
-
 def check_slots(
-    backend: Backend, plan: Plan, flat: Flat, given: Sequence[Array | None], slots: Mapping[str, Any]
+    backend: Backend,
+    plan: Plan,
+    flat: Flat,
+    given: Sequence[Array | None],
+    slots: Mapping[str, Any],
+    held: bool = False,
 ) -> None:
-    """Refuse slots that are missing, of another framework, or of another shape than their leaf.
+    """Refuse slots that are missing, or that this optimizer's ``init`` would not have made for their leaf.
 
     Parameters
     ----------
-    backend
-        That of the parameters.
-    plan
-        Which slots each leaf has.
-    flat
-        The parameters.
+    backend, plan, flat
+        The parameters', which slots each leaf has, and the parameters.
     given
         The gradients; a leaf without one is not looked at.
     slots
         ``{slot: {path: array}}``.
+    held
+        Look at the gradients that are held back, too.
 
     Raises
     ------
     InputError
-        It names the slot and the leaf.
+        For another framework, shape, dtype or device than the leaf's: it names the slot and the leaf.
     """
-    paths, leaves = flat.paths, flat.leaves
-    kinds: set[type] = set()
+    if not isinstance(slots, Mapping):
+        raise InputError(f"state['slots'] is a {type(slots).__name__}; {WANTED}")
+    check = _SlotCheck(backend, flat, slots)
     for pipeline, indices in plan.classes:
         moved = [i for i in indices if given[i] is not None]
-        names = [names for segment in pipeline for part in segment.parts for names in part.names]
-        for name, slot in names if moved else ():
-            if name not in slots:
-                raise InputError(f"the state has no slot {name!r}; {nearest(name, slots)}; {WANTED}")
-            values, like = slots[name], slot.shape == "like"
-            if not isinstance(values, Mapping):
-                found = "None" if values is None else f"a {type(values).__name__}"
-                raise InputError(f"the state's slot {name!r} is {found}; expected arrays by leaf, a dict")
-            kinds.clear()
-            for i in moved:
-                x = values.get(paths[i])
-                if x is None and paths[i] in values:
-                    raise InputError(f"the state's slot {name!r} of leaf {paths[i]!r} is None; {WANTED}")
-                if x is None:
-                    raise InputError(
-                        f"the state's slot {name!r} has no leaf {paths[i]!r}; {nearest(paths[i], values)}; "
-                        f"{WANTED}"
-                    )
-                if like and type(x) not in kinds:
-                    kinds.add(type(x))
-                    _check_slot(backend, name, paths[i], x)
-                if like and x.shape != leaves[i].shape:
-                    raise InputError(
-                        f"the state's slot {name!r} of leaf {paths[i]!r} has shape {tuple(x.shape)}; "
-                        f"expected the parameter's {tuple(leaves[i].shape)}; nothing was changed"
-                    )
+        for name, slot in (x for segment in pipeline for part in segment.parts for x in part.names):
+            if moved:
+                check(name, slot, moved)
+        if moved and held:
+            check("grad_accumulator", HELD, moved)
+
+
+HELD = Slot("grad_accumulator")
+_FACTS = attrgetter("shape", "dtype")
+
+
+class _SlotCheck:
+    """Compare slots with their leaves; what all have in common is looked up once."""
+
+    def __init__(self, backend: Backend, flat: Flat, slots: Mapping[str, Any]) -> None:
+        self._backend, self._paths, self._leaves, self._slots = backend, flat.paths, flat.leaves, slots
+        self._arrays: set[type] = set()
+        self._computed: dict[Any, Any] = {}
+        self._names: dict[Any, str] = {}
+        self._devices = _has_devices(backend)
+
+    def __call__(self, name: str, slot: Slot, indices: Sequence[int]) -> None:
+        values = self._slots.get(name)
+        if values is None:
+            raise InputError(f"the state has no slot {name!r}; {nearest(name, self._slots)}; {WANTED}")
+        if not isinstance(values, Mapping):
+            raise InputError(f"the state's slot {name!r} is a {type(values).__name__}; {WANTED}")
+        found = [values.get(self._paths[i]) for i in indices]
+        like = slot.shape == "like"
+        for kind, i in dict(zip(map(type, found), indices, strict=True)).items():
+            if kind not in self._arrays:
+                self._check_type(name, i, values.get(self._paths[i]), like)
+        if not like:
+            return
+        # Compared at once: one by one takes as long as to update a small leaf.
+        wanted = [(x.shape, self._dtype(x, slot)) for x in (self._leaves[i] for i in indices)]
+        if self._devices or list(map(_FACTS, found)) != wanted:
+            for i, x, (_, dtype) in zip(indices, found, wanted, strict=True):
+                self._check(name, i, x, dtype)
+
+    def _check(self, name: str, i: int, x: Array, dtype: Any) -> None:
+        leaf = self._leaves[i]
+        if x.shape != leaf.shape:
+            self._refuse(name, i, f"has shape {tuple(x.shape)}", f"the parameter's {tuple(leaf.shape)}")
+        if x.dtype != dtype and self._backend.dtype_name(x) != self._names[dtype]:
+            self._refuse(name, i, f"has dtype {self._backend.dtype_name(x)}", self._names[dtype])
+        if self._devices:
+            here, there = map(self._backend.device_name, (x, leaf))
+            if here != there:
+                self._refuse(name, i, f"is on {here!r}", f"{there!r}, as the parameter")
+
+    def _dtype(self, leaf: Array, slot: Slot) -> Any:
+        key = (leaf.dtype, slot.dtype)
+        if key not in self._computed:
+            name = slot.dtype or compute_dtype(self._backend.dtype_name(leaf))
+            self._computed[key] = kind = self._backend.dtype(name)
+            self._names[kind] = name
+        return self._computed[key]
+
+    def _check_type(self, name: str, i: int, x: Any, like: bool) -> None:
+        path = self._paths[i]
+        if x is None:
+            near = nearest(path, self._slots[name])
+            raise InputError(f"the state's slot {name!r} has no leaf {path!r}; {near}; {WANTED}")
+        if self._backend.is_array(x):
+            self._arrays.add(type(x))
+        elif like or isinstance(x, bool) or not isinstance(x, Real):
+            wanted = f"an array of {self._backend.name}" + ("" if like else " or a number")
+            self._refuse(name, i, f"is a {type(x).__module__}.{type(x).__qualname__}", wanted)
+
+    def _refuse(self, name: str, i: int, found: str, wanted: str) -> None:
+        raise InputError(
+            f"the state's slot {name!r} of leaf {self._paths[i]!r} {found}; expected {wanted}; "
+            "nothing was changed"
+        )
+
+
+@lru_cache(maxsize=16)
+def _has_devices(backend: Backend) -> bool:
+    """Return True if arrays may be on different devices, each on one: XLA's tell by themselves."""
+    return hasattr(backend, "extents") and len(backend.devices()) > 1

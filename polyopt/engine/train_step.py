@@ -118,8 +118,6 @@ class TrainStep(CheckedKeywords):
     def _carry(self, params: Tree, state: State | None) -> TrainState:
         flat = tree.flatten(params)
         backend = registry.of_leaves(flat.paths, flat.leaves)
-        if state is not None:
-            check_slots(backend, plan(self.optimizer.rule, flat.paths), flat, flat.leaves, state["slots"])
         for path, x in zip(flat.paths, flat.leaves, strict=True):
             if x is not None and backend.is_traced(x):
                 raise InputError(
@@ -127,6 +125,12 @@ class TrainStep(CheckedKeywords):
                     "function: it compiles by itself"
                 )
         optimizer, gradient = self.optimizer, self.gradient
+        if state is not None:
+            planned, held = (
+                plan(optimizer.rule, flat.paths),
+                optimizer.accumulate > 1 and "micro_step" in state,
+            )
+            check_slots(backend, planned, flat, flat.leaves, state["slots"], held)
         whole = optimizer.accumulate == 1 and optimizer.nonfinite != "raise" and gradient is None
         if optimizer.compiled and whole:
             packed = self._packed(backend, params, state)

@@ -10,8 +10,8 @@ import numpy as np
 from polyopt.core import tree
 from polyopt.core.errors import InputError
 from polyopt.core.tree import Tree
-from polyopt.engine.execution import compute_dtype
 from polyopt.engine.optimizer import Optimizer, State
+from polyopt.engine.plan import compute_dtype
 from polyopt.federated.clients import Client, check_holds, gather
 from polyopt.federated.mean import fedavg
 

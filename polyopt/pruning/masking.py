@@ -21,10 +21,9 @@ from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.rule import Chain, Elementwise, Partition, Rule, Slot, Slots, Stage, rules_of
 from polyopt.core.tree import Flat, Tree
-from polyopt.engine.execution import compute_dtype
 from polyopt.engine.optimizer import Optimizer, State
 from polyopt.engine.outcome import write_back
-from polyopt.engine.plan import Part, plan
+from polyopt.engine.plan import Part, compute_dtype, plan
 from polyopt.pruning.leaves import Masks, aligned_masks, remove_units
 
 SLOT = "mask"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polyopt.core.aliases import FIELDS, called
+from polyopt.core.aliases import keyword
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.rule import compiled
 from polyopt.federated import SERVER_RULES
@@ -99,7 +99,7 @@ class Component:
         given = {key: value for key, value in table.items() if key != label}
         for key in given:
             if key not in fields:
-                near = called(str(key), FIELDS, fields)
+                near = keyword(str(key), fields)
                 raise Problem((key,), f": {name!r} has no such hyperparameter; {near}")
         options = []
         for field in fields:

@@ -14,10 +14,12 @@ import torch
 from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.array_table import ArrayTable
 from polyopt.backend.host.memory import Shapes
-from polyopt.backend.host.overlap import disjoint
+from polyopt.backend.host.overlap import Extent
 from polyopt.backend.host.threads import Team, openmp
 from polyopt_torch.cpu.array_table import count_changes, tensors
+from polyopt_torch.extents import extents
 from polyopt_torch.host_views import DTYPES, NAMES, host_view, tensor_view
+from polyopt_torch.overwrite import overwrite, overwritten
 
 
 class TorchMemory:
@@ -35,7 +37,7 @@ class TorchMemory:
         return result.requires_grad_() if like is not None and like.requires_grad else result
 
     def assign(self, target: torch.Tensor, value: torch.Tensor) -> None:
-        target.copy_(value)
+        overwritten(target, value)
 
     def views(self, buffer: Any, shapes: Shapes) -> Sequence[torch.Tensor]:
         sizes = [int(np.prod(s)) for s in shapes]
@@ -46,7 +48,7 @@ class TorchMemory:
         torch._foreach_copy_(list(views), list(leaves))
 
     def scatter(self, views: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
-        torch._foreach_copy_(list(leaves), list(views))
+        overwrite(leaves, views)
 
     def fresh(self, views: Sequence[torch.Tensor], like: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
         if like is None:
@@ -68,8 +70,8 @@ class TorchMemory:
     def writable(self, leaves: Sequence[torch.Tensor]) -> bool:
         return True
 
-    def disjoint(self, targets: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
-        return disjoint(_bounds(targets), _bounds(others))
+    def extents(self, arrays: Sequence[torch.Tensor], written: int) -> list[Extent] | None:
+        return None if transformed() else extents(arrays, written)
 
     def survey(self) -> ArrayTable | None:
         return tensors()
@@ -121,15 +123,3 @@ def _team() -> Team:
     packages = Path(torch.__file__).parent
     own = [*packages.glob("lib/libgomp*.so*"), *packages.parent.glob("torch.libs/libgomp*.so*")]
     return openmp([*map(str, own), "libgomp.so.1"], torch.get_num_threads)
-
-
-def _bounds(leaves: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    """First byte and the one after the last, for each."""
-    return [(start := x.data_ptr(), start + _span(x)) for x in leaves]
-
-
-def _span(x: torch.Tensor) -> int:
-    if x.is_contiguous() or not x.numel():
-        return x.nbytes
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return int((1 + last) * x.itemsize)

@@ -16,6 +16,7 @@ import torch
 from polyopt.core.trace import Instruction, Program
 from polyopt_torch import ops
 from polyopt_torch.gpu.pointers import uploaded
+from polyopt_torch.overwrite import overwrite
 
 _UNARY = {"negative": "neg"} | {
     op: op for op in ("abs", "ceil", "cos", "exp", "expm1", "floor", "log", "log1p", "round", "sqrt", "tanh")
@@ -101,7 +102,7 @@ def _placed(old: Sequence[torch.Tensor] | None, new: Tensors, donate: bool) -> T
     if old is None:
         return new
     if donate:
-        torch._foreach_copy_(list(old), new)
+        overwrite(old, new)
         return list(old)
     return [y.to(x.dtype).requires_grad_(x.requires_grad) for x, y in zip(old, new, strict=True)]
 

@@ -24,11 +24,13 @@ from polyopt.backend.host.numpy_kernel import ScalarValues
 from polyopt.backend.host.overlap import disjoint
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
+from polyopt_torch.extents import span
 from polyopt_torch.gpu import triton_kernel
 from polyopt_torch.gpu.foreach import Foreach
-from polyopt_torch.gpu.pointers import Tables, addresses_of, alike, span, uploaded
+from polyopt_torch.gpu.pointers import Tables, addresses_of, alike, uploaded
 from polyopt_torch.gpu.triton_kernel import STORED, Kernel
 from polyopt_torch.host_views import DTYPES
+from polyopt_torch.overwrite import overwritten
 
 _log = logging.getLogger("polyopt")
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
@@ -114,7 +116,7 @@ class DeviceLift:
         if not apart:
             # Leaves that share memory: all were computed from the old values; now one after the other.
             for name in self._replaced:
-                out[name] = [x.copy_(y) for x, y in zip(arrays[name], out[name], strict=True)]
+                out[name] = [overwritten(x, y) for x, y in zip(arrays[name], out[name], strict=True)]
         return out
 
     # What there is

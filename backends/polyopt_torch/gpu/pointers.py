@@ -76,14 +76,6 @@ def addresses_of(leaves: Sequence[torch.Tensor]) -> Any:
     return np.fromiter(map(torch.Tensor.data_ptr, leaves), np.int64, len(leaves))
 
 
-def span(x: torch.Tensor) -> int:
-    """Bytes from the first element to the last."""
-    if x.is_contiguous() or not x.numel():
-        return x.nbytes
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return int((1 + last) * x.itemsize)
-
-
 def alike(leaf: Sequence[torch.Tensor]) -> bool:
     """Return True if all have their elements in the same order in one piece, as with channels last.
 

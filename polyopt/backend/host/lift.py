@@ -20,6 +20,7 @@ from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.host.in_place import InPlaceLift
 from polyopt.backend.host.memory import Memory, Shapes
 from polyopt.backend.host.numpy_kernel import BLOCK, Kernel, ScalarValues
+from polyopt.backend.host.overlap import apart
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
 from polyopt.core.trace import Program
@@ -95,7 +96,7 @@ class HostLift:
             targets = [x for name in self._replaced for x in arrays[name]]
             donate = self.memory.writable(targets)
             others = [x for name in self._read if name not in self._replaced for x in arrays[name]]
-            if donate and not self.memory.disjoint(targets, others):
+            if donate and not apart(self.memory.extents([*targets, *others], len(targets)), len(targets)):
                 return self._in_order(arrays, scalars, dtype)
         kinds = tuple([tuple([x.dtype for x in arrays[name]]) for name in self._touched])
         layout = self.layout(shapes, kinds, dtype, donate)

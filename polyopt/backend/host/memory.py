@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from polyopt.backend.host.array_table import ArrayTable
+from polyopt.backend.host.overlap import Extent
 from polyopt.backend.host.threads import Team
 from polyopt.core.ops import Array
 
@@ -79,5 +80,8 @@ class Memory(Surveyed, Protocol):
     def writable(self, leaves: Sequence[Array]) -> bool:
         """Return True if all these can be written to."""
 
-    def disjoint(self, targets: Sequence[Array], others: Sequence[Array]) -> bool:
-        """Return True if no target shares memory with another target or any of ``others``."""
+    def extents(self, arrays: Sequence[Array], written: int) -> list[Extent] | None:
+        """Give the memory of each.
+
+        ``None`` if none of the first ``written`` shares any with another, and none of those has a fault.
+        """

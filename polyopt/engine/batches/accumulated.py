@@ -16,7 +16,7 @@ from polyopt.core.ops import Array
 from polyopt.core.tree import Tree
 from polyopt.engine import accumulate
 from polyopt.engine.batches.noise import Norms
-from polyopt.engine.execution import compute_dtype
+from polyopt.engine.plan import compute_dtype
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ from polyopt import (
     AdamW,
     ClipByGlobalNorm,
     Cosine,
+    NAdam,
     Optimizer,
     Plateau,
     Schedule,
     TrainStep,
     chain,
+    get_backend,
     partition,
     value_and_grad,
 )
@@ -236,3 +238,129 @@ def test_a_mask_that_matches_nothing_is_refused() -> None:
     with pytest.raises(InputError, match=r"AdamW: mask = 'wieght\$' matches no parameter; .*'layer.weight'"):
         Optimizer(AdamW(mask="wieght$")).init(params)
     Optimizer(AdamW(mask="weight$")).init(params)
+
+
+def _other(name: str, backend: Backend, x: Any) -> Any:
+    """A slot like ``x`` that this optimizer's init would not have made."""
+    if name == "dtype":
+        return backend.from_numpy(np.ones((4, 3)), dtype="float64")
+    if name == "narrow":
+        return backend.from_numpy(np.ones((4, 3)), dtype="bfloat16")
+    if name == "integers":
+        return backend.from_numpy(np.ones((4, 3), np.int32))
+    if name == "framework":
+        other = "torch" if backend.name == "numpy" else "numpy"
+        return get_backend(other).from_numpy(np.ones((4, 3), np.float32))
+    return {"list": [[1.0] * 3] * 4, "number": 1.0, "none": None}[name]
+
+
+SLOTS = {
+    "dtype": r"slot 'exp_avg' of leaf 'b' has dtype float64; expected float32; nothing was changed",
+    "narrow": r"slot 'exp_avg' of leaf 'b' has dtype bfloat16; expected float32",
+    "integers": r"slot 'exp_avg' of leaf 'b' has dtype int32; expected float32",
+    "framework": r"slot 'exp_avg' of leaf 'b' is a (torch.Tensor|numpy.ndarray); expected an array of \w+",
+    "list": r"slot 'exp_avg' of leaf 'b' is a builtins.list; expected an array",
+    "number": r"slot 'exp_avg' of leaf 'b' is a builtins.float; expected an array",
+    "none": r"slot 'exp_avg' has no leaf 'b'",
+}
+
+
+@pytest.mark.parametrize("after", [0, 3], ids=["at the first step", "later"])
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("slot", SLOTS)
+def test_slots_of_another_kind_are_refused_before_anything_is_written(
+    backend: Backend, slot: str, donate: bool, after: int
+) -> None:
+    if slot == "framework":
+        pytest.importorskip("torch" if backend.name == "numpy" else "numpy")
+    optimizer, params = Optimizer(Adam(lr=0.1)), _parameters(backend)
+    state = optimizer.init(params)
+    for _ in range(after):
+        params, state = optimizer.step(params, _parameters(backend), state, donate=donate)
+    before = {k: np.array(host(backend, x)) for k, x in params.items()}
+    values = state["slots"]["exp_avg"]
+    good, values["b"] = values["b"], _other(slot, backend, values["b"])
+    for change in (
+        lambda: optimizer.step(params, _parameters(backend), state, donate=donate),
+        lambda: TrainStep(lambda xp, p: xp.sum(p["a"]), optimizer).load(params, state),
+    ):
+        with pytest.raises(InputError, match=SLOTS[slot]):
+            change()
+    values["b"] = good
+    for k, x in params.items():
+        assert_same_bits(host(backend, x), before[k])
+
+
+def _parameters(backend: Backend) -> dict[str, Any]:
+    return {k: backend.from_numpy(np.ones((4, 3), np.float32)) for k in "ab"}
+
+
+def test_slots_that_are_no_dicts_are_refused(backend: Backend) -> None:
+    optimizer, params = Optimizer(Adam(lr=0.1)), _parameters(backend)
+    state = optimizer.init(params)
+    with pytest.raises(InputError, match=r"state\['slots'\] = \[\]; expected"):
+        optimizer.step(params, params, state | {"slots": []})
+    slots = state["slots"] | {"exp_avg": list(state["slots"]["exp_avg"].values())}
+    with pytest.raises(InputError, match="slot 'exp_avg' is a list; expected the state that"):
+        optimizer.step(params, params, state | {"slots": slots})
+
+
+def test_held_gradients_and_scalar_slots_are_checked_too(backend: Backend) -> None:
+    params = _parameters(backend)
+    optimizer = Optimizer(NAdam(lr=0.1), accumulate=2)
+    state = optimizer.init(params)
+    scalar = next(name for name, values in state["slots"].items() if isinstance(values["a"], float))
+    for name, value, found in (
+        ("grad_accumulator", backend.from_numpy(np.ones((3, 4), np.float32)), r"has shape \(3, 4\)"),
+        ("grad_accumulator", backend.from_numpy(np.ones((4, 3))), "has dtype float64"),
+        (scalar, "1", "is a builtins.str; expected .* or a number"),
+    ):
+        slots = state["slots"] | {name: state["slots"][name] | {"b": value}}
+        with pytest.raises(InputError, match=f"slot '{name}' of leaf 'b' {found}"):
+            optimizer.step(params, params, state | {"slots": slots})
+
+
+@pytest.mark.parametrize("policy", ["skip", "raise", "propagate"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_under_autocast_is_the_step_outside(policy: Any, dtype: str) -> None:
+    """PyTorch's autocast changes what the operations of a model compute, not what an update does."""
+    torch = pytest.importorskip("torch")
+    kind = getattr(torch, dtype)
+    rule = chain(ClipByGlobalNorm(max_norm=1.25), AdamW(lr=0.1))
+    outcomes = []
+    for compiled in (True, False):
+        for enabled in (False, True):
+            optimizer = Optimizer(rule, nonfinite=policy, compiled=compiled)
+            params = {
+                "w": torch.linspace(-1, 1, 12, dtype=kind).reshape(4, 3),
+                "b": torch.ones(3, dtype=kind),
+            }
+            state = optimizer.init(params)
+            for i in range(4):
+                with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                    gradients = {k: (x.float() * (i + 1)).to(kind) for k, x in params.items()}
+                    if i == 2 and policy == "skip":
+                        gradients["b"][1] = float("inf")
+                    params, state = optimizer.step(params, gradients, state, donate=i % 2 == 0)
+            assert state["step"] == (3 if policy == "skip" else 4)
+            outcomes.append([params, *state["slots"].values()])
+    for outcome in outcomes[1:]:
+        for one, other in zip(outcome, outcomes[0], strict=True):
+            for path, x in one.items():
+                assert_same_bits(x.float().numpy(), other[path].float().numpy(), what=path)
+
+
+def test_a_training_step_under_autocast() -> None:
+    torch = pytest.importorskip("torch")
+
+    def loss(xp: Any, params: Any, x: Any) -> Any:
+        return xp.sum((x @ params["w"] - params["b"]) ** 2)
+
+    step = TrainStep(loss, Optimizer(Adam(lr=0.1), nonfinite="skip"))
+    carry = step.init({"w": torch.ones(4, 3), "b": torch.zeros(3)})
+    with torch.autocast("cpu", torch.bfloat16):
+        for scale in (1.0, float("inf"), 1.0):
+            carry, _ = step(carry, torch.ones(2, 4) * scale)
+    params, state = step.unload(carry)
+    assert state["step"] == 2
+    assert all(x.dtype == torch.float32 and bool(torch.isfinite(x).all()) for x in params.values())

@@ -158,13 +158,11 @@ def test_errors_are_those_of_the_long_way(backend: Any, change: Any, message: st
     [
         lambda p, s: p.__setitem__("w", np.asfortranarray(p["w"])),
         lambda p, s: p.__setitem__("w", p["w"].astype(np.float16)),
-        lambda p, s: p.__setitem__("b", p["w"].reshape(-1)[:3]),
-        lambda p, s: s["slots"]["exp_avg"].__setitem__("b", s["slots"]["exp_avg_sq"]["b"]),
         lambda p, s: p["w"].setflags(write=False),
     ],
 )
 def test_what_differs_in_memory_has_the_long_ways_outcome(change: Any, short: Taken) -> None:
-    """Fortran order, another dtype, shared memory, a shared slot, a parameter that can't be written to."""
+    """Fortran order, another dtype, a parameter that can't be written to."""
     numpy = HOSTS[0]
     outcomes = []
     for forget in (True, False):
@@ -178,6 +176,50 @@ def test_what_differs_in_memory_has_the_long_ways_outcome(change: Any, short: Ta
         assert short.count == 0
     for name, x in outcomes[0][0].items():
         assert_same_bits(outcomes[1][0][name], x, what=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda p, s: p.__setitem__("b", p["w"].reshape(-1)[:3]), "leaves 'b' and 'w' share memory"),
+        (
+            lambda p, s: s["slots"]["exp_avg"].__setitem__("b", s["slots"]["exp_avg_sq"]["b"]),
+            "slot 'exp_avg' of leaf 'b' and slot 'exp_avg_sq' of leaf 'b' are the same array",
+        ),
+        (
+            lambda p, s: s["slots"]["exp_avg"].__setitem__("b", p["b"][:]),
+            "leaf 'b' and slot 'exp_avg' of leaf 'b' share memory",
+        ),
+    ],
+)
+@pytest.mark.parametrize("rule", [Adam(lr=0.1), partition({"b": Adam(lr=0.1), ".*": NAdam(lr=0.1)})])
+@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+def test_memory_that_is_shared_from_a_later_step_on_is_refused(
+    backend: Any, rule: Any, change: Any, named: str, short: Taken
+) -> None:
+    opt = Optimizer(rule)
+    params, state = runs(opt, lambda i: arrays(backend, i), arrays(backend, 0), True, steps=3)
+    short.count = 0
+    change(params, state)
+    with pytest.raises(InputError, match=named):
+        opt.step(params, arrays(backend, 7), state, donate=True)
+    assert short.count == 0
+
+
+@pytest.mark.parametrize("backend", HOSTS, ids=lambda b: b.name)
+def test_a_gradient_in_what_another_group_writes_is_read_before(backend: Any, short: Taken) -> None:
+    opt = Optimizer(partition({"b": SGD(lr=0.5, momentum=0.5), ".*": SGD(lr=0.5)}))
+    params = {"b": backend.from_numpy(np.ones(3)), "w": backend.from_numpy(np.ones(3))}
+    state = opt.init(params)
+    for _ in range(3):
+        gradients = {name: backend.from_numpy(np.ones(3)) for name in params}
+        params, state = opt.step(params, gradients, state, donate=True)
+    assert short.count == 2
+    expected, _ = opt.step(params, {"b": params["w"], "w": params["b"]}, state)
+    found, _ = opt.step(params, {"b": params["w"][:], "w": params["b"][:]}, state, donate=True)
+    for name, x in expected.items():
+        assert_same_bits(found[name], x, what=name)
+    assert short.count == 2
 
 
 def test_arrays_that_moved_are_found_again(short: Taken) -> None:
