@@ -339,7 +339,7 @@ RECIPES_OWN = "; hyperparameters stand in the recipe"
 
 
 def _meant(word: str, options: Sequence[str]) -> str:
-    """What an argument that a command does not take may have been meant as."""
+    """Say what an argument that a command does not take may have been meant as."""
     if f"--{word}" in options:
         return f"; did you mean '--{word}'?"
     if "--backends" in options:
@@ -348,5 +348,5 @@ def _meant(word: str, options: Sequence[str]) -> str:
 
 
 def _split(given: Sequence[str] | None) -> list[str]:
-    """The values of an option that may be repeated, or joined by commas."""
+    """Return the values of an option that may be repeated, or joined by commas."""
     return [name for text in given or () for part in text.split(",") if (name := part.strip())]
