@@ -26,7 +26,11 @@ def whole(loss: LossFunction, update: Update) -> WholeStep:
     def run(arrays: Any, vectors: Any, args: Any) -> tuple[Any, Any]:
         params = arrays["params"]
         check(params)
-        value, gradients = jax.value_and_grad(lambda p: check_loss(loss(differentiable.xp, p, *args)))(params)
+
+        def checked(p: Any) -> Any:
+            return check_loss(loss(differentiable.xp, p, *args), jax.Array)
+
+        value, gradients = jax.value_and_grad(checked)(params)
         kind, vector = next(iter(vectors.items()))
         zero = lax.bitcast_convert_type(vector[-1], _UNSIGNED[kind])
         if not _factors_alone(loss, params, args):

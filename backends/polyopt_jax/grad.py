@@ -20,7 +20,7 @@ def value_and_grad(loss: LossFunction, compiled: bool) -> Callable[..., tuple[An
 
     def run(params: Any, *args: Any) -> tuple[Any, Any]:
         check(params)
-        return jax.value_and_grad(lambda p: check_loss(loss(xp, p, *args)))(params)
+        return jax.value_and_grad(lambda p: check_loss(loss(xp, p, *args), jax.Array))(params)
 
     return jax.jit(run) if compiled else run
 

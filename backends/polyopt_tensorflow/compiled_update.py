@@ -28,7 +28,7 @@ def whole(loss: LossFunction, update: Update) -> WholeStep | None:
         present = [x for x in leaves if x is not None]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(present)
-            value = check_loss(loss(differentiable.xp, params, *args))
+            value = check_loss(loss(differentiable.xp, params, *args), (tf.Tensor, tf.Variable))
         found = tape.gradient(value, present, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         kind, vector = next(iter(vectors.items()))
         xp = Fenced(tf.bitcast(vector[-1], _BITS[kind]))

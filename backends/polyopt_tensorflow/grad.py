@@ -27,7 +27,7 @@ def value_and_grad(
         check(flat.paths, leaves)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(present)
-            value = check_loss(loss(xp, flat.unflatten(leaves), *args))
+            value = check_loss(loss(xp, flat.unflatten(leaves), *args), (tf.Tensor, tf.Variable))
         found = tape.gradient(value, present, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         # The gradient of a gather is IndexedSlices: made dense, repeated rows are added.
         return value, [tf.convert_to_tensor(x) for x in found]

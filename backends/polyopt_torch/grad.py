@@ -28,11 +28,7 @@ def value_and_grad(loss: LossFunction) -> Callable[..., tuple[torch.Tensor, Tree
         flat = tree.flatten(params)
         leaves = [_leaf(path, x) for path, x in zip(flat.paths, flat.leaves, strict=True)]
         with torch.enable_grad():
-            value = loss(ops, flat.unflatten(leaves), *args)
-            if not isinstance(check_loss(value), torch.Tensor):
-                raise InputError(
-                    f"the loss returned a {type(value).__module__}.{type(value).__name__}; expected a tensor"
-                )
+            value = check_loss(loss(ops, flat.unflatten(leaves), *args), torch.Tensor)
             gradients = iter(_gradients(value, [x for x in leaves if x is not None]))
         return value.detach(), flat.unflatten(None if x is None else next(gradients) for x in leaves)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polyopt.core.files import write_atomic
+from polyopt.core.install import pip_install
 from polyopt_bench import pictures
 from polyopt_bench.cases import BACKENDS, FLOOR_BOUND, MAIN, TASKS
 from polyopt_bench.pictures import LABEL, standard
@@ -46,7 +47,7 @@ def write(results: Results, out: Path, notes: str = "") -> tuple[list[Path], str
     except ModuleNotFoundError as e:
         if (e.name or "").split(".")[0] != "matplotlib":
             raise
-        drawn, remark = {}, "no pictures: matplotlib is missing: pip install 'polyopt[plot]'"
+        drawn, remark = {}, f"no pictures: matplotlib is missing: {pip_install('plot')}"
     page = out / PAGE
     write_atomic(
         page, [markdown(results, {n: f"{FOLDER}/{p.name}" for n, p in drawn.items()}, notes).encode()]

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from polyopt.backend import registry
 from polyopt.backend.protocol import Backend, LossFunction
 from polyopt.core import tree
-from polyopt.core.errors import InputError
+from polyopt.core.errors import InputError, nearest
 from polyopt.core.opaque import opaque
-from polyopt.core.ops import Array
+from polyopt.core.ops import Array, Ops
 
 
-def check_loss(value: Any) -> Any:
+def check_loss(value: Any, own: type | tuple[type, ...] = object) -> Any:
     """Return what a loss gave if it can be differentiated: a 0-d array of a floating dtype.
 
     Parameters
     ----------
     value
         What ``loss(xp, params, ...)`` returned, of any framework, traced or not.
+    own
+        The types of the framework's arrays.
 
     Returns
     -------
@@ -47,6 +50,8 @@ def check_loss(value: Any) -> Any:
         found = f"an array of shape {tuple(shape)}"
     elif "float" not in dtype:
         found = f"an array of dtype {getattr(value.dtype, 'name', dtype.removeprefix('torch.'))}"
+    elif not isinstance(value, own):
+        found = f"an array of {type(value).__module__.split('.')[0]}"
     else:
         return value
     raise InputError(
@@ -55,24 +60,42 @@ def check_loss(value: Any) -> Any:
     )
 
 
-def check_takes_xp(loss: Any) -> None:
-    """Refuse a loss that doesn't take ``(xp, params)``.
+def check_takes_xp(loss: Any, args: Sequence[Any] = ()) -> None:
+    """Refuse a loss that doesn't take ``(xp, params, *args)``.
 
     Raises
     ------
     InputError
         It says what the loss takes.
     """
+    if not callable(loss):
+        raise InputError(f"the loss is {loss!r:.80}; expected a function loss(xp, params, ...)")
     try:
         signature = inspect.signature(loss)
     except (TypeError, ValueError):
         return  # a builtin
     try:
-        signature.bind_partial(None, None)
+        signature.bind(None, None, *args) if args else signature.bind_partial(None, None)
     except TypeError:
+        given = f", and {len(args)} more argument{'s' * (len(args) > 1)}" if args else ", ..."
         raise InputError(
-            f"the loss takes {signature}; expected loss(xp, params, ...): xp are the array operations"
+            f"the loss takes {signature}; expected loss(xp, params{given}): xp are the array operations"
         ) from None
+
+
+def explain_operation(error: AttributeError) -> None:
+    """Refuse an operation that a loss asked of ``xp`` and that isn't there.
+
+    Raises
+    ------
+    InputError
+        It names the nearest operation.
+    """
+    if isinstance(error.obj, ModuleType | SimpleNamespace) and hasattr(error.obj, "matmul"):
+        known = [name for name in vars(Ops) if not name.startswith("_")]
+        raise InputError(
+            f"the loss: there is no xp.{error.name}; {nearest(str(error.name), known)}"
+        ) from error
 
 
 def value_and_grad(
@@ -105,6 +128,10 @@ def value_and_grad(
     (11.0, [3.0, 4.0])
     """
     check_takes_xp(loss)
+    for name, x in (("compiled", compiled), ("pure", pure)):
+        if not isinstance(x, bool):
+            raise InputError(f"value_and_grad: {name} = {x!r:.80}; expected True or False")
+    checked = -1
 
     @lru_cache(maxsize=8)
     def on(backend: Backend) -> Callable[..., tuple[Array, Any]]:
@@ -112,8 +139,16 @@ def value_and_grad(
 
     @opaque
     def run(params: Any, *args: Any) -> tuple[Array, Any]:
-        leaves = (x for x in tree.flatten(params).leaves if x is not None)
-        return on(registry.of(*leaves))(params, *args)
+        nonlocal checked
+        if len(args) != checked:
+            check_takes_xp(loss, args)
+            checked = len(args)
+        flat = tree.flatten(params)
+        try:
+            return on(registry.of_leaves(flat.paths, flat.leaves))(params, *args)
+        except AttributeError as e:
+            explain_operation(e)
+            raise
 
     return run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -12,6 +12,8 @@ from typing import Any
 
 from polyopt.backend.protocol import Backend, check_api
 from polyopt.core.errors import BackendError, InputError, nearest
+from polyopt.core.install import pip_install
+from polyopt.core.tree import ROOT
 
 EXTRAS = {"numpy": "NumPy", "torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 
@@ -90,6 +92,31 @@ def of(*arrays: Any) -> Backend:
             )
         found = backend
     return default() if found is None else found
+
+
+def of_leaves(
+    paths: Sequence[str], leaves: Sequence[Any], others: Sequence[Any] = (), *, other: str = "gradient"
+) -> Backend:
+    """Return the backend of a tree's leaves, and of ``others`` beside them, but for those that are ``None``.
+
+    Raises
+    ------
+    InputError
+        It names the leaf that is no array of a known framework, and says what to give instead.
+    """
+    if paths == (ROOT,) and leaves[0] is None:
+        raise InputError("the parameters are None; expected an array, or a dict of arrays by name")
+    try:
+        return of(*(x for x in (*leaves, *others) if x is not None))
+    except InputError:
+        for what, values in (("parameter", leaves), (other, others)):
+            for path, x in zip(paths, values, strict=False):
+                try:
+                    of(*(() if x is None else (x,)))
+                except InputError as e:
+                    where = "" if path == ROOT else f" {path!r}"
+                    raise InputError(f"{what}{where}: {e}") from None
+        raise
 
 
 def get_backend(which: Any = None) -> Backend:
@@ -219,17 +246,50 @@ def _find(x: Any) -> Backend:
 
 def _remedy(x: Any) -> str:
     """Return what to give in the place of a whole model."""
-    if hasattr(x, "named_parameters"):
-        return "give dict(model.named_parameters())"
-    if hasattr(x, "trainable_variables"):
-        return "give {v.path: v.value for v in model.trainable_variables}"
+    homes = [base.__module__ for base in type(x).__mro__]
     if hasattr(x, "to_pure_dict"):
         return "give state.to_pure_dict()"
-    return f"known: {', '.join(names())}"
+    if any(home.startswith("flax.nnx") for home in homes):
+        return "give nnx.state(model, nnx.Param).to_pure_dict()"
+    if any(home.startswith("flax.linen") for home in homes):
+        return 'give model.init(key, inputs)["params"]'
+    if hasattr(x, "named_parameters"):
+        return "give dict(model.named_parameters())"
+    if hasattr(x, "get_weights") or (hasattr(x, "path") and hasattr(x, "trainable")):
+        return "give {v.path: v.value for v in model.trainable_variables}, Keras' variables"
+    if hasattr(x, "trainable_variables"):
+        return "give {v.name: v for v in module.trainable_variables}"
+    if type(x).__name__ == "TrainState":
+        return "give what TrainStep.unload(carry) returns"
+    if hasattr(x, "__next__") or isinstance(x, KeysView | ValuesView | ItemsView):
+        return "give a dict of arrays by name, such as dict(model.named_parameters())"
+    if isinstance(x, int | float | complex):
+        return "give an array that holds it"
+    return f"expected arrays of one of {', '.join(names())}, in a dict by name"
 
 
 def _module_roots(kind: type) -> Iterable[str]:
     return dict.fromkeys(base.__module__.split(".")[0] for base in kind.__mro__)
+
+
+def how_to_install(name: str) -> str:
+    """Return the command that installs what the backend ``name`` needs, by the package that brings it.
+
+    >>> how_to_install("torch")
+    'pip install "numba>=0.61" "torch>=2.6"'
+    """
+    entry = _entries().get(name)
+    package = "polyopt" if entry is None or entry.dist is None else entry.dist.name
+    return pip_install(name, package=package, otherwise=(entry and _missing(entry)) or name)
+
+
+def _missing(entry: EntryPoint) -> str:
+    """Return the name of the module that keeps ``entry`` from being loaded, if that is why."""
+    try:
+        entry.load()
+    except ImportError as e:
+        return (e.name or "").split(".")[0]
+    return ""
 
 
 def _load(entry: EntryPoint, name: str) -> Backend:
@@ -238,7 +298,7 @@ def _load(entry: EntryPoint, name: str) -> Backend:
     except ImportError as e:
         label = EXTRAS.get(name, name)
         raise BackendError(
-            f"backend {name!r} needs {label}, which can't be imported ({e}): pip install 'polyopt[{name}]'"
+            f"backend {name!r} needs {label}, which can't be imported ({e}): {how_to_install(name)}"
         ) from e
     check_api(backend)
     return backend

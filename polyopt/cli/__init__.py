@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from polyopt.core.install import pip_install
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 ended.
@@ -18,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import rich
         import typer
     except ModuleNotFoundError as e:
-        print(f"error: the command line needs {e.name}: pip install 'polyopt[cli]'", file=sys.stderr)
+        print(f"error: the command line needs {e.name}: {pip_install('cli')}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

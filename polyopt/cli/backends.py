@@ -23,7 +23,7 @@ def backends(as_json: bool) -> int:
             ", ".join(f"{k} {v}" for k, v in b["versions"].items()) or "–",
             ", ".join(b["devices"]) or "–",
             "yes" if b["float64"] else "–",
-            "" if b["installed"] else f"pip install '{b['extra']}'",
+            "" if b["installed"] else b["install"],
         ]
         for b in found
     ]
@@ -42,14 +42,13 @@ def describe(name: str) -> dict[str, Any]:
     from polyopt.backend import registry
     from polyopt.core.errors import BackendError
 
-    known = name in registry.EXTRAS
     about: dict[str, Any] = {
         "name": name,
         "installed": False,
         "versions": {},
         "devices": [],
         "float64": False,
-        "extra": "polyopt" if name == "numpy" else f"polyopt[{name}]" if known else name,
+        "install": registry.how_to_install(name),
         "error": None,
     }
     try:

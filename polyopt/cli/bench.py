@@ -147,7 +147,7 @@ def _part(name: str) -> Any:
         if root == "polyopt_bench":
             raise BackendError(
                 "polyopt bench needs the package polyopt_bench, which comes with polyopt: reinstall it "
-                "(pip install --force-reinstall --no-deps polyopt, or pip install -e . in a clone)"
+                "from where you have it (pip install --force-reinstall --no-deps FOLDER)"
             ) from None
         raise BackendError(f"polyopt bench needs {root}: pip install {root}") from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polyopt.core.errors import InputError
+from polyopt.core.install import pip_install
 
 
 def check(
@@ -69,5 +70,5 @@ def draw(figure: Callable[..., None], picture: Path, *args: Any, **kwargs: Any) 
     except ModuleNotFoundError as e:
         if (e.name or "").split(".")[0] != "matplotlib":
             raise
-        return "no picture: matplotlib is missing: pip install 'polyopt[plot]'"
+        return f"no picture: matplotlib is missing: {pip_install('plot')}"
     return None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
-from polyopt.core.errors import InputError, RuleError, nearest
+from polyopt.core.errors import InputError, RuleError, nearest, readable
 
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "T": ("temperature",),
@@ -99,6 +99,17 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "verbose": "Optimizer.hyperparameters(state) returns the values of the coming step",
 }
 """Arguments of the others that are no fields of a rule or a schedule here: what takes their place."""
+
+METHODS: Final[Mapping[str, str]] = {
+    "add_param_group": "partition({pattern: rule}) gives each parameter its rule",
+    "apply_gradients": "use step(params, gradients, state)",
+    "load_state_dict": "give the state to step",
+    "minimize": "use step(params, gradients, state), or TrainStep(loss, optimizer)",
+    "param_groups": "partition({pattern: rule}) gives each parameter its rule",
+    "state_dict": "the state is what init and step return, plain data",
+    "zero_grad": "no gradients are kept: value_and_grad returns new ones",
+}
+"""Methods of the others' optimizers: what takes their place in ``Optimizer``."""
 
 NAMES: Final[Mapping[str, str]] = {
     "Adagrad": "AdaGrad",
@@ -296,3 +307,51 @@ def _arguments(kind: type) -> list[str]:
     if dataclasses.is_dataclass(kind):
         return [field.name for field in dataclasses.fields(kind) if field.init]
     return list(inspect.signature(kind.__init__).parameters)[1:]  # type: ignore[misc]
+
+
+class HintedMethods(CheckedKeywords):
+    """Refuse methods of other libraries' optimizers, with what takes their place."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):  # asked by copies and pickles
+            raise AttributeError(name)
+        hint = METHODS.get(name) or nearest(name, [x for x in dir(self) if not x.startswith("_")])
+        raise AttributeError(readable(f"{type(self).__name__} has no {name!r}; {hint}"))
+
+
+def instead(found: Any) -> str:
+    """Return what to give where a rule, a chain or a partition is expected and ``found`` was given.
+
+    Parameters
+    ----------
+    found
+        What is none of them.
+
+    Returns
+    -------
+    str
+        ``found``, cut short, and a hint, where there is one.
+
+    Examples
+    --------
+    >>> from polyopt import Adam
+    >>> instead(Adam)
+    'the class Adam; give an instance of it: Adam(...)'
+    """
+    if isinstance(found, type):
+        return f"the class {found.__name__}; give an instance of it: {found.__name__}(...)"
+    root = type(found).__module__.split(".")[0]
+    if isinstance(found, list | tuple) and root == "builtins":
+        hint = "; put rules one after the other with chain(...)"
+    elif isinstance(found, str):
+        hint = "; give an object, such as Adam(lr=1e-3)"
+    elif root in ("torch", "optax", "keras", "tensorflow"):
+        hint = f"; {root}'s don't run here: give polyopt's, such as Adam(lr=1e-3)"
+    elif hasattr(found, "extremes"):
+        hint = "; give a schedule to a rule: SGD(lr=schedule)"
+    elif hasattr(found, "rule"):
+        hint = "; give its rule"
+    else:
+        hint = ""
+    text = " ".join(repr(found).split())
+    return (text if len(text) <= 80 else f"{text[:77]}...") + hint

@@ -19,7 +19,7 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from polyopt.core.aliases import CheckedKeywords, check_decorated
+from polyopt.core.aliases import CheckedKeywords, check_decorated, instead
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.schedule import Schedule, finite, first_outside
@@ -47,11 +47,10 @@ class Slot:
     constant: bool = False
 
     def __post_init__(self) -> None:
-        init: Any = self.init
         if self.shape not in ("like", "scalar"):
             raise InputError(f"Slot: shape = {self.shape!r}; {nearest(str(self.shape), ('like', 'scalar'))}")
-        if init != "param" and (isinstance(init, bool) or not isinstance(init, Real)):
-            raise InputError(f"Slot: init = {init!r}; expected a number or 'param'")
+        if self.init != "param" and (isinstance(self.init, bool) or not hasattr(self.init, "__float__")):
+            raise InputError(f"Slot: init = {self.init!r}; expected a number or 'param'")
 
 
 def hyper(
@@ -213,7 +212,7 @@ def chain(*stages: Stage) -> Chain:
     """
     for i, stage in enumerate(stages):
         if not isinstance(stage, Rule | Chain | Partition):
-            raise InputError(f"chain: stage {i} is {stage!r}; expected a rule, a chain or a partition")
+            raise InputError(f"chain: expected rules, chains or partitions; stage {i} is {instead(stage)}")
     if not stages:
         raise InputError("chain: expected at least one stage, found none")
     return Chain(stages)
@@ -254,14 +253,15 @@ def partition(
     >>> params["embed"].tolist(), params["bias"].tolist()
     ([1.0], [0.9])
     """
-    pairs = list(members.items()) if isinstance(members, Mapping) else list(members)
+    try:
+        pairs = [(x, y) for x, y in (members.items() if isinstance(members, Mapping) else members)]
+    except (TypeError, ValueError):
+        raise InputError(f"partition: expected {{pattern: rule}}, found {instead(members)}") from None
     for pattern, stage in pairs:
         if isinstance(pattern, str):
             compiled(pattern)
         if stage is not None and not isinstance(stage, Rule | Chain | Partition):
-            raise InputError(
-                f"partition: {pattern!r} has {stage!r}; expected a rule, a chain, a partition or None"
-            )
+            raise InputError(f"partition: {pattern!r} has {instead(stage)}; expected a rule or None")
     return Partition(tuple(pairs))
 
 

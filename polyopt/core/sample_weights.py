@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polyopt.core.errors import InputError
 from polyopt.core.ops import Array, Ops
 
 
@@ -18,6 +19,11 @@ def weighted_mean(xp: Ops, values: Array, weights: Array | None) -> Array:
     weights
         w >= 0 of shape (n,), not all 0, in any floating dtype; they are summed in float32 at least.
 
+    Raises
+    ------
+    InputError
+        For weights of another shape or of no floating dtype.
+
     Examples
     --------
     >>> import numpy as np
@@ -27,11 +33,32 @@ def weighted_mean(xp: Ops, values: Array, weights: Array | None) -> Array:
     """
     if weights is None:
         return xp.mean(values)
+    check_weights(xp, weights, values)
     own = xp.astype(weights, values.dtype)
     counted = xp.where(xp.greater(own, xp.zeros_like(own)), values, xp.zeros_like(values))
     total = xp.sum(own * counted)
     wide = xp.astype(weights, xp.float32) if xp.finfo(weights.dtype).bits < 32 else weights
     return total / xp.astype(xp.sum(wide), values.dtype)
+
+
+def check_weights(xp: Ops, weights: Array, samples: Array) -> None:
+    """Refuse weights that are not one floating number for each of ``samples``: they would be broadcast.
+
+    Raises
+    ------
+    InputError
+        It says what the weights are.
+    """
+    shape = getattr(weights, "shape", None)
+    if shape is None:
+        raise InputError(f"weights are a {type(weights).__name__}; expected an array of shape (n,)")
+    if len(shape) != 1 or (None not in (shape[0], samples.shape[0]) and shape[0] != samples.shape[0]):
+        raise InputError(
+            f"weights have shape {tuple(shape)}; expected one for each sample: ({samples.shape[0]},)"
+        )
+    if not xp.isdtype(weights.dtype, "real floating"):
+        name = getattr(weights.dtype, "name", str(weights.dtype).removeprefix("torch."))
+        raise InputError(f"weights have dtype {name}; expected a floating one")
 
 
 def counted(xp: Ops, weights: Array | None, *arrays: Array) -> tuple[Array, ...]:
@@ -60,6 +87,7 @@ def counted(xp: Ops, weights: Array | None, *arrays: Array) -> tuple[Array, ...]
     """
     if weights is None:
         return arrays
+    check_weights(xp, weights, arrays[0])
     there = xp.greater(weights, xp.zeros_like(weights))
     found = []
     for x in arrays:

@@ -66,11 +66,27 @@ def aligned(tree: Tree, like: Flat, what: str) -> list[Any]:
     if have == want:  # an OrderedDict keeps its own order
         leaves = dict(zip(flat.paths, flat.leaves, strict=True))
         return [leaves[path] for path in like.paths]
+    if flat.structure.type is not like.structure.type:
+        names = f": {', '.join(map(repr, like.paths[:3]))}{', …' * (len(like.paths) > 3)}"
+        raise InputError(
+            f"{what}: found {_container(flat)}; expected the structure of the parameters, {_container(like)}"
+            + (names if like.paths != (ROOT,) else "")
+        )
     for path in like.paths:
         if path not in have:
             raise InputError(f"{what}: leaf {path!r} is missing; {nearest(path, have - want or have)}")
     extra = next(p for p in flat.paths if p not in want)
     raise InputError(f"{what}: leaf {extra!r} has no parameter; {nearest(extra, want)}")
+
+
+def _container(flat: Flat) -> str:
+    """Return what ``flat`` is a flat form of: ``"a dict of 2 leaves"``, say, or ``"an array"``."""
+    kind = flat.structure.type
+    if kind is None:
+        leaf = flat.leaves[0] if flat.leaves else None
+        named = leaf is None or hasattr(leaf, "shape")
+        return ("None" if leaf is None else "an array") if named else f"a {type(leaf).__name__}"
+    return f"a {kind.__name__} of {len(flat.paths)} {'leaf' if len(flat.paths) == 1 else 'leaves'}"
 
 
 def map_leaves(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:

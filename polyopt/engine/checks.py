@@ -6,46 +6,54 @@ import math
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 from polyopt.backend.protocol import Backend
-from polyopt.core.errors import InputError, UnchangedWarning, nearest
+from polyopt.core.aliases import instead
+from polyopt.core.errors import InputError, UnchangedWarning
 from polyopt.core.ops import FLOATING, Array
-from polyopt.core.rule import Rule
+from polyopt.core.rule import Chain, Partition, Rule
 from polyopt.core.schedule import Schedule
 from polyopt.core.tree import Flat
-from polyopt.engine.plan import Plan
-
-WANTED = "expected the state that this optimizer's init made for these parameters"
 
 
-def check_state(state: Any) -> None:
-    """Refuse what is no state of an optimizer.
+def check_options(rule: Any, accumulate: Any, reduce: Any, nonfinite: Any, compiled: Any) -> None:
+    """Refuse what an ``Optimizer`` can't be made of.
 
     Raises
     ------
     InputError
-        For anything that isn't a dict with ``step``, ``missed`` and ``slots``, and for a step that is not an
-        integer >= 0: it says what was found.
+        It names the argument.
     """
-    if not isinstance(state, Mapping):
-        raise InputError(f"the state is a {type(state).__name__}; expected the dict that init(params) made")
-    for key in ("step", "missed", "slots"):
-        if key not in state:
-            raise InputError(
-                f"the state has no {key!r}; {nearest(key, map(str, state))}; expected the dict that "
-                "init(params) made (the order is step(params, gradients, state))"
-            )
-    step = state["step"]
-    if type(step) is int and step >= 0:
+    if not isinstance(rule, Rule | Chain | Partition):
+        raise InputError(f"Optimizer: expected a rule, a chain or a partition, found {instead(rule)}")
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise InputError(f"Optimizer: accumulate = {accumulate!r}; expected an integer >= 1")
+    if nonfinite not in ("propagate", "skip", "raise"):
+        raise InputError(f"Optimizer: nonfinite = {nonfinite!r}; expected 'propagate', 'skip' or 'raise'")
+    if reduce not in ("mean", "sum"):
+        raise InputError(f"Optimizer: reduce = {reduce!r}; expected 'mean' or 'sum'")
+    if not isinstance(compiled, bool):
+        raise InputError(f"Optimizer: compiled = {compiled!r}; expected True or False")
+
+
+def check_swapped(backend: Backend, flat: Flat, gradients: Sequence[Array | None]) -> None:
+    """Refuse a model's own variables as the gradients of what are none.
+
+    Raises
+    ------
+    InputError
+        It says in which order the arguments are.
+    """
+    is_variable = getattr(backend, "is_variable", None)
+    if is_variable is None:
         return
-    dtype = str(getattr(step, "dtype", ""))
-    array = tuple(getattr(step, "shape", (0,))) == () and bool(dtype) and "bool" not in dtype
-    if not array and (isinstance(step, bool) or not isinstance(step, Integral)):
-        raise InputError(f"state['step'] = {step!r}; expected an integer >= 0")
-    if not array and int(step) < 0:
-        raise InputError(f"state['step'] = {step!r}; expected an integer >= 0")
+    given = [x for x in gradients if x is not None]
+    if any(map(is_variable, given)) and not any(is_variable(x) for x in flat.leaves if x is not None):
+        raise InputError(
+            "the gradients are a model's own parameters, and the parameters are not; the order is "
+            "step(params, gradients, state)"
+        )
 
 
 def check_leaves(
@@ -66,47 +74,6 @@ def check_leaves(
                 f"leaf {path!r}: its gradient or update has dtype {dtype}; "
                 f"expected one of {', '.join(FLOATING)}"
             )
-
-
-def check_slots(plan: Plan, flat: Flat, given: Sequence[Array | None], slots: Mapping[str, Any]) -> None:
-    """Refuse slots that are missing, or of another shape than their leaf: they would be broadcast.
-
-    Parameters
-    ----------
-    plan
-        Which slots each leaf has.
-    flat
-        The parameters.
-    given
-        The gradients; a leaf without one is not looked at.
-    slots
-        ``{slot: {path: array}}``.
-
-    Raises
-    ------
-    InputError
-        It names the slot and the leaf.
-    """
-    paths, leaves = flat.paths, flat.leaves
-    for pipeline, indices in plan.classes:
-        moved = [i for i in indices if given[i] is not None]
-        names = [names for segment in pipeline for part in segment.parts for names in part.names]
-        for name, slot in names if moved else ():
-            if name not in slots:
-                raise InputError(f"the state has no slot {name!r}; {nearest(name, slots)}; {WANTED}")
-            values, like = slots[name], slot.shape == "like"
-            for i in moved:
-                x = values.get(paths[i])
-                if x is None:
-                    raise InputError(
-                        f"the state's slot {name!r} has no leaf {paths[i]!r}; {nearest(paths[i], values)}; "
-                        f"{WANTED}"
-                    )
-                if like and x.shape != leaves[i].shape:
-                    raise InputError(
-                        f"the state's slot {name!r} of leaf {paths[i]!r} has shape {tuple(x.shape)}; "
-                        f"expected the parameter's {tuple(leaves[i].shape)}; nothing was changed"
-                    )
 
 
 def check_shared(paths: Sequence[str], leaves: Iterable[Array | None]) -> None:

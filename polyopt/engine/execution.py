@@ -22,6 +22,7 @@ from polyopt.engine.hyperparameters import Resolve
 from polyopt.engine.leafwise import leafwise
 from polyopt.engine.lift import TracedScalars, lifted
 from polyopt.engine.plan import Part, Plan, Segment, program
+from polyopt.engine.state_checks import whole_step
 
 
 def compute_dtype(dtype: str) -> str:
@@ -76,7 +77,7 @@ class Execution:
                 f"state['step'] is traced and of dtype {backend.dtype_name(step)}; expected an integer: a "
                 "floating counter sticks (float32 at 2^24)"
             )
-        self.step = step if self._traced(step) else int(step)
+        self.step = step if type(step) is int or self._traced(step) else whole_step(step)
         self.measured: dict[str, dict[str, Array]] = {}
         self.groups: list[Group] = []
 

@@ -11,6 +11,7 @@ from polyopt.core.rule import Rule, Stage, check_scheduled, rules_of
 from polyopt.core.schedule import for_traced_step
 from polyopt.engine.checks import check_coefficients, make_infinite
 from polyopt.engine.plan import Part
+from polyopt.engine.state_checks import check_observed
 from polyopt.schedules import Measured, Schedule
 
 State = dict[str, Any]
@@ -36,6 +37,7 @@ class Hyperparameters:
 
     def observe(self, state: State, value: float, what: str) -> State:
         """Return ``state`` after ``value`` was reported to the schedules that wait for ``what``."""
+        check_observed(state, self._measured, value, what)
         told = {
             name: schedule.observe(state["observed"][name], float(value))
             for name, schedule in self._measured
@@ -55,6 +57,7 @@ class Hyperparameters:
 
     def by_name(self, state: State) -> dict[str, float]:
         """Return ``{"lr": value}`` at the coming update, names qualified by the rule's position."""
+        check_observed(state, self._measured)
         values: dict[str, float] = {}
         resolve, step = self.resolver(state), int(state["step"])
         for key, rule in self._rules:
@@ -123,6 +126,7 @@ def _evaluate(values: dict[str, Any], key: str, rule: Rule, xp: Any, step: Any, 
         if type(value) is float:
             continue
         if isinstance(value, Measured):
+            check_observed(state, [(f"{key}{name}", value)])
             values[name] = value.current(state["observed"][f"{key}{name}"], xp, step)
         elif isinstance(value, Schedule):
             values[name] = (value if xp is host else for_traced_step(value)).value(xp, step)

@@ -14,20 +14,14 @@ from polyopt.backend import registry
 from polyopt.backend.evaluate import full_like
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
-from polyopt.core.aliases import CheckedKeywords
+from polyopt.core.aliases import HintedMethods
 from polyopt.core.errors import InputError
 from polyopt.core.opaque import opaque
 from polyopt.core.ops import FLOATING, Array
-from polyopt.core.rule import Chain, Partition, Rule, Stage
+from polyopt.core.rule import Stage
 from polyopt.core.tree import Tree
 from polyopt.engine import accumulate, repeat_step
-from polyopt.engine.checks import (
-    UnchangedVariables,
-    check_leaves,
-    check_shared,
-    check_slots,
-    check_state,
-)
+from polyopt.engine.checks import UnchangedVariables, check_leaves, check_options, check_shared, check_swapped
 from polyopt.engine.execution import Execution, compute_dtype
 from polyopt.engine.gradient_pass import GradientPass, Policy, verdict
 from polyopt.engine.hyperparameters import Hyperparameters, Resolve
@@ -35,12 +29,13 @@ from polyopt.engine.lift import initial
 from polyopt.engine.outcome import select, write_back
 from polyopt.engine.plan import Plan, plan
 from polyopt.engine.repeat_step import CachedStep
+from polyopt.engine.state_checks import check_accumulated, check_slots, check_state
 
 State: TypeAlias = dict[str, Any]
 """``{"step": int, "missed": {path: int}, "slots": {slot: {path: array}}, …}``: plain data, see ``init``."""
 
 
-class Optimizer(CheckedKeywords):
+class Optimizer(HintedMethods):
     """A rule at work.
 
     Parameters
@@ -80,14 +75,7 @@ class Optimizer(CheckedKeywords):
         nonfinite: Policy = "propagate",
         compiled: bool = True,
     ) -> None:
-        if not isinstance(rule, Rule | Chain | Partition):
-            raise InputError(f"Optimizer: expected a rule, a chain or a partition, found {rule!r}")
-        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-            raise InputError(f"Optimizer: accumulate = {accumulate!r}; expected an integer >= 1")
-        if nonfinite not in ("propagate", "skip", "raise"):
-            raise InputError(f"Optimizer: nonfinite = {nonfinite!r}; expected 'propagate', 'skip' or 'raise'")
-        if reduce not in ("mean", "sum"):
-            raise InputError(f"Optimizer: reduce = {reduce!r}; expected 'mean' or 'sum'")
+        check_options(rule, accumulate, reduce, nonfinite, compiled)
         self.rule = rule
         self.accumulate = accumulate
         self.reduce = reduce
@@ -100,6 +88,7 @@ class Optimizer(CheckedKeywords):
         self._plan = lru_cache(maxsize=16)(partial(plan, self.rule))
         self._replay: CachedStep | None = None
         self._hyperparameters = Hyperparameters(self.rule)
+        self._first = True
         self._unchanged = UnchangedVariables()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,7 +121,7 @@ class Optimizer(CheckedKeywords):
             For a leaf that no pattern of a partition matches, and for patterns that match no leaf.
         """
         flat = tree.flatten(params)
-        backend = registry.of(*(x for x in flat.leaves if x is not None))
+        backend = registry.of_leaves(flat.paths, flat.leaves)
         slots: dict[str, dict[str, Any]] = {}
         pipelines = self._plan(flat.paths).pipelines
         for path, leaf, pipeline in zip(flat.paths, flat.leaves, pipelines, strict=True):
@@ -249,7 +238,7 @@ class Optimizer(CheckedKeywords):
         if not micro:
             return params, state
         flat = tree.flatten(params)
-        backend = registry.of(*(x for x in flat.leaves if x is not None))
+        backend = registry.of_leaves(flat.paths, flat.leaves)
         execution = Execution(backend, flat, state, self.resolver(state), self.compiled)
         held = state["slots"].get("grad_accumulator", {})
         active = [path for path in flat.paths if state["accumulated"].get(path, 0) > 0]
@@ -299,6 +288,7 @@ class Optimizer(CheckedKeywords):
         dict
             The next state.
         """
+        check_state(state)
         return self._hyperparameters.observe(state, value, what)
 
     def hyperparameters(self, state: State) -> dict[str, float]:
@@ -314,6 +304,7 @@ class Optimizer(CheckedKeywords):
         dict
             ``{"lr": value}``; names are qualified by position inside a composition.
         """
+        check_state(state)
         return self._hyperparameters.by_name(state)
 
     # How it runs
@@ -323,15 +314,24 @@ class Optimizer(CheckedKeywords):
     ) -> tuple[Tree, State]:
         check_state(state)
         flat = tree.flatten(params)
-        gradients = tree.aligned(grads, flat, "gradients")
+        try:
+            gradients = tree.aligned(grads, flat, "gradients")
+        except InputError:
+            registry.of_leaves(flat.paths, flat.leaves)  # what the parameters are is said before
+            raise
+        if donate is not True and donate is not False:
+            raise InputError(f"step: donate = {donate!r}; expected True or False")
         if donate:
             check_shared(flat.paths, flat.leaves)
-        backend = registry.of(*(x for x in (*flat.leaves, *gradients) if x is not None))
+        backend = registry.of_leaves(flat.paths, flat.leaves, gradients)
+        if self._first and output == "p":
+            check_swapped(backend, flat, gradients)
+            self._first = False
         plan_ = self._plan(flat.paths)
         frozen = plan_.pipelines
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
         check_leaves(backend, flat.paths, flat.leaves, g)
-        check_slots(plan_, flat, g, state["slots"])
+        check_slots(backend, plan_, flat, g, state["slots"])
         unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)
         if output == "p" and not donate:
             self._unchanged.check(backend, flat, state)
@@ -406,11 +406,7 @@ class Optimizer(CheckedKeywords):
     ) -> tuple[list[Array | None], State]:
         """Hold the gradients back, or use those held at the end of a round."""
         backend, paths, state = execution.backend, execution.flat.paths, execution.state
-        if "micro_step" not in state:
-            raise InputError(
-                "the state has no 'micro_step': its optimizer did not accumulate; expected one from the init "
-                f"of an optimizer with accumulate = {self.accumulate}"
-            )
+        check_accumulated(state, self.accumulate)
         before = state["slots"].get("grad_accumulator", {})  # none where every leaf is frozen
         held = accumulate.add(backend, paths, g, before, self.compiled)
         counts = dict(state["accumulated"])
@@ -471,7 +467,7 @@ def apply(params: Tree, updates: Tree) -> Tree:
     """
     flat = tree.flatten(params)
     u = tree.aligned(updates, flat, "updates")
-    backend = registry.of(*(x for x in (*flat.leaves, *u) if x is not None))
+    backend = registry.of_leaves(flat.paths, flat.leaves, u, other="update")
     check_leaves(backend, flat.paths, flat.leaves, u)
     present = {p: x for p, x in zip(flat.paths, flat.leaves, strict=True) if x is not None}
     moves = [x if path in present else None for path, x in zip(flat.paths, u, strict=True)]

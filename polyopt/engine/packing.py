@@ -17,6 +17,7 @@ from typing import Any
 from polyopt.backend import registry
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
+from polyopt.core.aliases import instead
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.rule import Chain, Global, Partition, Pattern, Rule, Slot, Slots, Stage, matches
@@ -75,11 +76,13 @@ class Packing:
     """
 
     def __init__(self, params: Tree, rule: Stage, *, state: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(rule, Rule | Chain | Partition):
+            raise InputError(f"Packing: expected a rule, a chain or a partition, found {instead(rule)}")
         flat = tree.flatten(params)
         leaves = flat.leaves
         self.structure = flat.structure
         self._flat = Flat(flat.paths, [], flat.structure)  # its own leaves would keep the arrays alive
-        self.backend: Backend = registry.of(*(x for x in leaves if x is not None))
+        self.backend: Backend = registry.of_leaves(flat.paths, leaves)
         planned = plan(rule, self._flat.paths)
         self._scalars = {
             name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from polyopt.backend.protocol import Backend, WholeStep
@@ -29,8 +29,8 @@ class TrainState:
     backend: Backend
     params: Any
     state: dict[str, Any]
-    way: StepMode
-    gradients: Any = None
+    way: StepMode = field(repr=False)
+    gradients: Any = field(default=None, repr=False)
     """Those of the last step, until the next one begins: memory that is given back to the system between an
     update and a forward pass comes again page by page."""
 

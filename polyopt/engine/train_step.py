@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NoReturn
 
 from polyopt.backend import registry
-from polyopt.backend.gradients import check_takes_xp, gradient_on
+from polyopt.backend.gradients import check_takes_xp, explain_operation, gradient_on
 from polyopt.backend.protocol import Backend, LossFunction
 from polyopt.core import tree
-from polyopt.core.aliases import CheckedKeywords
-from polyopt.core.errors import InputError, nearest
+from polyopt.core.aliases import CheckedKeywords, instead
+from polyopt.core.errors import InputError
 from polyopt.core.opaque import opaque
 from polyopt.core.ops import Array
+from polyopt.core.rule import Chain, Partition, Rule
 from polyopt.core.tree import Tree
 from polyopt.engine.compiled_update import CompiledUpdate
 from polyopt.engine.optimizer import Optimizer, State
 from polyopt.engine.packing import Packing
 from polyopt.engine.plan import plan
+from polyopt.engine.state_checks import check_slots, check_state
 from polyopt.engine.stepping import Buffers, Gradient, Leaves, Whole, copied
 from polyopt.engine.stepping import TrainState as TrainState
 
@@ -59,8 +61,17 @@ class TrainStep(CheckedKeywords):
     """
 
     def __init__(self, loss: LossFunction, optimizer: Optimizer, gradient: Gradient | None = None) -> None:
+        given: Any = optimizer
+        if not isinstance(given, Optimizer):
+            swapped = "; the order is TrainStep(loss, optimizer)" if isinstance(loss, Optimizer) else ""
+            rule = isinstance(given, Rule | Chain | Partition)
+            hint = "; wrap it: Optimizer(rule)" if rule else swapped
+            raise InputError(f"TrainStep: expected an Optimizer, found {instead(given)}{hint}")
         if gradient is None:
             check_takes_xp(loss)
+        elif not callable(gradient):
+            raise InputError(f"TrainStep: gradient = {gradient!r:.80}; expected a function of (params, ...)")
+        self._checked = -1
         self.loss, self.optimizer, self.gradient = loss, optimizer, gradient
         self._made: dict[Hashable, Any] = {}
 
@@ -101,11 +112,14 @@ class TrainStep(CheckedKeywords):
         InputError
             Where they don't belong together or to the optimizer; it names the leaf.
         """
+        check_state(state)
         return self._carry(params, state)
 
     def _carry(self, params: Tree, state: State | None) -> TrainState:
         flat = tree.flatten(params)
-        backend = registry.of(*(x for x in flat.leaves if x is not None))
+        backend = registry.of_leaves(flat.paths, flat.leaves)
+        if state is not None:
+            check_slots(backend, plan(self.optimizer.rule, flat.paths), flat, flat.leaves, state["slots"])
         for path, x in zip(flat.paths, flat.leaves, strict=True):
             if x is not None and backend.is_traced(x):
                 raise InputError(
@@ -129,11 +143,15 @@ class TrainStep(CheckedKeywords):
     def __call__(self, carry: TrainState, *args: Any) -> tuple[TrainState, Array]:
         """Return ``(carry after one step, loss before it)``; the carry that was given is given up."""
         if not isinstance(carry, TrainState):
-            raise InputError(
-                f"TrainStep: the first argument is a {type(carry).__name__}; expected what init(params), "
-                "load(params, state) or the step before gave"
-            )
-        return carry, carry.way.step(carry, args)
+            _refuse(carry)
+        if len(args) != self._checked and self.gradient is None:
+            check_takes_xp(self.loss, args)
+            self._checked = len(args)
+        try:
+            return carry, carry.way.step(carry, args)
+        except AttributeError as e:
+            explain_operation(e)
+            raise
 
     @opaque
     def unload(self, carry: TrainState, *, copy: bool = True) -> tuple[Tree, State]:
@@ -151,6 +169,8 @@ class TrainStep(CheckedKeywords):
         tuple
             ``(params, state)``.
         """
+        if not isinstance(carry, TrainState):
+            _refuse(carry)
         params, state = carry.way.by_path(carry)
         return (copied(carry.backend, params), copied(carry.backend, state)) if copy else (params, state)
 
@@ -168,6 +188,8 @@ class TrainStep(CheckedKeywords):
         TrainState
             What the next step takes.
         """
+        if not isinstance(carry, TrainState):
+            _refuse(carry)
         if self.optimizer.accumulate > 1:
             carry.params, carry.state = self.optimizer.flush(carry.params, carry.state, donate=True)
         return carry
@@ -190,6 +212,8 @@ class TrainStep(CheckedKeywords):
         TrainState
             What the next step takes.
         """
+        if not isinstance(carry, TrainState):
+            _refuse(carry)
         carry.way.observe(carry, self.optimizer, value, what)
         return carry
 
@@ -206,7 +230,6 @@ class TrainStep(CheckedKeywords):
         if state is None:
             packed = Optimizer(packing.rule).init(buffers)
         else:
-            self._check_state(params, state)
             packed = copied(backend, packing.pack_state(state))
         way = self._whole if whole else self._buffers
         return way(backend, packing, buffers, packed)
@@ -238,22 +261,14 @@ class TrainStep(CheckedKeywords):
         loss = self.loss
         return lambda xp, buffers, *args: loss(xp, packing.unpack(buffers), *args)
 
-    def _check_state(self, params: Tree, state: State) -> None:
-        """Refuse a state that lacks a slot or a leaf of this optimizer."""
-        wanted = "expected the state that this optimizer's init made for these parameters"
-        flat = tree.flatten(params)
-        for path, x, pipeline in zip(
-            flat.paths, flat.leaves, plan(self.optimizer.rule, flat.paths).pipelines, strict=True
-        ):
-            for name in (n for s in pipeline or () for part in s.parts for n, _ in part.names):
-                if x is None:
-                    continue
-                slots = state["slots"]
-                if name not in slots:
-                    raise InputError(f"the state has no slot {name!r}; {nearest(name, slots)}; {wanted}")
-                if path not in slots[name]:
-                    near = nearest(path, slots[name])
-                    raise InputError(f"the state's slot {name!r} has no leaf {path!r}; {near}; {wanted}")
+
+def _refuse(carry: Any) -> NoReturn:
+    found = "None" if carry is None else f"a {type(carry).__name__}"
+    hint = " (a step returns two values: carry, loss)" if isinstance(carry, tuple) else ""
+    raise InputError(
+        f"TrainStep: the first argument is {found}; expected what init(params), load(params, state) or the "
+        f"step before gave{hint}"
+    )
 
 
 def _unused(*_: Any) -> Any:

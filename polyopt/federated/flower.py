@@ -15,6 +15,7 @@ import numpy as np
 from polyopt.backend import registry
 from polyopt.core import tree
 from polyopt.core.errors import BackendError, InputError, nearest
+from polyopt.core.install import pip_install
 from polyopt.core.tree import Tree
 from polyopt.federated.clients import Client
 from polyopt.federated.server import Server
@@ -180,5 +181,5 @@ def _flwr(module: str) -> Any:
         return import_module(module)
     except ImportError as e:
         raise BackendError(
-            f"the Flower adapter needs flwr, which can't be imported ({e}): pip install 'polyopt[flower]'"
+            f"the Flower adapter needs flwr, which can't be imported ({e}): {pip_install('flower')}"
         ) from e

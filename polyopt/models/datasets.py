@@ -15,6 +15,7 @@ import numpy as np
 
 from polyopt.core import random
 from polyopt.core.errors import BackendError, InputError, nearest
+from polyopt.core.install import pip_install
 
 Task: TypeAlias = Literal["classification", "regression"]
 
@@ -173,7 +174,7 @@ def _read(loader: str) -> tuple[Any, Any]:
     try:
         from sklearn import datasets
     except ImportError as e:
-        raise BackendError(f"the data sets need scikit-learn ({e}): pip install 'polyopt[cli]'") from None
+        raise BackendError(f"the data sets need scikit-learn ({e}): {pip_install('cli')}") from None
     # Diabetes unscaled: its packaged scaling is by all samples, the test ones too.
     options = {"scaled": False} if loader == "load_diabetes" else {}
     x, y = getattr(datasets, loader)(return_X_y=True, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from polyopt.backend import registry
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array, Ops
@@ -48,6 +50,10 @@ def mean_squared_error(xp: Ops, prediction: Array, target: Array, *, weights: Ar
     -------
     Array
         0-d, of the prediction's dtype.
+    Raises
+    ------
+    InputError
+        For shapes that differ: (n, 1) and (n,) would be broadcast to (n, n).
 
     Examples
     --------
@@ -55,6 +61,7 @@ def mean_squared_error(xp: Ops, prediction: Array, target: Array, *, weights: Ar
     >>> float(mean_squared_error(np, np.array([[1.0], [2.0]]), np.array([[1.0], [4.0]])))
     2.0
     """
+    _check_shapes("mean_squared_error", "prediction", prediction, target)
     prediction, target = counted(xp, weights, prediction, target)
     difference = prediction - target
     square = difference * difference
@@ -111,7 +118,8 @@ def cross_entropy(
     ------
     InputError
         For a label of a sample that counts and is none of the classes. Where labels can't be looked at,
-        inside of a compiled function or on an accelerator, the loss is NaN instead.
+        inside of a compiled function or on an accelerator, the loss is NaN instead. For labels of another
+        shape or of no integer dtype.
 
     Examples
     --------
@@ -135,6 +143,7 @@ def cross_entropy(
             rows = xp.expand_dims(inside, axis=1)
             target = xp.where(xp.broadcast_to(rows, tuple(target.shape)), target, xp.full_like(target, NAN))
     else:
+        _check_shapes("cross_entropy", "logits", logits, target)
         logits, target = counted(xp, weights, logits, target)
     if label_smoothing:
         target = target * (1.0 - label_smoothing) + label_smoothing / classes
@@ -159,8 +168,19 @@ def counted_labels(
     Raises
     ------
     InputError
-        For a label of a sample that counts and is none of the classes: it names the first.
+        For a label of a sample that counts and is none of the classes: it names the first. For labels of
+        another shape or of no integer dtype.
     """
+    if not xp.isdtype(labels.dtype, "integral"):
+        raise InputError(
+            f"{owner}: the labels have dtype {registry.of(labels).dtype_name(labels)}; expected integers, or "
+            "probabilities of shape (n, classes)"
+        )
+    if len(like.shape) != 2 or not _alike(labels.shape[:1], like.shape[:1]):
+        raise InputError(
+            f"{owner}: the logits have shape {tuple(like.shape)}, for labels of shape {tuple(labels.shape)}; "
+            "expected (n, classes) and (n,)"
+        )
     if ignore_index is not None:
         used = xp.astype(xp.not_equal(labels, xp.full_like(labels, ignore_index)), like.dtype)
         # Not a product, which is NaN for a weight that isn't finite.
@@ -190,6 +210,19 @@ def counted_labels(
     return weights, None
 
 
+def _alike(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
+    """Return True if two shapes are the same, as far as they are known."""
+    return len(one) == len(other) and all(None in (a, b) or a == b for a, b in zip(one, other, strict=True))
+
+
+def _check_shapes(owner: str, name: str, found: Array, target: Array) -> None:
+    if not _alike(found.shape, target.shape):
+        raise InputError(
+            f"{owner}: the {name} has shape {tuple(found.shape)} and the target {tuple(target.shape)}; "
+            "expected the same, for they would be broadcast"
+        )
+
+
 def accuracy(
     xp: Ops,
     logits: Array,
@@ -200,7 +233,7 @@ def accuracy(
 ) -> Array:
     """Return the fraction of samples whose largest logit is the label's: a 0-d array.
 
-    Arguments as of ``cross_entropy``.
+    Arguments as of ``cross_entropy``. A sample with a NaN among its logits is wrong, whatever its label.
 
     Examples
     --------
@@ -215,8 +248,10 @@ def accuracy(
         right = xp.equal(guess, xp.astype(target, guess.dtype))
     else:
         inside = None
+        _check_shapes("accuracy", "logits", logits, target)
         right = xp.equal(guess, xp.argmax(target, axis=-1))
-    hits = xp.astype(right, logits.dtype)
+    known = xp.all(xp.logical_not(xp.isnan(logits)), axis=-1)  # else frameworks differ in the largest
+    hits = xp.astype(xp.logical_and(right, known), logits.dtype)
     if inside is not None:
         hits = xp.where(inside, hits, xp.full_like(hits, NAN))
     return weighted_mean(xp, hits, weights)

@@ -6,6 +6,7 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+from polyopt.core.aliases import instead
 from polyopt.core.errors import InputError
 from polyopt.core.rule import Chain, Partition, Rule, Stage
 from polyopt.core.trace import Program, Symbol, Tracer
@@ -57,7 +58,7 @@ def explain(rule: Stage, ascii: bool = False) -> str:
     p ← p + update
     """
     if not isinstance(rule, Rule | Chain | Partition):
-        raise InputError(f"explain: expected a rule, a chain or a partition, found {rule!r}")
+        raise InputError(f"explain: expected a rule, a chain or a partition, found {instead(rule)}")
     notation = ASCII if ascii else UNICODE
     return "\n".join(_stage(rule, notation, f"p{notation.assign}p + update"))
 

@@ -16,6 +16,7 @@ from polyopt.backend import registry
 from polyopt.backend.evaluate import full_like
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
+from polyopt.core.aliases import instead
 from polyopt.core.errors import InputError, nearest
 from polyopt.core.ops import Array
 from polyopt.core.rule import Chain, Elementwise, Partition, Rule, Slot, Slots, Stage, rules_of
@@ -87,7 +88,7 @@ def masked(stage: Stage) -> Chain:
     [0.5, 0.0]
     """
     if not isinstance(stage, Rule | Chain | Partition):
-        raise InputError(f"masked: expected a rule, a chain or a partition, found {stage!r}")
+        raise InputError(f"masked: expected a rule, a chain or a partition, found {instead(stage)}")
     return Chain((MaskGradients(), stage, HoldAtZero()))
 
 

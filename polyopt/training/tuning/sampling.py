@@ -11,6 +11,7 @@ from typing import Any
 
 from polyopt.core import random
 from polyopt.core.errors import BackendError
+from polyopt.core.install import pip_install
 from polyopt.recipe.tuning import Axis, Choices
 from polyopt.training.tuning.study import Study, Trial
 
@@ -23,7 +24,7 @@ def optuna() -> Any:
     try:
         import optuna as found
     except ImportError as e:
-        raise BackendError(f"tuning needs Optuna ({e}): pip install 'polyopt[tune]'") from None
+        raise BackendError(f"tuning needs Optuna ({e}): {pip_install('tune')}") from None
     found.logging.set_verbosity(found.logging.ERROR)
     return found
 

@@ -13,6 +13,7 @@ import pytest
 from polyopt.backend import registry
 from polyopt.backend.protocol import Backend
 from polyopt.core.errors import BackendError, InputError
+from polyopt.core.install import pip_install
 
 
 def test_by_name_and_by_array_give_the_same_object(backend: Backend) -> None:
@@ -44,9 +45,25 @@ def test_a_framework_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyP
     entry = EntryPoint("torch", "no_such_module_anywhere:backend", "polyopt.backends")
     monkeypatch.setattr(registry, "_entries", lambda: {"torch": entry})
     monkeypatch.setattr(registry, "_by_name", {})
-    with pytest.raises(BackendError, match=r"pip install 'polyopt\[torch\]'"):
+    with pytest.raises(BackendError, match=r'pip install "numba>=0.61" "torch>=2.6"'):
         registry.by_name("torch")
     assert registry.installed() == ()
+
+
+def test_a_strangers_backend_names_what_its_package_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("theirs", "no_such_module_anywhere.backend:backend", "polyopt.backends")
+    monkeypatch.setattr(registry, "_entries", lambda: {"theirs": entry})
+    monkeypatch.setattr(registry, "_by_name", {})
+    with pytest.raises(BackendError, match=r"needs .*: pip install no_such_module_anywhere$"):
+        registry.by_name("theirs")
+
+
+def test_every_remedy_is_a_command_without_an_index_of_our_own() -> None:
+    for extra in ("torch", "tensorflow", "jax", "cli", "plot", "testing", "tune", "minilm", "flower", "none"):
+        command = pip_install(extra)
+        assert command.startswith("pip install ")
+        assert "polyopt" not in command
+    assert pip_install("none", package="no such package", otherwise="x") == "pip install x"
 
 
 def test_a_backend_for_another_protocol_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,8 @@ def test_without_typer_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; from polyopt.cli import main; main(['--version'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: the command line needs typer: pip install 'polyopt[cli]'\n"
+    assert done.stderr.startswith("error: the command line needs typer: pip install ")
+    assert '"typer>=0.13"' in done.stderr
 
 
 def test_main_exits_with_the_code() -> None:
@@ -124,7 +125,8 @@ def test_backends_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
         assert about["float64"]
         assert about["devices"][0] == "cpu"
         assert name in about["versions"]
-        assert about["extra"] == ("polyopt" if name == "numpy" else f"polyopt[{name}]")
+        assert about["install"].startswith("pip install ")
+        assert name in about["install"]
 
 
 def test_backends_table_names_what_to_install(
@@ -137,7 +139,7 @@ def test_backends_table_names_what_to_install(
     monkeypatch.setattr(registry, "by_name", absent)
     assert run(["backends"]) == 0
     printed = capsys.readouterr()
-    assert "pip install 'polyopt[torch]'" in printed.out
+    assert 'pip install "numba>=0.61" "torch>=2.6"' in printed.out
     assert "needs PyTorch" in printed.err
 
 

@@ -245,7 +245,7 @@ def test_without_matplotlib_it_trains_and_says_so(
     assert run(["train", str(recipe), "--out", "run", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["picture"] is None
-    assert "pip install 'polyopt[plot]'" in printed.err
+    assert 'pip install "matplotlib>=3.9"' in printed.err
     assert written(tmp_path / "run") == FILES - {"curve.png"}
 
 

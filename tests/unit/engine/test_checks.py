@@ -89,7 +89,7 @@ def test_what_is_no_state_is_refused(backend: Backend) -> None:
     optimizer = Optimizer(Adam(lr=0.1))
     params = {"w": backend.from_numpy(np.ones(3))}
     state = optimizer.init(params)
-    with pytest.raises(InputError, match="the state is a NoneType; expected the dict that init"):
+    with pytest.raises(InputError, match="the state is None; expected the dict that init"):
         optimizer.step(params, params, None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"the order is step\(params, gradients, state\)"):
         optimizer.step(params, state, params)

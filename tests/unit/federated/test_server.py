@@ -419,5 +419,5 @@ def test_how_many_are_left_out_is_the_decimal_s_floor(trim: float, m: int, left_
 
 def test_without_flower_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "flwr.serverapp.strategy", None)
-    with pytest.raises(BackendError, match=r"pip install 'polyopt\[flower\]'"):
+    with pytest.raises(BackendError, match=r'pip install "flwr<2,>=1.42"'):
         flower_strategy(Server())

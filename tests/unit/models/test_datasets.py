@@ -61,7 +61,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match="test_fraction"):
             datasets.load("diabetes", test_fraction=fraction)
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(BackendError, match=r"pip install 'polyopt\[cli\]'"):
+    with pytest.raises(BackendError, match=r'pip install .*"scikit-learn>=1.5"'):
         datasets.load("digits")
 
 

@@ -145,3 +145,77 @@ def test_log_softmax_of_nothing_likely_is_finite() -> None:
     z = np.array([[0.0, 0.0, -np.inf]])
     got = cross_entropy(nops, z, np.array([0]))
     assert_close(np.asarray(got), np.log(2.0), rtol=1e-15, because="one logarithm")
+
+
+N, C = 3, 3
+FLOATS, INTS = np.arange(3.0), np.arange(3, dtype=np.int32)
+SHAPES: dict[str, tuple[Any, tuple[Any, ...], Any, str]] = {
+    "a column": (
+        mean_squared_error,
+        (FLOATS[:, None], FLOATS),
+        None,
+        r"shape \(3, 1\) and the target \(3,\)",
+    ),
+    "a row": (mean_squared_error, (FLOATS, FLOATS[None]), None, r"shape \(3,\) and the target \(1, 3\)"),
+    "fewer": (mean_squared_error, (FLOATS, FLOATS[:1]), None, r"the target \(1,\); expected the same"),
+    "columns of labels": (cross_entropy, (LOGITS, FLOATS[:, None]), None, r"the target \(3, 1\)"),
+    "fewer labels": (cross_entropy, (LOGITS, INTS[:1]), None, r"\(3, 3\), for labels of shape \(1,\)"),
+    "floating labels": (
+        cross_entropy,
+        (LOGITS, FLOATS),
+        None,
+        "cross_entropy: the labels have dtype float64",
+    ),
+    "floating labels of a metric": (
+        accuracy,
+        (LOGITS, FLOATS),
+        None,
+        "accuracy: the labels have dtype float64",
+    ),
+    "columns of a metric": (accuracy, (LOGITS, FLOATS[:, None]), None, r"the target \(3, 1\)"),
+    "a weight": (mean_squared_error, (FLOATS, FLOATS), FLOATS[:1], r"weights have shape \(1,\); .*\(3,\)"),
+    "a column of weights": (cross_entropy, (LOGITS, INTS), FLOATS[:, None], r"weights have shape \(3, 1\)"),
+    "weights of probabilities": (cross_entropy, (LOGITS, LOGITS), FLOATS[:2], r"weights have shape \(2,\)"),
+    "weights of a metric": (accuracy, (LOGITS, INTS), FLOATS[None], r"weights have shape \(1, 3\)"),
+    "whole weights": (
+        mean_squared_error,
+        (FLOATS, FLOATS),
+        INTS,
+        "weights have dtype .*int32; expected a float",
+    ),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("which", SHAPES)
+def test_nothing_is_broadcast_in_silence(backend: Backend, which: str, compiled: bool) -> None:
+    function, values, weights, message = SHAPES[which]
+    first, second = (backend.from_numpy(x) for x in values)
+    extra = () if weights is None else (backend.from_numpy(weights),)
+
+    def loss(xp: Any, z: Any, y: Any, *w: Any) -> Any:
+        return function(xp, z, y, weights=w[0] if w else None)
+
+    if function is accuracy:
+        run = backend.compile(loss) if compiled else lambda *args: loss(backend.ops, *args)
+    else:
+        run = value_and_grad(loss, compiled=compiled)
+    with pytest.raises(InputError, match=message):
+        run(first, second, *extra)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_sample_of_nan_is_wrong(backend: Backend, compiled: bool) -> None:
+    logits = np.array([[np.nan, 0.0], [0.0, np.nan], [0.0, 1.0], [np.nan, np.nan]])
+    for target in (np.array([0, 1, 1, 0], np.int32), np.eye(2)[[0, 1, 1, 0]]):
+        z, y = backend.from_numpy(logits), backend.from_numpy(target)
+        run = backend.compile(accuracy) if compiled else lambda *args: accuracy(backend.ops, *args)
+        assert_close(host(backend, run(z, y)), np.array(0.25), atol=0, because="one of four, exactly")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loss_of_another_frameworks_number_is_refused(backend: Backend, compiled: bool) -> None:
+    if backend.name == "numpy":
+        pytest.skip("it is NumPy's own")
+    with pytest.raises(InputError, match=r"the loss returned an array of numpy; expected a 0-d array"):
+        value_and_grad(lambda xp, z: np.float32(1.0), compiled=compiled)(backend.from_numpy(LOGITS))

@@ -418,7 +418,7 @@ def test_a_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     written, remark = report.write(filled(), tmp_path)
     assert [p.name for p in written] == ["benchmarks.md"]
-    assert remark == "no pictures: matplotlib is missing: pip install 'polyopt[plot]'"
+    assert remark == 'no pictures: matplotlib is missing: pip install "matplotlib>=3.9"'
 
 
 # The machine

