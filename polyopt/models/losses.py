@@ -50,6 +50,7 @@ def mean_squared_error(xp: Ops, prediction: Array, target: Array, *, weights: Ar
     -------
     Array
         0-d, of the prediction's dtype.
+
     Raises
     ------
     InputError
