@@ -126,10 +126,8 @@ class TrainStep(CheckedKeywords):
                 )
         optimizer, gradient = self.optimizer, self.gradient
         if state is not None:
-            planned, held = (
-                plan(optimizer.rule, flat.paths),
-                optimizer.accumulate > 1 and "micro_step" in state,
-            )
+            planned = plan(optimizer.rule, flat.paths)
+            held = optimizer.accumulate > 1 and "micro_step" in state
             check_slots(backend, planned, flat, flat.leaves, state["slots"], held)
         whole = optimizer.accumulate == 1 and optimizer.nonfinite != "raise" and gradient is None
         if optimizer.compiled and whole:
