@@ -6,13 +6,16 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
+from polyopt import Adam, Optimizer, checkpoint
 from polyopt.core.errors import PolyoptError
 from polyopt.recipe import Recipe
 from polyopt.training import train
@@ -122,13 +125,18 @@ def recipe(kind: str) -> Recipe:
     return Recipe.from_dict(table | KINDS[kind][0])
 
 
-def resumed(of: Recipe, folder: Path) -> str:
-    """Return the error of going on, ``""`` where there is none."""
+def error_of(call: Callable[[], Any]) -> str:
+    """Return what polyopt says of it, ``""`` where it works."""
     try:
-        train(of, backend="numpy", out=folder, resume=True)
+        call()
     except PolyoptError as e:
         return str(e)
     return ""
+
+
+def resumed(of: Recipe, folder: Path) -> str:
+    """Return the error of going on, ``""`` where there is none."""
+    return error_of(lambda: train(of, backend="numpy", out=folder, resume=True))
 
 
 def check(of: Recipe, whole: Path, place: Path, seeds: range) -> int:
@@ -172,3 +180,37 @@ def test_a_slot_that_is_a_table(tmp_path: Path) -> None:
     slots |= {x.removeprefix("slots/exp_avg/"): {"dict": {"a": {"tensor": x}}} for x in gone}
     closed(file, header, json.dumps(own), data)
     assert "expected an array of shape" in resumed(of, tmp_path)
+
+
+def readable(error: str) -> bool:
+    return len(error) < 700 and (not error or error.isprintable())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nonsense_in_a_recipe_is_one_readable_error(tmp_path: Path, kind: str) -> None:
+    table, file = recipe(kind).to_dict(), tmp_path / "recipe.json"
+    for seed in range(150):
+        file.write_text(mutant(table, Random(seed)))
+        error = error_of(lambda: Recipe.load(file))
+        assert readable(error), (seed, error[:300])
+    error = error_of(lambda: Recipe.from_dict(table | {"optimizer": {"name": "adam", "lr": "x" * 3000}}))
+    assert error
+    assert readable(error)
+
+
+def test_nonsense_in_a_checkpoint_is_one_readable_error(tmp_path: Path) -> None:
+    params = {"a": {"w": np.ones((2, 3), np.float32)}, "b": np.zeros(3)}
+    state, file = Optimizer(Adam()).init(params), tmp_path / "x"
+    checkpoint.save(file, params, state, {"k": [1, {"z": 2.5}]})
+    header, own, data = opened(file)
+    for seed in range(300):
+        draw = Random(seed)
+        if draw.random() < 0.7:
+            closed(file, header, mutant(own, draw), data)
+        else:
+            head = mutant(header, draw).encode()
+            file.write_bytes(len(head).to_bytes(8, "little") + head + data)
+        likes: list[dict[str, Any]] = [{}, {"like": params, "state_like": state}]
+        for like in likes:
+            error = error_of(partial(checkpoint.load, file, **like))
+            assert readable(error), (seed, error[:300])
