@@ -16,6 +16,7 @@ from jax import lax
 
 from polyopt.backend.evaluate import cast, evaluate_leaves
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
+from polyopt.core.groups import by_kind, chunks
 from polyopt.core.trace import Program
 from polyopt_jax import ops
 from polyopt_jax.fence import Fenced
@@ -180,17 +181,14 @@ def batches(kinds: tuple[Any, ...]) -> tuple[Batch, ...]:
     >>> [len(batch.members) for batch in batches(kinds)][-3:]
     [62, 62, 12]
     """
-    found: dict[Any, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        found.setdefault(kind, []).append(i)
     full: list[Batch] = []
     rest: list[int] = []
     small: dict[Any, list[int]] = {}
-    for members in found.values():
+    for members in by_kind(kinds).values():
         calls = ceil(len(members) / BATCH)
         size = len(members) // calls
         if calls > 1:
-            full += [Batch(tuple(members[k * size : (k + 1) * size])) for k in range(calls)]
+            full += map(Batch, chunks(members[: calls * size], size))
             members = members[calls * size :]
         rest += members
     for i in rest:

@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from polyopt.backend.protocol import Arrays
+from polyopt.core.groups import by_kind
 from polyopt_tensorflow import variables
 
 SMALL = 32_768
@@ -76,10 +77,7 @@ class Packing:
 @lru_cache(maxsize=256)
 def _grouped(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
     """The indices of the leaves that are handed over as one, for leaves of these ``(shape, *dtypes)``."""
-    found: dict[Any, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        found.setdefault(kind if prod(kind[0]) < SMALL else i, []).append(i)
     members: list[tuple[int, ...]] = []
-    for group in found.values():
+    for group in by_kind(kind if prod(kind[0]) < SMALL else i for i, kind in enumerate(kinds)).values():
         members += [tuple(group)] if len(group) >= MANY else [(i,) for i in group]
     return tuple(members)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
+from polyopt.core.groups import by_kind
 from polyopt.core.ops import Array
 
 FOLD = 8
@@ -133,13 +134,9 @@ def settled_at_once(total: Any) -> bool:
 
 def finite(xp: Any, arrays: Sequence[Array]) -> Array:
     """A 0-d bool: whether no element of the arrays, at least one, of any floating dtypes, is inf or NaN."""
-    kinds: list[Any] = []
-    for x in arrays:
-        if x.dtype not in kinds:
-            kinds.append(x.dtype)
     found: list[Array] = []
-    for kind in kinds:
-        same = [x for x in arrays if x.dtype == kind]
+    for members in by_kind(x.dtype for x in arrays).values():
+        same = [arrays[i] for i in members]
         total = xp.sum_squares(same, 1.0) if hasattr(xp, "sum_squares") else None
         # An infinite sum may be of finite elements.
         if total is not None and xp.isfinite(total):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from polyopt.backend.protocol import Backend
+from polyopt.core.groups import by_kind
 from polyopt.core.ops import Array
 from polyopt.core.trace import Program, Symbol, Tracer
 from polyopt.engine.execution import compute_dtype
@@ -49,15 +50,12 @@ def _run(
     scalars: dict[str, float],
     compiled: bool,
 ) -> dict[str, Array]:
-    by_dtype: dict[str, list[tuple[str, Array]]] = {}
-    for path, x in zip(paths, g, strict=True):
-        if x is not None:
-            dtype = compute_dtype(backend.dtype_name(held[path]))
-            by_dtype.setdefault(dtype, []).append((path, x))
+    present = [(path, x) for path, x in zip(paths, g, strict=True) if x is not None]
+    dtypes = (compute_dtype(backend.dtype_name(held[path])) for path, _ in present)
     result: dict[str, Array] = {}
-    for dtype, pairs in by_dtype.items():
-        names = [path for path, _ in pairs]
-        arrays = {"g": [x for _, x in pairs], "p": [held[path] for path in names]}
+    for dtype, members in by_kind(dtypes).items():
+        names = [present[i][0] for i in members]
+        arrays = {"g": [present[i][1] for i in members], "p": [held[path] for path in names]}
         out = lifted(backend, code, compiled)(arrays, scalars, dtype, donate=False)
         result |= dict(zip(names, out[output], strict=True))
     return result

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from polyopt.backend.protocol import Arrays, Backend, Scalars
+from polyopt.core.groups import by_kind, chunks
 from polyopt.core.ops import Array
 from polyopt.core.rule import Leafwise
 from polyopt.engine.batch_ops import Batch, BatchOps, unbatched
@@ -73,14 +74,10 @@ def stacks(kinds: tuple[tuple[Any, ...], ...]) -> tuple[tuple[int, ...], ...]:
     >>> stacks((((2, 3), "f"), ((4,), "f"), ((2, 3), "f"), ((2, 3), "h"), ((10**6,), "f"), ((10**6,), "f")))
     ((0, 2),)
     """
-    found: dict[Any, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        if math.prod(kind[0]) < SMALL:
-            found.setdefault(kind, []).append(i)
     result: list[tuple[int, ...]] = []
-    for kind, members in found.items():
-        most = max(STACK // max(math.prod(kind[0]), 1), 2)
-        result += [tuple(members[k : k + most]) for k in range(0, len(members), most)]
+    for kind, members in by_kind(kinds).items():
+        size = math.prod(kind[0])
+        result += chunks(members, max(STACK // max(size, 1), 2)) if size < SMALL else []
     return tuple(group for group in result if len(group) > 1)
 
 

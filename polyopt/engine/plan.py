@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 from polyopt.core.errors import InputError
+from polyopt.core.groups import by_kind
 from polyopt.core.rule import (
     Chain,
     Global,
@@ -92,11 +93,8 @@ def plan(stage: Stage, paths: Sequence[str]) -> Plan:
     pipelines = [_pipeline(stage, path, used) for path in paths]
     _check_patterns(stage, "", used, paths)
     check_patterns(stage, paths)
-    classes: dict[tuple[Segment, ...], list[int]] = {}
-    for i, pipeline in enumerate(pipelines):
-        if pipeline is not None:
-            classes.setdefault(pipeline, []).append(i)
-    return Plan(tuple(pipelines), tuple((k, tuple(v)) for k, v in classes.items()))
+    classes = by_kind(pipelines)
+    return Plan(tuple(pipelines), tuple((k, tuple(v)) for k, v in classes.items() if k is not None))
 
 
 def _pipeline(stage: Stage, path: str, used: set[str]) -> tuple[Segment, ...] | None:

@@ -57,28 +57,27 @@ def kernel(job):
 #READ#
                 if rank > {MOST_AXES}:
                     return
-                size = 1
-                for k in range(rank):
-                    size *= load(shape + 8 * k)
                 row = facts + {8 * FIELDS} * (column * leaves + leaf)
+                size, other = 1, 0
+                for k in range(rank):
+                    n = load(shape + 8 * k)
+                    size *= n
+                    other |= load(row + {8 * SHAPE} + 8 * k) ^ n
+                    if not known:
+                        store(row + {8 * SHAPE} + 8 * k, n)
                 if known:
-                    if load(row + {8 * SIZE}) != size or load(row + {8 * KIND}) != kind:
+                    other |= (load(row + {8 * SIZE}) ^ size) | (load(row + {8 * KIND}) ^ kind)
+                    other |= (load(row + {8 * FLAGS}) ^ flags) | (load(row + {8 * RANK}) ^ rank)
+                    if other != 0:
                         return
-                    if load(row + {8 * FLAGS}) != flags or load(row + {8 * RANK}) != rank:
-                        return
-                    for k in range(rank):
-                        if load(row + {8 * SHAPE} + 8 * k) != load(shape + 8 * k):
-                            return
-                    if load(row + {8 * ADDRESS}) != data:
-                        found = {MOVED}
                 else:
                     store(row + {8 * SIZE}, size)
                     store(row + {8 * KIND}, kind)
                     store(row + {8 * FLAGS}, flags)
                     store(row + {8 * RANK}, rank)
-                    for k in range({MOST_AXES}):
-                        store(row + {8 * SHAPE} + 8 * k, load(shape + 8 * k) if k < rank else 0)
-                store(row + {8 * ADDRESS}, data)
+                if load(row) != data:
+                    found = {MOVED}
+                    store(row, data)
             first = last
     store(job + 80, found)
 """
@@ -162,7 +161,7 @@ class Survey:
 
         The columns are lists of one length.
         """
-        facts = np.empty((len(columns), len(columns[0]), FIELDS), np.int64)
+        facts = np.zeros((len(columns), len(columns[0]), FIELDS), np.int64)
         return facts if self._prepared(facts, False)(columns) else None
 
     def watch(self, facts: Any) -> Watch:

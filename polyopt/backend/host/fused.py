@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 from polyopt.backend.host.array_table import (
     ADDRESS,
     CONTIGUOUS,
-    FIELDS,
     FLAGS,
     KIND,
     RANK,
@@ -23,7 +21,7 @@ from polyopt.backend.host.array_table import (
     Watch,
 )
 from polyopt.backend.host.memory import Surveyed
-from polyopt.backend.host.numba_kernel import STORED, Call, Column, Kernel, compile_kernel, rows, supported
+from polyopt.backend.host.numba_kernel import STORED, Call, Column, Kernel, rows, supported
 from polyopt.backend.host.numpy_kernel import ScalarValues
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
@@ -187,75 +185,42 @@ class FusedLift:
         )
 
 
-MEETS, FREE = 1, 2
-_APART = f"""
-def kernel(job):
-    facts, leaves = load(job), load(job + 8)
-    written, wrote, last = load(job + 16), load(job + 24), load(job + 32)
-    read, reads = load(job + 40), load(job + 48)
-    starts, stops, count = load(job + 56), load(job + 64), load(job + 72)
-    for k in range(wrote):
-        rows = facts + {8 * FIELDS} * leaves * load(written + 16 * k)
-        for leaf in range(leaves):
-            if load(rows + {8 * FIELDS} * leaf + {8 * ADDRESS}) != load(last + 8 * (k * leaves + leaf)):
-                return
-    for k in range(reads):
-        rows, width = facts + {8 * FIELDS} * leaves * load(read + 16 * k), load(read + 16 * k + 8)
-        for leaf in range(leaves):
-            row = rows + {8 * FIELDS} * leaf
-            first = load(row + {8 * ADDRESS})
-            end = first + load(row + {8 * SIZE}) * width
-            low, high = 0, count  # how many written ones start before this one ends
-            while low < high:
-                middle = (low + high) >> 1
-                if load(starts + 8 * middle) < end:
-                    low = middle + 1
-                else:
-                    high = middle
-            if low > 0 and load(stops + 8 * (low - 1)) > first and end > first:
-                store(job + 80, {MEETS})
-                return
-    store(job + 80, {FREE})
-"""
-
-
 class NoOverlap:
     """True if arrays that are written share memory with no other; they are mostly where they were before.
 
-    Both kinds as pairs: their row in a survey, and the bytes of an element.
+    Both kinds as pairs: their row in a survey, and the bytes of an element. The sizes are always the same.
     """
 
     def __init__(self, written: list[tuple[int, int]], read: list[tuple[int, int]]) -> None:
-        self._written, self._read = (np.array(x, np.int64).reshape(-1, 2) for x in (written, read))
-        self._last = np.empty((len(written), 0), np.int64)
-        self._starts = self._stops = np.empty(0, np.int64)
+        (self._written, self._wrote), (self._read, self._reads) = (
+            np.array(x, np.int64).reshape(-1, 2).T for x in (written, read)
+        )
+        self._last = b""
+        """The addresses of the written ones that are known to be apart from each other."""
 
     def __call__(self, facts: Any) -> bool:
-        run = _compiled_apart()
-        for _ in range(2):
-            if self._last.shape[1] == facts.shape[1]:
-                arrays = (self._written, self._last, self._read, self._starts, self._stops)
-                written, last, read, starts, stops = (x.ctypes.data for x in arrays)
-                words = (facts.ctypes.data, facts.shape[1], written, len(self._written), last)
-                job = np.array((*words, read, len(self._read), starts, stops, len(self._starts), 0), np.int64)
-                run(job.ctypes.data)
-                if job[-1]:
-                    return bool(job[-1] == FREE)
+        addresses = facts[:, :, ADDRESS]
+        last = addresses[self._written].tobytes()
+        if last != self._last or not last:
+            self._last = b""
             if not self._sort(facts):
                 return False
-        return True
+            self._last = last
+        first = addresses[self._read].ravel()
+        end = first + self._bytes
+        before = np.searchsorted(self._starts, end)  # how many written ones start before each one ends
+        return not ((self._stops[before] > first) & (end > first)).any()
 
     def _sort(self, facts: Any) -> bool:
         """Take over where the written ones are; whether they are apart from each other."""
-        which = self._written[:, 0]
-        last = facts[which, :, ADDRESS]
-        starts, stops = last.ravel(), (last + facts[which, :, SIZE] * self._written[:, 1:]).ravel()
+        first, sizes = facts[self._written, :, ADDRESS], facts[:, :, SIZE]
+        self._bytes = (sizes[self._read] * self._reads[:, None]).ravel()
+        starts, stops = first.ravel(), (first + sizes[self._written] * self._wrote[:, None]).ravel()
         order = np.argsort(starts)
         order = order[starts[order] < stops[order]]
-        self._last, self._starts, self._stops = last, starts[order], stops[order]
-        return not (self._starts[1:] < self._stops[:-1]).any()
-
-
-@lru_cache(maxsize=1)
-def _compiled_apart() -> Callable[[int], None]:
-    return ctypes.CFUNCTYPE(None, ctypes.c_size_t)(compile_kernel(_APART))
+        starts, stops = starts[order], stops[order]
+        if (starts[1:] < stops[:-1]).any():
+            return False
+        self._starts = starts
+        self._stops = np.concatenate([[-1], stops])  # of the one before, if there is one
+        return True

@@ -1,0 +1,55 @@
+"""Divide leaves into those of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
+
+Kind = TypeVar("Kind", bound=Hashable)
+
+
+def by_kind(kinds: Iterable[Kind]) -> dict[Kind, list[int]]:
+    """List the positions of each kind, in the order in which it first comes.
+
+    Parameters
+    ----------
+    kinds
+        The kind of each leaf: whatever those have in common that are handled together.
+
+    Returns
+    -------
+    dict
+        ``{kind: positions}``.
+
+    Examples
+    --------
+    >>> by_kind(["float32", "float64", "float32"])
+    {'float32': [0, 2], 'float64': [1]}
+    """
+    found: dict[Kind, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        found.setdefault(kind, []).append(i)
+    return found
+
+
+def chunks(members: list[int], most: int) -> list[tuple[int, ...]]:
+    """Cut ``members`` into runs of at most ``most``.
+
+    Parameters
+    ----------
+    members
+        Positions of leaves.
+    most
+        The length of all runs but the last.
+
+    Returns
+    -------
+    list of tuple
+        The runs in their order.
+
+    Examples
+    --------
+    >>> chunks([0, 1, 2, 3, 4], 2)
+    [(0, 1), (2, 3), (4,)]
+    """
+    return [tuple(members[k : k + most]) for k in range(0, len(members), most)]
