@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
-from math import ceil
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,6 +20,7 @@ from polyopt.core.groups import by_kind, chunks
 from polyopt.core.trace import Program
 from polyopt_jax import ops
 from polyopt_jax.fence import Fenced
+from polyopt_jax.packing import SHAPES, SMALL, joinable, over_flat
 
 if TYPE_CHECKING:
     from polyopt_jax.backend import JaxBackend
@@ -54,7 +55,7 @@ class CallPlan:
     """All of them: their buffers are given up."""
     types: frozenset[type]
     avals: tuple[Any, ...]
-    calls: tuple[tuple[int, ...], ...]
+    calls: tuple[Batch, ...]
 
 
 class JaxLift:
@@ -113,7 +114,7 @@ class JaxLift:
 
     def _run(
         self,
-        calls: tuple[tuple[int, ...], ...],
+        calls: tuple[Batch, ...],
         arrays: Arrays,
         scalars: Scalars,
         dtype: str,
@@ -124,13 +125,18 @@ class JaxLift:
         # A host array, for to make one of JAX' own takes longer than to call the function.
         vector = np.array([*host, *self._constants, 0.0], dtype=dtype)
         call = self._compiled_for(dtype, donate)
-        if len(calls) == 1:
+        if len(calls) == 1 and not calls[0].flat:
             return call(*self._parted(arrays, donate), measured, vector)
         outputs: dict[str, list[Any]] = {n: [None] * len(arrays["p"]) for n in self._outputs}
-        for members in calls:
-            batch = {n: [group[i] for i in members] for n, group in arrays.items()}
-            for name, results in call(*self._parted(batch, donate), measured, vector).items():
-                for i, x in zip(members, results, strict=True):
+        for batch in calls:
+            own = {n: [group[i] for i in batch.members] for n, group in arrays.items()}
+            if batch.flat and joinable(own):
+                flat = self._compiled_for(dtype, False)
+                made = over_flat(lambda x, flat=flat: flat({}, x, measured, vector), own)  # type: ignore[misc]
+            else:
+                made = call(*self._parted(own, donate), measured, vector)
+            for name, results in made.items():
+                for i, x in zip(batch.members, results, strict=True):
                     outputs[name][i] = x
         return outputs
 
@@ -163,29 +169,57 @@ def _op_by_op(
     return evaluate_leaves(backend, ops, program, arrays, values, dtype)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The indices of the leaves that go into one call; ``flat``: joined, where they can be."""
+
+    members: tuple[int, ...]
+    flat: bool = False
+
+
 @lru_cache(maxsize=256)
+<<<<<<< HEAD
 def batches(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
     """Return the indices of the leaves that go into each call, for leaves of these shapes and dtypes.
+=======
+def batches(kinds: tuple[Any, ...]) -> tuple[Batch, ...]:
+    """The calls for leaves of these shapes and dtypes.
+>>>>>>> h/xla
 
     XLA on a CPU compiles some milliseconds for each output, however alike they are: a thousand small leaves
     took half a minute. A kind with more leaves than a batch holds goes through one and the same compiled
-    function in batches of one length; all that is left over is the last call.
+    function in batches of one length; all that is left over is the last call. Of it small leaves of too many
+    shapes are joined (see ``packing``).
 
+<<<<<<< HEAD
     Examples
     --------
     >>> [len(members) for members in batches(((32, 32),) * 1001 + ((7,),) * 3)][-3:]
+=======
+    >>> kinds = (((32, 32), "float32"),) * 1001 + (((7,), "float32"),) * 3
+    >>> [len(batch.members) for batch in batches(kinds)][-3:]
+>>>>>>> h/xla
     [62, 62, 12]
     """
-    full: list[tuple[int, ...]] = []
+    full: list[Batch] = []
     rest: list[int] = []
+    small: dict[Any, list[int]] = {}
     for members in by_kind(kinds).values():
         calls = ceil(len(members) / BATCH)
         size = len(members) // calls
         if calls > 1:
-            full += chunks(members[: calls * size], size)
+            full += map(Batch, chunks(members[: calls * size], size))
             members = members[calls * size :]
         rest += members
-    return (*full, tuple(sorted(rest))) if rest else tuple(full)
+    for i in rest:
+        shape, dtype = kinds[i]
+        if prod(shape) < SMALL:
+            small.setdefault(dtype, []).append(i)
+    for joined in small.values():
+        if len({kinds[i] for i in joined}) > SHAPES:
+            full.append(Batch(tuple(joined), flat=True))
+            rest = sorted(set(rest).difference(joined))
+    return (*full, Batch(tuple(sorted(rest)))) if rest else tuple(full)
 
 
 def _over_leaves(backend: JaxBackend, program: Program, dtype: str) -> Callable[..., Any]:

@@ -90,6 +90,9 @@ def _promoted(*arrays: Any) -> tuple[Any, ...]:
 
 # Creation
 
+SMALL = 1 << 15
+"""Elements up to which an array is made in host memory and copied."""
+
 
 def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: Any = None) -> Any:
     if dtype is None and isinstance(obj, np.ndarray):
@@ -122,7 +125,16 @@ def ones_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Any:
 
 
 def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Any:
+    if isinstance(fill_value, float | int) and x.size < SMALL and _here(x):
+        # Not by JAX, which compiles a function for every shape.
+        where = x.sharding if device is None and x.committed else device
+        return jax.device_put(np.full(x.shape, fill_value, allowed(dtype) or x.dtype), where)
     return jnp.full_like(x, fill_value, dtype=allowed(dtype), device=device)
+
+
+def _here(x: Any) -> builtins.bool:
+    """Return True if ``x`` has values, and this process has all of them."""
+    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
 
 
 # Elementwise
