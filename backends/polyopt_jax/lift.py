@@ -178,27 +178,18 @@ class Batch:
 
 
 @lru_cache(maxsize=256)
-<<<<<<< HEAD
-def batches(kinds: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
-    """Return the indices of the leaves that go into each call, for leaves of these shapes and dtypes.
-=======
 def batches(kinds: tuple[Any, ...]) -> tuple[Batch, ...]:
-    """The calls for leaves of these shapes and dtypes.
->>>>>>> h/xla
+    """Return the calls for leaves of these shapes and dtypes.
 
     XLA on a CPU compiles some milliseconds for each output, however alike they are: a thousand small leaves
     took half a minute. A kind with more leaves than a batch holds goes through one and the same compiled
     function in batches of one length; all that is left over is the last call. Of it small leaves of too many
     shapes are joined (see ``packing``).
 
-<<<<<<< HEAD
     Examples
     --------
-    >>> [len(members) for members in batches(((32, 32),) * 1001 + ((7,),) * 3)][-3:]
-=======
     >>> kinds = (((32, 32), "float32"),) * 1001 + (((7,), "float32"),) * 3
     >>> [len(batch.members) for batch in batches(kinds)][-3:]
->>>>>>> h/xla
     [62, 62, 12]
     """
     full: list[Batch] = []

@@ -319,8 +319,9 @@ def record(
     kept = [x for x in found if x is not None]
     if not kept or len(kept) < len(found):
         return None
-    if len(kept) > 1:
-        NoOverlap.join([x.look.apart for x in kept if isinstance(x.lift, FusedLift)])
+    fused = [x.look.apart for x in kept if isinstance(x.lift, FusedLift)]
+    if len(fused) > 1:
+        NoOverlap.join(fused)
     norm = _norm(kept, state) if finite or _awaiting(kept) else None
     return CachedStep(backend, flat, places, slots, kept, norm, finite=finite)
 

@@ -180,14 +180,16 @@ class _SlotCheck:
         self._devices = _has_devices(backend)
 
     def __call__(self, name: str, slot: Slot, indices: Sequence[int]) -> None:
-        values = self._slots.get(name)
-        if values is None:
+        if name not in self._slots:
             raise InputError(f"the state has no slot {name!r}; {nearest(name, self._slots)}; {WANTED}")
+        values = self._slots[name]
         if not isinstance(values, Mapping):
-            raise InputError(f"the state's slot {name!r} is a {type(values).__name__}; {WANTED}")
+            what = "None" if values is None else f"a {type(values).__name__}"
+            raise InputError(f"the state's slot {name!r} is {what}; {WANTED}")
         found = [values.get(self._paths[i]) for i in indices]
         like = slot.shape == "like"
-        for kind, i in dict(zip(map(type, found), indices, strict=True)).items():
+        # The first of each type.
+        for kind, i in dict(zip(map(type, found[::-1]), indices[::-1], strict=True)).items():
             if kind not in self._arrays:
                 self._check_type(name, i, values.get(self._paths[i]), like)
         if not like:
@@ -219,14 +221,19 @@ class _SlotCheck:
 
     def _check_type(self, name: str, i: int, x: Any, like: bool) -> None:
         path = self._paths[i]
+        if x is None and path in self._slots[name]:
+            raise InputError(f"the state's slot {name!r} of leaf {path!r} is None; {WANTED}")
         if x is None:
             near = nearest(path, self._slots[name])
             raise InputError(f"the state's slot {name!r} has no leaf {path!r}; {near}; {WANTED}")
         if self._backend.is_array(x):
             self._arrays.add(type(x))
         elif like or isinstance(x, bool) or not isinstance(x, Real):
-            wanted = f"an array of {self._backend.name}" + ("" if like else " or a number")
-            self._refuse(name, i, f"is a {type(x).__module__}.{type(x).__qualname__}", wanted)
+            wanted = (
+                f"an array of {self._backend.name}{'' if like else ' or a number'} (polyopt.convert moves it)"
+            )
+            kind = f"{type(x).__module__.split('.')[0]}.{type(x).__name__}".removeprefix("builtins.")
+            self._refuse(name, i, f"is a {kind}", wanted)
 
     def _refuse(self, name: str, i: int, found: str, wanted: str) -> None:
         raise InputError(

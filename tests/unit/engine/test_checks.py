@@ -259,9 +259,9 @@ SLOTS = {
     "narrow": r"slot 'exp_avg' of leaf 'b' has dtype bfloat16; expected float32",
     "integers": r"slot 'exp_avg' of leaf 'b' has dtype int32; expected float32",
     "framework": r"slot 'exp_avg' of leaf 'b' is a (torch.Tensor|numpy.ndarray); expected an array of \w+",
-    "list": r"slot 'exp_avg' of leaf 'b' is a builtins.list; expected an array",
-    "number": r"slot 'exp_avg' of leaf 'b' is a builtins.float; expected an array",
-    "none": r"slot 'exp_avg' has no leaf 'b'",
+    "list": r"slot 'exp_avg' of leaf 'b' is a list; expected an array",
+    "number": r"slot 'exp_avg' of leaf 'b' is a float; expected an array",
+    "none": r"slot 'exp_avg' of leaf 'b' is None",
 }
 
 
@@ -313,7 +313,7 @@ def test_held_gradients_and_scalar_slots_are_checked_too(backend: Backend) -> No
     for name, value, found in (
         ("grad_accumulator", backend.from_numpy(np.ones((3, 4), np.float32)), r"has shape \(3, 4\)"),
         ("grad_accumulator", backend.from_numpy(np.ones((4, 3))), "has dtype float64"),
-        (scalar, "1", "is a builtins.str; expected .* or a number"),
+        (scalar, "1", "is a str; expected .* or a number"),
     ):
         slots = state["slots"] | {name: state["slots"][name] | {"b": value}}
         with pytest.raises(InputError, match=f"slot '{name}' of leaf 'b' {found}"):

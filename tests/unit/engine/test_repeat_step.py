@@ -332,11 +332,10 @@ def test_a_measurement_out_of_inexact_operations_is_left_to_the_framework(short:
         lambda p, g, s: g.__setitem__("w", g["w"].astype("float16")),
         lambda p, g, s: p.__setitem__("w", p["w"].astype("float16")),
         lambda p, g, s: g.__setitem__("w", p["w"]),
-        lambda p, g, s: s["slots"]["exp_avg"].__setitem__("b", s["slots"]["exp_avg_sq"]["b"]),
     ],
 )
 def test_what_differs_on_jax_has_the_long_ways_outcome(change: Any, short: Taken) -> None:
-    """Another dtype, a parameter as its own gradient, a shared slot."""
+    """Another dtype, a parameter as its own gradient."""
     jax = REPEATING[-1]
     outcomes = []
     for forget in (True, False):

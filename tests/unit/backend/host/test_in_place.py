@@ -14,6 +14,7 @@ from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.in_place import InPlaceLift
 from polyopt.backend.host.lift import SMALL
 from polyopt.backend.host.numpy_kernel import BLOCK
+from polyopt.core.errors import InputError
 from polyopt.engine.lift import lifted
 from polyopt.testing import assert_same_bits
 
@@ -97,10 +98,25 @@ CHANGES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "parameter in pieces": lambda p, g, s: p.__setitem__("w", np.asfortranarray(p["w"])),
     "parameter of another dtype": lambda p, g, s: p.__setitem__("w", p["w"].astype(np.float16)),
     "read-only parameter": lambda p, g, s: p["large"].setflags(write=False),
-    "parameters overlap": lambda p, g, s: p.__setitem__("b", p["w"].reshape(-1)[:3]),
-    "one slot for two": lambda p, g, s: s["exp_avg"].__setitem__("b", s["exp_avg_sq"]["b"]),
     "a subclass": lambda p, g, s: p.__setitem__("w", p["w"].view(type("Own", (np.ndarray,), {}))),
 }
+
+
+REFUSED: dict[str, Callable[[Any, Any], Any]] = {
+    "parameters overlap": lambda p, s: p.__setitem__("b", p["w"].reshape(-1)[:3]),
+    "one slot for two": lambda p, s: s["exp_avg"].__setitem__("b", s["exp_avg_sq"]["b"]),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_overlaps_is_refused_as_at_the_first_step(change: str, kept: list[Any]) -> None:
+    opt = Optimizer(Adam(lr=0.1))
+    params, state = runs(opt, ("float32",), steps=2)
+    kept.clear()
+    REFUSED[change](params, state["slots"])
+    with pytest.raises(InputError, match="donate=True would update twice"):
+        opt.step(params, arrays(9), state, donate=True)
+    assert not kept
 
 
 @pytest.mark.parametrize("change", CHANGES)
