@@ -156,8 +156,7 @@ def axis_root_sum_squares(xp: Any, x: Array, axis: int) -> tuple[Array, Array]:
     """Return ``root_sum_squares`` of each row or column of a 2-d array; both keep the axis, of length 1."""
     size = x.shape[axis]
     if size == 0:
-        # Not the sum itself: XLA may begin an empty sum at what is added to it afterwards, which may be -0.0.
-        zero = xp.zeros_like(xp.sum(x, axis=axis, keepdims=True))
+        zero = xp.sum(x, axis=axis, keepdims=True)
         return zero, xp.ones_like(zero)
     scale = power_of_two(xp, xp.max(xp.abs(x), axis=axis, keepdims=True))
     scaled = xp.multiply(x, scale)
