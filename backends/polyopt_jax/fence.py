@@ -2,11 +2,12 @@
 
 XLA contracts ``a * b + c`` to one fused multiply-add, and rewrites ``a / sqrt(b)`` to ``a * rsqrt(b)``,
 ``(a / b) / c`` to ``a / (b * c)``, and ``a / s`` with one divisor for all elements to ``a * (1 / s)``.
-Neither ``optimization_barrier`` nor ``reduce_precision`` nor a bit-cast round trip stops it on a CPU. Adding
--0.0 does, which changes no number, provided that the compiler can't know that it is -0.0: so it is made of an
-argument of the compiled function. It costs next to nothing: ``fma(a, b, -0.0)`` is the product, rounded once.
-A half-precision result gets an exclusive or of its bits with an integer zero instead, because XLA adds it in
-float32 and then drops the rounding in between.
+Neither ``optimization_barrier`` nor ``reduce_precision`` nor a bit-cast round trip stops it on a CPU.
+Subtracting 0.0 does, which changes no number, provided that the compiler can't know that it is 0.0: so it is
+made of an argument of the compiled function. It costs next to nothing: ``fma(a, b, -0.0)`` is the product,
+rounded once. (Adding -0.0 is the same to IEEE, but XLA takes a constant 0.0 before a sum for nothing, and
+begins an empty sum at what is added to it.) A half-precision result gets an exclusive or of its bits with an
+integer zero instead, because XLA subtracts in float32 and then drops the rounding in between.
 """
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ class Fenced(Fencing):
     def __init__(self, zero: Any) -> None:
         super().__init__(ops)
         self._zero = zero
-        self._negative_zeros = {
-            kind: _negative(zero, kind) for kind in _WIDE if kind not in WIDE or wide_enabled()
-        }
+        self._floating = {kind: _floating(zero, kind) for kind in _WIDE if kind not in WIDE or wide_enabled()}
 
     def divide(self, x1: Any, x2: Any, /) -> Any:
         """Divide so that XLA doesn't multiply by a reciprocal."""
@@ -55,8 +54,8 @@ class Fenced(Fencing):
         """Return ``x``, rounded by itself: the compiler can't contract it with what follows."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
-        if x.dtype.name in self._negative_zeros:
-            return lax.add(x, jnp.full_like(x, self._negative_zeros[x.dtype.name]))
+        if x.dtype.name in self._floating:
+            return lax.sub(x, jnp.full_like(x, self._floating[x.dtype.name]))
         zero = jnp.full_like(x, self._zero, dtype=_BITS[x.dtype.itemsize])
         return lax.bitcast_convert_type(lax.bitwise_xor(_raw(x), zero), x.dtype)
 
@@ -75,8 +74,6 @@ def _raw(x: Any) -> Any:
     return lax.bitcast_convert_type(x, _BITS[x.dtype.itemsize])
 
 
-def _negative(zero: Any, kind: str) -> Any:
-    """Return -0.0 of dtype ``kind``, of which the compiler knows no more than the sign."""
-    size = np.dtype(kind).itemsize
-    sign = np.array(1 << (8 * size - 1), _BITS[size])
-    return lax.bitcast_convert_type(lax.bitwise_or(jnp.asarray(zero, _BITS[size]), sign), np.dtype(kind))
+def _floating(zero: Any, kind: str) -> Any:
+    """Return 0.0 of dtype ``kind``, which the compiler doesn't know."""
+    return lax.bitcast_convert_type(jnp.asarray(zero, _BITS[np.dtype(kind).itemsize]), np.dtype(kind))

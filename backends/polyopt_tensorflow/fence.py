@@ -2,10 +2,11 @@
 
 XLA contracts ``a * b + c`` to one fused multiply-add, and rewrites ``a / sqrt(b)`` to ``a * rsqrt(b)``,
 ``(a / b) / c`` to ``a / (b * c)``, and may divide by one number for all elements by multiplying with its
-reciprocal. Adding -0.0 stops that, which changes no number, provided that the compiler can't know that it is
--0.0: so it is made of an argument of the compiled function. It costs next to nothing: ``fma(a, b, -0.0)`` is
-the product, rounded once. A half-precision result gets an exclusive or of its bits with an integer zero
-instead, because XLA adds it in float32 and then drops the rounding in between.
+reciprocal. Subtracting 0.0 stops that, which changes no number, provided that the compiler can't know that it
+is 0.0: so it is made of an argument of the compiled function. It costs next to nothing: ``fma(a, b, -0.0)``
+is the product, rounded once. (Adding -0.0 is the same to IEEE, but XLA takes a constant 0.0 before a sum for
+nothing, and begins an empty sum at what is added to it.) A half-precision result gets an exclusive or of its
+bits with an integer zero instead, because XLA subtracts in float32 and then drops the rounding in between.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Fenced(Fencing):
     def __init__(self, zero: Any) -> None:
         super().__init__(ops)
         self._zeros = {bits: tf.cast(zero, bits) for bits in _BITS.values()}
-        self._negative_zeros = {kind: self._negative(kind) for kind in _WIDE}
+        self._floating = {kind: tf.bitcast(self._zeros[_BITS[kind.size]], kind) for kind in _WIDE}
 
     def divide(self, x1: Any, x2: Any, /) -> Any:
         """Divide so that XLA doesn't multiply by a reciprocal."""
@@ -53,12 +54,7 @@ class Fenced(Fencing):
         """Return ``x``, rounded by itself: the compiler can't contract it with what follows."""
         if not x.dtype.is_floating:
             return x
-        if x.dtype in self._negative_zeros:
-            return x + self._negative_zeros[x.dtype]
+        if x.dtype in self._floating:
+            return x - self._floating[x.dtype]
         bits = _BITS[x.dtype.size]
         return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(x, bits), self._zeros[bits]), x.dtype)
-
-    def _negative(self, kind: Any) -> Any:
-        """Return -0.0 of dtype ``kind``, of which the compiler knows no more than the sign."""
-        bits = _BITS[kind.size]
-        return tf.bitcast(tf.bitwise.bitwise_or(self._zeros[bits], tf.constant(bits.min, bits)), kind)
