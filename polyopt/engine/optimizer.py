@@ -30,7 +30,7 @@ from polyopt.engine.lift import initial
 from polyopt.engine.outcome import select, write_back
 from polyopt.engine.plan import Plan, compute_dtype, plan
 from polyopt.engine.repeat_step import CachedStep
-from polyopt.engine.state_checks import check_accumulated, check_slots, check_state
+from polyopt.engine.state_checks import check_accumulated, check_nothing_held, check_slots, check_state
 
 State: TypeAlias = dict[str, Any]
 """``{"step": int, "missed": {path: int}, "slots": {slot: {path: array}}, …}``: plain data, see ``init``."""
@@ -335,6 +335,8 @@ class Optimizer(HintedMethods):
         g = [None if frozen[i] is None or flat.leaves[i] is None else x for i, x in enumerate(gradients)]
         check_leaves(backend, flat.paths, flat.leaves, g)
         check_slots(backend, plan_, flat, g, state["slots"], self.accumulate > 1 and "micro_step" in state)
+        if self.accumulate == 1:
+            check_nothing_held(state)
         if donate:
             g = alone(backend, plan_, flat, g, state["slots"])
         unchanged: list[Array | None] = flat.leaves if output == "p" else [None] * len(g)

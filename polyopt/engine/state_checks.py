@@ -44,6 +44,11 @@ def check_state(state: Any) -> None:
         check_count(count, f"['missed'][{path!r}]")
     step = state["step"]
     if type(step) is int and 0 <= step < 2**63:
+        for path, count in state["missed"].items():
+            if type(count) is int and count > step:
+                raise InputError(
+                    f"state['missed'][{path!r}] = {count}; expected at most state['step'] = {step}"
+                )
         return
     dtype = str(getattr(step, "dtype", ""))
     array = tuple(getattr(step, "shape", (0,))) == () and bool(dtype) and "bool" not in dtype
@@ -51,6 +56,22 @@ def check_state(state: Any) -> None:
         raise InputError(f"state['step'] = {step!r}; expected an integer >= 0")
     if not array and not 0 <= int(step) < 2**63:
         raise InputError(f"state['step'] = {step!r}; expected an integer >= 0")
+
+
+def check_nothing_held(state: Mapping[str, Any]) -> None:
+    """Refuse a state that holds gradients back, where the optimizer doesn't accumulate.
+
+    Raises
+    ------
+    InputError
+        It says how many were held.
+    """
+    held = state.get("micro_step", 0)
+    if isinstance(held, Integral) and held:
+        raise InputError(
+            f"the state holds the gradients of {held} steps back (state['micro_step']), which this optimizer "
+            "would lose, for it has accumulate = 1; expected a state after flush, or accumulate as before"
+        )
 
 
 def whole_step(step: Any) -> int:

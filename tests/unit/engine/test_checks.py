@@ -295,6 +295,23 @@ def _parameters(backend: Backend) -> dict[str, Any]:
     return {k: backend.from_numpy(np.ones((4, 3), np.float32)) for k in "ab"}
 
 
+def test_gradients_that_are_held_back_are_not_lost(backend: Backend) -> None:
+    params = _parameters(backend)
+    held = Optimizer(Adam(lr=0.1), accumulate=2)
+    params, state = held.step(params, params, held.init(params))
+    with pytest.raises(InputError, match=r"holds the gradients of 1 steps? back"):
+        Optimizer(Adam(lr=0.1)).step(params, params, state)
+    params, state = held.flush(params, state)
+    assert Optimizer(Adam(lr=0.1)).step(params, params, state)[1]["step"] == 2
+
+
+def test_a_leaf_cannot_miss_more_updates_than_were_made(backend: Backend) -> None:
+    optimizer, params = Optimizer(Adam(lr=0.1)), _parameters(backend)
+    state = optimizer.init(params) | {"step": 2, "missed": {"a": 3}}
+    with pytest.raises(InputError, match=r"\['missed'\]\['a'\] = 3; expected at most state"):
+        optimizer.step(params, params, state)
+
+
 def test_slots_that_are_no_dicts_are_refused(backend: Backend) -> None:
     optimizer, params = Optimizer(Adam(lr=0.1)), _parameters(backend)
     state = optimizer.init(params)
