@@ -380,22 +380,22 @@ def _check(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
         names = [c for c in choices if isinstance(c, str)]
         close = isinstance(value, str) and names
         known = nearest(value, names) if close else "expected one of " + ", ".join(map(repr, choices))
-        raise InputError(f"{owner}: {field.name} = {value!r:.200}; {known}")
+        raise InputError(f"{owner}: {field.name} = {value!r}; {known}")
     if "range" not in field.metadata or value is None:
         return
     if isinstance(value, Schedule):
         _check_schedule(owner, field, value)
         return
     if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "dtype")):
-        raise InputError(f"{owner}: {field.name} = {value!r:.200}; expected a number or a schedule")
+        raise InputError(f"{owner}: {field.name} = {value!r}; expected a number or a schedule")
     if not isinstance(value, int | float):
         if getattr(value, "shape", None) != ():
             raise InputError(
-                f"{owner}: {field.name} = {value!r:.200}; expected a number, a 0-d array or a schedule"
+                f"{owner}: {field.name} = {value!r}; expected a number, a 0-d array or a schedule"
             )
         return  # an array: it may be traced, so its value can't be looked at
     if not inside(field, value):
-        raise InputError(f"{owner}: {field.name} = {value!r:.200}; expected {_interval(field)}")
+        raise InputError(f"{owner}: {field.name} = {value!r}; expected {_interval(field)}")
 
 
 def inside(field: dataclasses.Field[Any], value: float, *, reached: bool = True) -> bool:

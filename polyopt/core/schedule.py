@@ -259,7 +259,7 @@ def finite(value: float) -> bool:
 def _checked(owner: str, field: dataclasses.Field[Any], value: Any) -> Any:
     choices = field.metadata.get("choices")
     if choices and not any(type(value) is type(c) and value == c for c in choices):
-        raise InputError(f"{owner}: {field.name} = {value!r:.200}; {nearest(str(value), map(str, choices))}")
+        raise InputError(f"{owner}: {field.name} = {value!r}; {nearest(str(value), map(str, choices))}")
     limits = field.metadata.get("limits")
     if limits is None:
         return value
@@ -269,7 +269,7 @@ def _checked(owner: str, field: dataclasses.Field[Any], value: Any) -> Any:
     if not many:
         return _number(owner, field.name, value, limits)
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise InputError(f"{owner}: {field.name} = {value!r:.200}; expected a sequence of numbers")
+        raise InputError(f"{owner}: {field.name} = {value!r}; expected a sequence of numbers")
     return tuple(_number(owner, f"{field.name}[{i}]", x, limits) for i, x in enumerate(value))
 
 
@@ -279,10 +279,10 @@ def _number(owner: str, name: str, value: Any, limits: tuple[Any, ...]) -> float
     left = "(" if open_low else "["
     expected = f"expected {kind} in {left}{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-        raise InputError(f"{owner}: {name} = {value!r:.200}; {expected}")
+        raise InputError(f"{owner}: {name} = {value!r}; {expected}")
     # A NumPy scalar would drag the arithmetic down to its own precision.
     plain = int(value) if isinstance(value, Integral) else float(value)
     inside = (plain > low if open_low else plain >= low) and plain <= high
     if not inside or not finite(plain):
-        raise InputError(f"{owner}: {name} = {value!r:.200}; {expected}")
+        raise InputError(f"{owner}: {name} = {value!r}; {expected}")
     return plain

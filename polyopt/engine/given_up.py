@@ -24,6 +24,8 @@ class GivenUp:
         kept: list[tuple[str, list[int], list[Array]]] = []
         for pipeline, indices in plan.classes:
             moved = [i for i in indices if g[i] is not None]
+            if not moved:  # the state may not even have their slots
+                continue
             columns.append(("", moved, [flat.leaves[i] for i in moved]))
             for name, slot in (x for segment in pipeline for part in segment.parts for x in part.names):
                 if slot.shape == "like":

@@ -30,7 +30,13 @@ from polyopt.engine.lift import initial
 from polyopt.engine.outcome import select, write_back
 from polyopt.engine.plan import Plan, compute_dtype, plan
 from polyopt.engine.repeat_step import CachedStep
-from polyopt.engine.state_checks import check_accumulated, check_nothing_held, check_slots, check_state
+from polyopt.engine.state_checks import (
+    check_accumulated,
+    check_nothing_held,
+    check_slots,
+    check_state,
+    check_step,
+)
 
 State: TypeAlias = dict[str, Any]
 """``{"step": int, "missed": {path: int}, "slots": {slot: {path: array}}, …}``: plain data, see ``init``."""
@@ -309,7 +315,7 @@ class Optimizer(HintedMethods):
         dict
             ``{"lr": value}``; names are qualified by position inside a composition.
         """
-        check_state(state)
+        check_step(state)
         return self._hyperparameters.by_name(state)
 
     # How it runs

@@ -28,27 +28,36 @@ def check_state(state: Any) -> None:
         For anything that isn't a dict with ``step``, ``missed`` and ``slots``, and for a step that is not an
         integer >= 0: it says what was found.
     """
+    check_step(state, "step", "missed", "slots")
+    for key, holds in (("missed", "counts by leaf"), ("slots", "{slot: {leaf: array}}")):
+        if type(state[key]) is not dict and not isinstance(state[key], Mapping):
+            raise InputError(f"state[{key!r}] = {state[key]!r:.80}; expected {holds}, a dict")
+    step = state["step"]
+    for path, count in state["missed"].items():
+        check_count(count, f"['missed'][{path!r}]")
+        if type(count) is type(step) is int and count > step:
+            raise InputError(f"state['missed'][{path!r}] = {count}; expected at most state['step'] = {step}")
+
+
+def check_step(state: Any, *keys: str) -> None:
+    """Refuse what isn't a dict with a ``step`` that is an integer >= 0, and with ``keys``.
+
+    Raises
+    ------
+    InputError
+        It says what was found.
+    """
     if not isinstance(state, Mapping):
         found = "None" if state is None else f"a {type(state).__name__}"
         raise InputError(f"the state is {found}; expected the dict that init(params) made")
-    for key in ("step", "missed", "slots"):
+    for key in keys or ("step",):
         if key not in state:
             raise InputError(
                 f"the state has no {key!r}; {nearest(key, map(str, state))}; expected the dict that "
                 "init(params) made (the order is step(params, gradients, state))"
             )
-    for key, holds in (("missed", "counts by leaf"), ("slots", "{slot: {leaf: array}}")):
-        if type(state[key]) is not dict and not isinstance(state[key], Mapping):
-            raise InputError(f"state[{key!r}] = {state[key]!r:.80}; expected {holds}, a dict")
-    for path, count in state["missed"].items():
-        check_count(count, f"['missed'][{path!r}]")
     step = state["step"]
     if type(step) is int and 0 <= step < 2**63:
-        for path, count in state["missed"].items():
-            if type(count) is int and count > step:
-                raise InputError(
-                    f"state['missed'][{path!r}] = {count}; expected at most state['step'] = {step}"
-                )
         return
     dtype = str(getattr(step, "dtype", ""))
     array = tuple(getattr(step, "shape", (0,))) == () and bool(dtype) and "bool" not in dtype

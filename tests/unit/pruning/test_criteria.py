@@ -417,7 +417,7 @@ def test_what_was_empty_may_stay_so() -> None:
         (lambda p: pr.apply_masks(HOST, p, {"conv": np.ones((1,), bool)}), r"has shape \(1,\)"),
         (lambda p: pr.apply_masks(HOST, p, {"conv": np.ones((3, 3, 4, 8))}), "dtype float64; expected bool"),
         (lambda p: pr.magnitude_masks(p, 0.5, within={"conv": np.ones(3, bool)}), r"has shape \(3,\)"),
-        (lambda p: pr.snip_scores(p, p["layers"]), "missing"),
+        (lambda p: pr.snip_scores(p, p["layers"]), "expected the structure of the parameters"),
         (lambda p: pr.snip_scores({"w": np.ones((2, 2))}, {"w": np.ones((2, 1))}), r"shape \(2, 1\)"),
         (lambda p: pr.snip_scores({"w": np.ones((2, 2))}, {"w": None}), "has no gradient"),
         (lambda p: pr.movement_scores(p, p, {}), "has no score"),
