@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyopt.backend.host.overlap import meeting, share
+from polyopt.backend.host.overlap import apart, meeting, share
 from polyopt.backend.protocol import Backend
 from polyopt.core.errors import InputError
 from polyopt.core.ops import Array
@@ -122,6 +122,15 @@ def alone(
         at = present[j - len(arrays)]
         g[at] = _copy(backend, everything[j])
     return g
+
+
+def separate(backend: Backend, targets: Sequence[Array], others: Sequence[Array]) -> bool:
+    """Return True if none of ``targets`` is, or shares memory with, another one or one of ``others``."""
+    inside = set(map(id, targets))
+    if len(inside) < len(targets) or not inside.isdisjoint(map(id, others)):
+        return False
+    extents = getattr(backend, "extents", None)
+    return extents is None or apart(extents([*targets, *others], len(targets)), len(targets))
 
 
 def _copy(backend: Backend, x: Array) -> Array:

@@ -25,6 +25,7 @@ from polyopt.core.ops import Array
 from polyopt.core.rule import Global
 from polyopt.core.tree import Flat, Tree, flatten
 from polyopt.engine.execution import Execution, Group
+from polyopt.engine.given_up import separate
 from polyopt.engine.host_norm import HostNorm, measured
 from polyopt.engine.hyperparameters import PartScalars
 from polyopt.engine.lift import lifted
@@ -165,6 +166,8 @@ class CachedStep:
         self._places, self._slots, self._kept = places, slots, kept
         self._in_order = _picker(places.order(flat), len(flat.leaves))
         self._head = _head(kept)
+        # Groups of compiled kernels alone are held against each other by their surveys, see ``record``.
+        self._joint = len(kept) > 1 and not all(isinstance(x.lift, FusedLift) for x in kept)
         self._norm, self._on_host = norm, norm is not None or not (finite or _awaiting(kept))
         self._stale = True
 
@@ -212,13 +215,20 @@ class CachedStep:
             if self._norm is not None:
                 self._stale = self._stale or not kept.look.placed
             groups.append((kept, arrays, numbers))
-        plain = [(x.lift, arrays) for x, arrays, _ in groups if isinstance(x.lift, InPlaceLift)]
-        if len(plain) > 1 and not InPlaceLift.apart(plain):
+        if self._joint and not self._separate(groups):
             return None
         if self._norm is None:
             return Ready(p, g, groups, values, None)
         found = self._measure(step, state)
         return None if found is None else Ready(p, g, groups, values, found)
+
+    def _separate(self, groups: Sequence[tuple[CachedGroup, Arrays, dict[str, Any]]]) -> bool:
+        """Return True if what a group replaces is nothing that another one reads."""
+        columns = [(n in kept.look.in_place, x) for kept, arrays, _ in groups for n, x in arrays.items()]
+        targets, others = (
+            [x for into, xs in columns if into is which for x in xs] for which in (True, False)
+        )
+        return separate(self.backend, targets, others)
 
     def _measure(self, step: int, state: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
         """Return what is measured; ``None`` where it, or that all is finite, must be found the long way."""

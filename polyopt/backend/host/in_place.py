@@ -16,7 +16,6 @@ import numpy as np
 
 from polyopt.backend.host.memory import Shapes
 from polyopt.backend.host.numpy_kernel import BLOCK, Call, Kernel, ScalarCells
-from polyopt.backend.host.overlap import apart
 from polyopt.backend.protocol import Arrays, Scalars
 from polyopt.core.ops import Array
 
@@ -81,20 +80,6 @@ class InPlaceLift:
     def again(self, look: InPlacePlan, arrays: Arrays) -> bool:
         """Return True if these leaves are what ``look`` was made for, but for where they are."""
         return self._alike(look.shapes, look.kinds, arrays)
-
-    @staticmethod
-    def apart(groups: Sequence[tuple[InPlaceLift, Arrays]]) -> bool:
-        """Return True if what any of these writes meets nothing that another one has."""
-        targets = [x for lift, arrays in groups for name in lift._written for x in arrays[name]]
-        others = [
-            x
-            for lift, arrays in groups
-            for name in lift._read
-            if name not in lift._written
-            for x in arrays[name]
-        ]
-        memory = groups[0][0]._memory
-        return apart(memory.extents([*targets, *others], len(targets)), len(targets))
 
     def rerun(self, look: InPlacePlan, arrays: Arrays, scalars: Scalars, dtype: str) -> None:
         """Compute what ``again`` has let pass; ``scalars`` may hold more than it takes."""

@@ -16,7 +16,7 @@ from polyopt.backend import registry
 from polyopt.backend.host import numba_kernel
 from polyopt.core.errors import InputError, NonFiniteError
 from polyopt.core.reductions import root_sum_squares
-from polyopt.core.rule import Global, hyper
+from polyopt.core.rule import Elementwise, Global, hyper
 from polyopt.engine import optimizer
 from polyopt.engine.repeat_step import CachedStep, LeafOrder
 from polyopt.testing import assert_close, assert_same_bits
@@ -361,6 +361,32 @@ def test_one_array_at_two_paths_is_refused_again(backend: Any) -> None:
     params["a"] = params["b"]
     with pytest.raises(InputError, match="'a' and 'b' are the same array"):
         opt.step(params, make(5), state, donate=True)
+
+
+@dataclass(frozen=True)
+class Inexact(Elementwise):
+    """A rule that no compiled kernel takes."""
+
+    lr: float = hyper(0.1)
+
+    def leaf(self, xp: Any, g: Any, p: Any, slots: Any, c: Any) -> Any:
+        return -c.lr * xp.tanh(g), {}
+
+
+@pytest.mark.parametrize("backend", REPEATING, ids=lambda b: b.name)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_group_reads_what_another_one_replaces_as_it_was(backend: Any, first: bool) -> None:
+    """Also where one of the groups is a compiled kernel and the other isn't."""
+    rules: list[Any] = [SGD(lr=0.5), Inexact()]
+    outcomes = []
+    for donate in (False, True):
+        opt = Optimizer(partition({"a": rules[first], ".*": rules[not first]}))
+        make = lambda i: {n: arrays(backend, i)["w"] for n in ("a", "b")}  # noqa: E731
+        params, state = runs(opt, make, make(0), donate, steps=3)
+        grads = {"a": params["b"], "b": params["a"]}
+        outcomes.append(opt.step(params, grads, state, donate=donate)[0])
+    for name, x in outcomes[0].items():
+        assert_same_bits(outcomes[1][name], x, what=name)
 
 
 def test_a_step_that_is_traced_goes_the_long_way(short: Taken) -> None:
