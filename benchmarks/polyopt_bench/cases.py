@@ -37,7 +37,7 @@ BOUNDS = {
     ("convnet", "torch"): 1.0,
     ("perceptron", "torch"): 1.0,
 }
-"""What the update of Adam and AdamW, clipped and scheduled too, must reach beside the first peer."""
+"""Largest ratio allowed of an update's time to the first peer's: Adam and AdamW, also clipped."""
 FLOOR_BOUND = 1.3
 """What every update of a set that outgrows the caches must reach beside the floor of its own bytes."""
 FIRST_BOUND = 2.0

@@ -24,7 +24,7 @@ _LOOKED = (
     "scalar",
     "Scalar",
 )
-"""What the frameworks' errors about that have in them."""
+"""Parts of the frameworks' errors for a Python branch on, or a float() of, a traced value."""
 
 
 def shown(rule: Rule) -> str:
@@ -305,7 +305,7 @@ class LeafTracer(Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[str, str] = {}
-        """What the host knows, or could, as it is written: coefficients, and what is made of them alone."""
+        """Source text of each value that the host can compute: coefficients, and operations on them alone."""
 
     def coefficient(self, rule: Rule, name: str, qualified: str) -> Symbol:
         """Return the input ``qualified``: ``name`` of the rule's coefficients, or of its measurements."""

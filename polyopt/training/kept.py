@@ -12,7 +12,7 @@ from polyopt.core.files import shown_path
 from polyopt.recipe.problems import shown
 
 MOST = 1 << 62
-"""What a count may be."""
+"""The largest count that a file may hold, exclusive."""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ CHECKED = {opcode.opmap[name] for name in ("RESUME", "CALL", "CALL_FUNCTION_EX",
 
 
 class InterruptError(Exception):
-    """What the handler raises."""
+    """Stand for a Ctrl-C: the exception that the signal handler raises."""
 
 
 def interrupted(action: Callable[[], Any]) -> Iterator[int]:

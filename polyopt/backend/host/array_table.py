@@ -25,7 +25,7 @@ MOST_AXES = 8
 FIELDS = SHAPE + MOST_AXES
 
 SAME, MOVED = 1, 2
-"""What a watch finds: the same kinds of arrays where they were, or elsewhere; 0 for any others."""
+"""Results of a watch: arrays of the same kinds at the same addresses, or at others. Any other array is 0."""
 
 BLOCK = 512
 """Arrays that are read together: what is known of them fits the caches."""

@@ -26,7 +26,7 @@ FOLDED = "has elements that share their memory (it is expanded, or a window over
 
 
 class _Placed:
-    """What NumPy makes an array of that is never read."""
+    """Describe an address, a shape and strides to NumPy, which makes an array of them without reading it."""
 
     def __init__(self, address: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> None:
         self.__array_interface__ = {
