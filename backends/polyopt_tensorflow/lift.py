@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from polyopt.backend.evaluate import cast, evaluate_leaves
-from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
 from polyopt.core.trace import Program
@@ -50,7 +49,7 @@ class TensorFlowLift:
     @property
     def repeatable(self) -> tuple[FusedLift, ...]:
         """Return the compiled kernel, where there is one."""
-        return (self.fused,) if numba_kernel.available() else ()
+        return self.fused.repeatable
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False

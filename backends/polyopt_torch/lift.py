@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from polyopt.backend.evaluate import evaluate_leaves
-from polyopt.backend.host import numba_kernel
 from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.host.lift import HostLift
 from polyopt.backend.protocol import Arrays, Lifted, Scalars
@@ -40,7 +39,7 @@ class TorchLift:
     @property
     def repeatable(self) -> tuple[FusedLift, ...]:
         """Return the compiled kernel, where there is one."""
-        return (self.fused,) if numba_kernel.available() else ()
+        return self.fused.repeatable
 
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool = False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from operator import itemgetter
+from typing import Any, TypeVar
 
 Kind = TypeVar("Kind", bound=Hashable)
 
@@ -53,3 +54,26 @@ def chunks(members: list[int], most: int) -> list[tuple[int, ...]]:
     [(0, 1), (2, 3), (4,)]
     """
     return [tuple(members[k : k + most]) for k in range(0, len(members), most)]
+
+
+def picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Make a function that takes the elements at ``positions`` out of a sequence.
+
+    Parameters
+    ----------
+    positions
+        At least one.
+
+    Returns
+    -------
+    Callable
+        ``f(sequence)``: the elements in the order of ``positions``.
+
+    Examples
+    --------
+    >>> picker([2, 0])("abc"), picker([1])("abc")
+    (('c', 'a'), ['b'])
+    """
+    if len(positions) == 1:
+        return lambda values: [values[positions[0]]]
+    return itemgetter(*positions)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +20,7 @@ from polyopt.backend.host.fused import FusedLift
 from polyopt.backend.host.in_place import InPlaceLift
 from polyopt.backend.host.overlap import NoOverlap
 from polyopt.backend.protocol import Backend, Repeatable
+from polyopt.core.groups import picker
 from polyopt.core.ops import Array
 from polyopt.core.rule import Global
 from polyopt.core.tree import Flat, Tree, flatten
@@ -70,9 +70,7 @@ def _picker(positions: Sequence[int], total: int) -> Callable[[list[Any]], list[
     """Make a function that takes the elements at ``positions`` out of a list of ``total``."""
     if list(positions) == list(range(total)):
         return lambda values: values
-    if len(positions) == 1:
-        return lambda values: [values[positions[0]]]
-    pick = itemgetter(*positions)
+    pick = picker(positions)
     return lambda values: list(pick(values))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NoReturn
+from typing import Any
 
 from polyopt.backend import registry
 from polyopt.backend.gradients import check_takes_xp, explain_operation, gradient_on
@@ -144,8 +144,7 @@ class TrainStep(CheckedKeywords):
     @opaque
     def __call__(self, carry: TrainState, *args: Any) -> tuple[TrainState, Array]:
         """Return ``(carry after one step, loss before it)``; the carry that was given is given up."""
-        if not isinstance(carry, TrainState):
-            _refuse(carry)
+        _check_carry(carry)
         if len(args) != self._checked and self.gradient is None:
             check_takes_xp(self.loss, args)
             self._checked = len(args)
@@ -171,8 +170,7 @@ class TrainStep(CheckedKeywords):
         tuple
             ``(params, state)``.
         """
-        if not isinstance(carry, TrainState):
-            _refuse(carry)
+        _check_carry(carry)
         params, state = carry.way.by_path(carry)
         return (copied(carry.backend, params), copied(carry.backend, state)) if copy else (params, state)
 
@@ -190,8 +188,7 @@ class TrainStep(CheckedKeywords):
         TrainState
             What the next step takes.
         """
-        if not isinstance(carry, TrainState):
-            _refuse(carry)
+        _check_carry(carry)
         if self.optimizer.accumulate > 1:
             carry.params, carry.state = self.optimizer.flush(carry.params, carry.state, donate=True)
         return carry
@@ -214,8 +211,7 @@ class TrainStep(CheckedKeywords):
         TrainState
             What the next step takes.
         """
-        if not isinstance(carry, TrainState):
-            _refuse(carry)
+        _check_carry(carry)
         carry.way.observe(carry, self.optimizer, value, what)
         return carry
 
@@ -264,7 +260,9 @@ class TrainStep(CheckedKeywords):
         return lambda xp, buffers, *args: loss(xp, packing.unpack(buffers), *args)
 
 
-def _refuse(carry: Any) -> NoReturn:
+def _check_carry(carry: Any) -> None:
+    if isinstance(carry, TrainState):
+        return
     found = "None" if carry is None else f"a {type(carry).__name__}"
     hint = " (a step returns two values: carry, loss)" if isinstance(carry, tuple) else ""
     raise InputError(

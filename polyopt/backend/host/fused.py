@@ -73,6 +73,11 @@ class FusedLift:
         self._inexact = program.inexact and f"no kernel can be generated for {', '.join(program.inexact)}"
         self._told: set[str] = set()
 
+    @property
+    def repeatable(self) -> tuple[FusedLift, ...]:
+        """Return itself where numba is installed: what repeats an update of a backend's lift."""
+        return (self,) if available() else ()
+
     def __call__(
         self, arrays: Arrays, scalars: Scalars, dtype: str, donate: bool
     ) -> dict[str, list[Array]] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from polyopt.backend.host.memory import Shapes
 from polyopt.backend.host.numpy_kernel import BLOCK, Call, Kernel, ScalarCells
 from polyopt.backend.protocol import Arrays, Scalars
+from polyopt.core.groups import picker
 from polyopt.core.ops import Array
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class InPlacePlan:
 
 
 class InPlaceLift:
-    """What ``lift`` computes, for leaves that are all replaced in their own memory: a ``Repeatable``."""
+    """Repeat the updates of ``lift`` by NumPy, for leaves that are all replaced in their own memory."""
 
     def __init__(self, lift: HostLift) -> None:
         self._lift, self._memory = lift, lift.memory
@@ -74,7 +74,7 @@ class InPlaceLift:
         for pack in layout.packs:
             if pack.kind not in made:
                 made[pack.kind] = self._calls(kernel, pack, scalars, blocks, registers)
-            packs.append(replace(made[pack.kind], pick=_picker(pack.indices)))
+            packs.append(replace(made[pack.kind], pick=picker(pack.indices)))
         return InPlacePlan(shapes, kinds, frozenset(self._written), scalars, packs, layout.alone)
 
     def again(self, look: InPlacePlan, arrays: Arrays) -> bool:
@@ -115,15 +115,8 @@ class InPlaceLift:
         own = {name: block[: pack.size] for name, block in blocks.items()}
         views = {name: self._memory.views(block, pack.shapes) for name, block in own.items()}
         return PackCalls(
-            _picker(pack.indices),
+            picker(pack.indices),
             [(self._touched.index(n), own[n], views[n]) for n in self._read],
             kernel.bound([own[n] for n in (*self._read, *self._written)], scalars.values, registers),
             [(self._touched.index(n), views[n]) for n in self._written],
         )
-
-
-def _picker(indices: Sequence[int]) -> Callable[[Sequence[Array]], Sequence[Array]]:
-    """Take the elements at ``indices`` out of a sequence."""
-    if len(indices) == 1:
-        return lambda values: [values[indices[0]]]
-    return itemgetter(*indices)
